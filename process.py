@@ -1,0 +1,66 @@
+"""The container's contract: cases in, masks out, exit status 0 only when every case was written."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from pvs_model.errors import PVSError
+from pvs_model.layouts import LAYOUTS, Options
+from pvs_model.pipeline import Settings, run
+
+HERE = Path(__file__).resolve().parent
+MOUNTED_WEIGHTS = Path("/opt/ml/model")  # where grand-challenge unpacks a model of its own
+
+
+def default_weights() -> Path:
+    """The weights beside this file, or those that grand-challenge has mounted."""
+    return MOUNTED_WEIGHTS if (MOUNTED_WEIGHTS / "MANIFEST.json").is_file() else HERE / "weights"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    out = argparse.ArgumentParser(description="Segment perivascular spaces: T1w, T2w, FLAIR in, one mask per case out.")
+    out.add_argument("--input", type=Path, default=Path("/input"), help="folder of cases (default: /input)")
+    out.add_argument("--output", type=Path, default=Path("/output"), help="folder for masks (default: /output)")
+    out.add_argument("--weights", type=Path, default=default_weights(), help="folder with MANIFEST.json")
+    out.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
+    out.add_argument("--suffix", default="pred", help="masks are named CASE_SUFFIX.nii.gz (default: pred)")
+    out.add_argument("--layout", choices=tuple(LAYOUTS), help="form of the input (default: look at it)")
+    out.add_argument("--sockets", type=Path, help="JSON file naming grand-challenge sockets")
+    out.add_argument("--prompt", help="a prompt of your own (needs a BERT encoder)")
+    out.add_argument("--n4", action="store_true", help="correct the bias field first")
+    out.add_argument("--mirror", action="store_true", help="average over mirror images (8 or 4 times slower)")
+    return out
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run; the last line on stderr says in plain words what failed.
+
+    Returns:
+        0 when every case was written, 1 when a case failed, 2 when nothing could be run.
+    """
+    args = parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
+    settings = Settings(args.weights, args.device, args.n4, args.mirror, args.prompt)
+    try:
+        failures = run(args.input, args.output, settings, args.layout, Options(args.suffix, args.sockets))
+    except PVSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("error: stopped by the user; masks already written are complete", file=sys.stderr)
+        return 130
+    if failures:
+        for failure in failures[:-1]:
+            print(f"error: {failure}", file=sys.stderr)
+        last = failures[-1] if len(failures) == 1 else f"{len(failures)} cases failed, the last: {failures[-1]}"
+        print(f"error: {last}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

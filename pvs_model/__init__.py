@@ -1,0 +1,3 @@
+"""Segmentation of enlarged perivascular spaces (PVS) in brain MRI with a graph-fusion network."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,172 @@
+"""Sliding windows over a volume, the whole ensemble on each, and what to do when memory runs out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pvs_model.errors import DeviceError
+from pvs_model.inference.ensemble import Ensemble
+from pvs_model.nets.slices import stack_slices
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One way of running: windows at a time, where the network runs, where probabilities add up."""
+
+    batch: int
+    device: torch.device
+    accumulate: torch.device
+
+    def __str__(self) -> str:
+        return f"{self.batch} windows at a time on {self.device.type}, adding up on {self.accumulate.type}"
+
+
+def attempts(device: torch.device, batch: int) -> Iterator[Attempt]:
+    """From fastest to safest: halve the batch, then add up on the CPU, then run on the CPU altogether."""
+    if device.type != "cpu":
+        size = batch
+        while size >= 1:
+            yield Attempt(size, device, device)
+            size //= 2
+        yield Attempt(1, device, torch.device("cpu"))
+    yield Attempt(1, torch.device("cpu"), torch.device("cpu"))
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` takes CUDA where it is there and works.
+
+    Raises:
+        DeviceError: when ``cuda`` is asked for and no CUDA device can be used.
+    """
+    if name == "cpu":
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if name == "cuda":
+        raise DeviceError(
+            "--device cuda: expected a CUDA device, found none that this PyTorch build and driver can use"
+        )
+    return torch.device("cpu")
+
+
+def autocast(device: torch.device) -> torch.autocast | nullcontext[None]:
+    """bfloat16 where the GPU has it in hardware, float16 on older ones, float32 on the CPU."""
+    if device.type != "cuda":
+        return nullcontext()
+    modern = torch.cuda.get_device_capability(device)[0] >= 8
+    return torch.autocast("cuda", torch.bfloat16 if modern else torch.float16)
+
+
+def predict(
+    ensemble: Ensemble,
+    image: Tensor,
+    text: Tensor,
+    device: torch.device,
+    batch: int = 4,
+    mirror: bool = False,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Mean probability of PVS over the ensemble's networks.
+
+    Args:
+        ensemble: the networks.
+        image: (sequences, X, Y, Z) float32, standardised, zero where a sequence is missing; for a 2D
+            ensemble slices lie along the last axis.
+        text: (T, W) token embeddings of the prompt.
+        device: where to run; when its memory runs out, safer ways are tried, down to the CPU.
+        batch: windows at a time on a GPU.
+        mirror: average over mirror images along each axis of the window too (8 or 4 times the work).
+        progress: called with the number of windows done.
+
+    Returns:
+        (X, Y, Z) float32 on the CPU, 0 to 1.
+
+    Raises:
+        DeviceError: when memory runs out on the CPU as well.
+    """
+    for attempt in attempts(device, batch):
+        try:
+            return _run(ensemble, image, text, attempt, mirror, progress)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            if attempt.device.type != "cpu":
+                torch.cuda.empty_cache()
+            log.warning("out of memory with %s; trying a safer way", attempt)
+    raise DeviceError("expected enough memory for one window on the CPU, found that it ran out")
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error).lower()
+    return "out of memory" in text or "can't allocate memory" in text or "cublas_status_alloc_failed" in text
+
+
+def _run(
+    ensemble: Ensemble, image: Tensor, text: Tensor, attempt: Attempt, mirror: bool, progress: Progress | None
+) -> Tensor:
+    # MONAI takes seconds to import: not before the first image has been read.
+    from monai.inferers import SliceInferer, SlidingWindowInferer
+
+    networks = [network.to(attempt.device) for network in ensemble.networks]
+    tokens = text.to(attempt.device)[None]
+    three = ensemble.dimensions == 3
+
+    def average(windows: Tensor) -> Tensor:
+        """Mean probability (B, 1, *window) of the ensemble, in float32."""
+        words = tokens.expand(len(windows), -1, -1)
+        total = torch.zeros((len(windows), 1, *windows.shape[2:]), device=windows.device)
+        spatial = range(2, windows.ndim)
+        flips = [
+            tuple(a for k, a in enumerate(spatial) if m >> k & 1) for m in range(2 ** len(spatial) if mirror else 1)
+        ]
+        for axes in flips:
+            for network in networks:
+                with autocast(attempt.device):
+                    logits = network(windows.flip(axes) if axes else windows, words)
+                probability = logits.float().sigmoid()
+                total += probability.flip(axes) if axes else probability
+        if progress is not None:
+            progress(len(windows))
+        return total / (len(networks) * len(flips))
+
+    shared = {
+        "sw_batch_size": attempt.batch,
+        "overlap": ensemble.overlap,
+        "mode": "gaussian",
+        "sw_device": attempt.device,
+        "device": attempt.accumulate,
+    }
+    side = ensemble.window
+    with torch.inference_mode():
+        if three:
+            inferer = SlidingWindowInferer(roi_size=(side, side, side), **shared)
+            probability = inferer(image[None], average)
+        else:
+            neighbours = networks[0].config.neighbour_slices
+            stacked = stack_slices(image, neighbours).permute(1, 2, 3, 0)[None]  # (1, channels, X, Y, Z)
+            probability = SliceInferer(roi_size=(side, side), spatial_dim=2, **shared)(stacked, average)
+    assert isinstance(probability, Tensor)
+    return probability[0, 0].float().cpu()
+
+
+def count_windows(ensemble: Ensemble, shape: tuple[int, int, int]) -> int:
+    """How many windows ``predict`` runs for an image of this shape (for a progress bar)."""
+    side = ensemble.window
+    step = max(1, int(side * (1 - ensemble.overlap)))
+    plane = shape if ensemble.dimensions == 3 else shape[:2]
+    count = 1 if ensemble.dimensions == 3 else shape[2]
+    for n in plane:
+        count *= max(1, -(-max(0, n - side) // step) + 1)
+    return count

@@ -1,0 +1,141 @@
+"""What every form of input has in common: options, base class, and how problems are told."""
+
+from __future__ import annotations
+
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pvs_model.errors import LayoutError
+from pvs_model.types import Case
+
+#: The most file names that a message lists.
+_LISTED = 8
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may say about the form of input and output.
+
+    Attributes:
+        suffix: what the mask's name ends in (``<case>_<suffix>.nii.gz``) in ``epvs`` and ``flat``.
+        sockets: JSON file that maps sockets to sequences, for ``grand_challenge``.
+
+    Raises:
+        LayoutError: the suffix could not stand in a file name.
+    """
+
+    suffix: str = "pred"
+    sockets: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w-]+", self.suffix):
+            raise LayoutError(f"suffix {self.suffix!r}: expected letters, digits, '-' and '_' only")
+
+
+class Layout(ABC):
+    """One form of input and of the output that belongs to it. Input files are only ever read."""
+
+    name: ClassVar[str]
+    #: What the form looks like, for the message that no form was recognised.
+    looks_for: ClassVar[str]
+
+    def __init__(self, options: Options | None = None) -> None:
+        self.options = options if options is not None else Options()
+
+    @abstractmethod
+    def recognises(self, root: Path) -> bool:
+        """Whether the input folder ``root`` has this form."""
+
+    @abstractmethod
+    def find_cases(self, root: Path) -> list[Case]:
+        """The cases below ``root``, sorted; one that cannot be run carries its ``problem``.
+
+        Raises:
+            LayoutError: no case at all, or a folder that cannot be listed.
+        """
+
+    def prepare_output(self, output_root: Path) -> None:
+        """Make the output folder and what belongs in its root.
+
+        Raises:
+            LayoutError: the folder cannot be made.
+        """
+        try:
+            output_root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LayoutError(
+                f"{output_root}: expected an output folder that can be written, "
+                f"found: {error.strerror}"
+            ) from error
+
+    def finish(  # noqa: B027 - an optional step, empty for most forms
+        self, case: Case, mask_path: Path, output_root: Path, facts: Mapping[str, Any]
+    ) -> None:
+        """Write what goes with a mask that has been written; most forms have nothing to add.
+
+        Args:
+            case: the case that was run.
+            mask_path: where its mask lies now.
+            output_root: the output folder.
+            facts: what the run knows about the mask (network, threshold and the like), as JSON
+                values.
+        """
+
+
+def listed(paths: Iterable[Path | str]) -> str:
+    """Names for a message, the first few of them."""
+    names = [path.name if isinstance(path, Path) else path for path in paths]
+    text = ", ".join(names[:_LISTED])
+    return f"{text} and {len(names) - _LISTED} more" if len(names) > _LISTED else text
+
+
+def doubled(where: object, found: Mapping[str, list[Path]]) -> str | None:
+    """The sentence that names the files of each doubled sequence, or None where none is."""
+    doubles = [
+        f"{listed(files)} for {sequence}" for sequence, files in found.items() if len(files) > 1
+    ]
+    if not doubles:
+        return None
+    return f"{where}: expected one file per sequence, found {' and '.join(doubles)}"
+
+
+def entries(folder: Path) -> list[Path]:
+    """What lies in a folder, sorted by name, hidden entries left out.
+
+    Raises:
+        LayoutError: the folder cannot be listed.
+    """
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise LayoutError(
+            f"{folder}: expected a folder that can be listed, found: {error.strerror}"
+        ) from error
+
+
+def folders_below(root: Path) -> Iterator[tuple[Path, list[Path], bool]]:
+    """Every folder below ``root``, itself left out: (folder, its files, whether it has subfolders).
+
+    Linked folders are followed, each real folder once, so that a link to a parent does not loop.
+
+    Raises:
+        LayoutError: a folder cannot be listed.
+    """
+    seen = {os.path.realpath(root)}
+    waiting = [root]
+    while waiting:
+        folder = waiting.pop()
+        inside = entries(folder)
+        below = [path for path in inside if path.is_dir() and path.name != "lost+found"]
+        if folder != root:
+            yield folder, [path for path in inside if path.is_file()], bool(below)
+        for path in reversed(below):
+            real = os.path.realpath(path)
+            if real not in seen:
+                seen.add(real)
+                waiting.append(path)

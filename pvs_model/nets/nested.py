@@ -1,0 +1,100 @@
+"""The image encoder: a nested U-Net (U-Net++, Zhou et al. 2018; "nested U-network" in the paper)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pvs_model.nets.blocks import ConvBlock, Stage, upsampling
+
+
+class NestedUNet(nn.Module):
+    """The grid of nodes X(i, j): level i (each half the size of the one above), column j.
+
+    ::
+
+        X(0,0) - X(0,1) - X(0,2) - X(0,3)      widths[0], full resolution
+             X(1,0) - X(1,1) - X(1,2)          widths[1]; ``enhance`` is applied to X(1,2)
+                  X(2,0) - X(2,1)              widths[2]
+                       X(3,0)                  widths[3]
+
+    X(i, 0) are encoder stages of two convolutions, the first of which halves the grid. Every other
+    node takes all nodes to its left and the node below it, one step up::
+
+        X(i, j) = block([X(i, 0), ..., X(i, j - 1), up(X(i + 1, j - 1))])
+
+    with one convolution in a block, and two on the last diagonal i + j = levels - 1, whose nodes are
+    the outputs. Since X(0, levels - 1) takes every node to its left, no node can be left out at
+    inference: a thin level 0 is what keeps the cost down.
+    """
+
+    def __init__(self, dimensions: int, in_channels: int, widths: Sequence[int]) -> None:
+        """
+        Args:
+            dimensions: 2 or 3.
+            in_channels: Channels of the image.
+            widths: Channels per level, full resolution first; at least two levels.
+
+        Raises:
+            ValueError: If there are fewer than two levels.
+        """
+        super().__init__()
+        if len(widths) < 2:
+            raise ValueError(f"a nested U-Net needs at least 2 levels, got widths {tuple(widths)}")
+        self.levels = len(widths)
+        self.encoder = nn.ModuleList(
+            Stage(dimensions, above, width, stride=1 if level == 0 else 2)
+            for level, (above, width) in enumerate(zip((in_channels, *widths), widths, strict=False))
+        )
+        self.up = nn.ModuleDict()
+        self.nodes = nn.ModuleDict()
+        for column in range(1, self.levels):
+            for level in range(self.levels - column):
+                width = widths[level]
+                joined = (column + 1) * width  # the nodes to the left, and the one from below
+                node = nn.Sequential(ConvBlock(dimensions, joined, width))
+                if level + column == self.levels - 1:
+                    node.append(ConvBlock(dimensions, width, width))
+                self.up[f"{level}_{column}"] = upsampling(dimensions, widths[level + 1], width)
+                self.nodes[f"{level}_{column}"] = node
+
+    @property
+    def multiple(self) -> int:
+        """Every spatial size of the image must be a multiple of this."""
+        return int(2 ** (self.levels - 1))
+
+    def forward(self, image: Tensor, enhance: Callable[[Tensor], Tensor] | None = None) -> list[Tensor]:
+        """Image to features.
+
+        Args:
+            image: (B, C_in, *spatial), every spatial size a multiple of ``multiple``.
+            enhance: Applied to the end of the row of level 1, X(1, levels - 2), of shape
+                (B, widths[1], *spatial / 2); what it returns goes up into X(0, levels - 1).
+
+        Returns:
+            The last diagonal, full resolution first: level i is (B, widths[i], *spatial / 2^i), for
+            every level but the lowest (which is the encoder's alone).
+
+        Raises:
+            ValueError: If a spatial size is not a multiple of ``multiple``.
+        """
+        if any(size % self.multiple for size in image.shape[2:]):
+            raise ValueError(f"every spatial size must be a multiple of {self.multiple}, got {tuple(image.shape[2:])}")
+        rows: list[list[Tensor]] = []
+        feature = image
+        for stage in self.encoder:
+            feature = stage(feature)
+            rows.append([feature])
+        if enhance is not None and self.levels == 2:  # the row of level 1 is its encoder stage alone
+            rows[1][0] = enhance(rows[1][0])
+        for column in range(1, self.levels):
+            for level in range(self.levels - column):
+                key = f"{level}_{column}"
+                below = self.up[key](rows[level + 1][column - 1])
+                node = self.nodes[key](torch.cat([*rows[level], below], dim=1))
+                if enhance is not None and (level, column) == (1, self.levels - 2):
+                    node = enhance(node)
+                rows[level].append(node)
+        return [row[-1] for row in rows[:-1]]

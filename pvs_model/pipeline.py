@@ -1,0 +1,352 @@
+"""The method, read from top to bottom: read, prepare, choose, predict, restore, write.
+
+Heavy libraries are imported where they are first needed, so that a wrong path is told at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pvs_model import __version__
+from pvs_model.config import THICK_SLICE_MM
+from pvs_model.errors import PVSError, VolumeError
+from pvs_model.layouts import Layout, Options, choose
+from pvs_model.types import SEQUENCES, Case, FloatArray, Grid, Mask, Volume
+
+if TYPE_CHECKING:
+    from pvs_model.inference.ensemble import Ensemble, Weights
+
+log = logging.getLogger(__name__)
+
+#: A sequence that covers less of the reference's box than this cannot be of the same scan.
+LEAST_OVERLAP = 0.05
+#: Below this share of the reference covered, the user is warned.
+GOOD_OVERLAP = 0.8
+#: Axes are permuted to put slices last when one spacing is this much larger than the others.
+ANISOTROPIC = 1.2
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a user may choose about a run."""
+
+    weights: Path
+    device: str = "auto"
+    n4: bool = False
+    mirror: bool = False
+    prompt: str | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A case on its reference grid, in RAS+ order, ready for the network.
+
+    Attributes:
+        image: float32 (3, x, y, z), standardised, zeros for a missing sequence.
+        inside: bool (x, y, z), head or brain of the reference.
+        grid: of the reference, RAS+.
+        reference: the sequence whose grid it is.
+        undo: takes a mask (x, y, z) back to the stored order of the reference file.
+        warnings: what the user should know.
+    """
+
+    image: FloatArray
+    inside: Any
+    grid: Grid
+    reference: str
+    undo: Any
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """The mask of a case in the stored order of its reference file, and the facts of how it was made."""
+
+    mask: Mask
+    probability: FloatArray
+    reference: str
+    facts: dict[str, Any]
+
+
+@contextmanager
+def stage(case: str, name: str, seconds: dict[str, float]) -> Iterator[None]:
+    """Log one line with the seconds that a stage of a case took."""
+    began = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - began
+    log.info("%s: %s %.1f s", case, name, seconds[name])
+
+
+def read(case: Case) -> dict[str, Volume]:
+    """The sequences of a case as stored.
+
+    Raises:
+        VolumeError: when one cannot be read, or lies elsewhere in space than the reference.
+    """
+    from pvs_model.volume import io
+
+    return {name: io.read(case.images[name]) for name in SEQUENCES if name in case.images}
+
+
+def prepare(volumes: dict[str, Volume], n4: bool = False) -> Prepared:
+    """One grid, one orientation, one scale.
+
+    Raises:
+        VolumeError: when a sequence and the reference do not overlap in space.
+    """
+    from pvs_model.volume import geometry, intensity
+
+    reference = geometry.choose_reference(volumes)
+    upright, undo = geometry.to_ras(volumes[reference])
+    warnings = []
+    image = np.zeros((len(SEQUENCES), *upright.data.shape), np.float32)
+    inside = intensity.foreground(upright.data)
+    for channel, name in enumerate(SEQUENCES):
+        if name not in volumes:
+            continue
+        volume = upright
+        if name != reference:
+            covered = geometry.overlap(volumes[name].grid, upright.grid)
+            if covered < LEAST_OVERLAP:
+                raise VolumeError(
+                    f"{volumes[name].source}: expected {name} to overlap in space with {upright.source}, found that "
+                    f"it covers {covered:.0%} of its field of view"
+                )
+            if covered < GOOD_OVERLAP:
+                warnings.append(f"{name} covers only {covered:.0%} of the field of view of {reference}")
+            volume = geometry.resample_onto(geometry.to_ras(volumes[name])[0], upright.grid)
+        head = (
+            inside if name == reference else intensity.foreground(volume.data) if volume.data.any() else inside & False
+        )
+        if not head.any():
+            warnings.append(f"{name} is empty where {reference} lies and was left out")
+            continue
+        if n4:
+            volume = intensity.correct_bias(volume, head)
+        image[channel] = intensity.standardise(volume.data, head)
+    return Prepared(image, inside, upright.grid, reference, undo, tuple(warnings))
+
+
+def network_kind(grid: Grid) -> str:
+    """ "3d" below 2.5 mm slice thickness (the largest voxel spacing), "2d" from there on."""
+    return "3d" if max(grid.spacing_mm) < THICK_SLICE_MM - 1e-4 else "2d"  # affines pass through float32
+
+
+def predict(
+    prepared: Prepared, ensemble: Ensemble, text: Any, device: Any, mirror: bool = False, progress: Any = None
+) -> FloatArray:
+    """Probability (x, y, z) on the prepared grid: crop, turn slices to the last axis, respace where needed, predict."""
+    import torch
+
+    from pvs_model.inference.predict import predict as run
+    from pvs_model.volume import geometry
+
+    crop = geometry.crop_to(prepared.inside, margin=4)
+    affine = crop.affine(prepared.grid.affine)
+    channels = [Volume(np.ascontiguousarray(crop.apply(c)), affine) for c in prepared.image]
+    spacing = channels[0].spacing_mm
+    wanted = target_spacing(spacing, ensemble)
+    back = None
+    if wanted != spacing:
+        pairs = [geometry.resample_to_spacing(volume, wanted) for volume in channels]
+        channels, back = [volume for volume, _ in pairs], pairs[0][1]
+    order = slices_last(channels[0].spacing_mm, ensemble.dimensions)
+    stacked = np.stack([volume.data.transpose(order) for volume in channels])
+    found = run(ensemble, torch.from_numpy(stacked), text, device, mirror=mirror, progress=progress).numpy()
+    found = np.ascontiguousarray(found.transpose(np.argsort(order)))
+    if back is not None:
+        found = back(found)
+    whole: FloatArray = crop.undo(found)
+    return whole
+
+
+def target_spacing(spacing_mm: tuple[float, float, float], ensemble: Ensemble) -> tuple[float, float, float]:
+    """The spacing itself where training covered it, else the nearest that it did."""
+    from pvs_model.volume.geometry import thick_axis
+
+    thick = thick_axis(spacing_mm)
+    inside, across = ensemble.spacing_mm, ensemble.thickness_mm
+    limits = [across if axis == thick else inside for axis in range(3)]
+    if ensemble.dimensions == 2:
+        # The thickness is what it is: slices are never made up between others.
+        limits[thick] = (0.0, float("inf"))
+    x, y, z = (
+        s if low * 0.97 <= s <= high * 1.03 else min(max(s, low), high)
+        for s, (low, high) in zip(spacing_mm, limits, strict=True)
+    )
+    return x, y, z
+
+
+def slices_last(spacing_mm: tuple[float, float, float], dimensions: int) -> tuple[int, int, int]:
+    """Order of the axes that puts the thick one last: axial (x, y, z), coronal (x, z, y), sagittal (y, z, x)."""
+    from pvs_model.volume.geometry import thick_axis
+
+    if dimensions == 3 and max(spacing_mm) < ANISOTROPIC * min(spacing_mm):
+        return 0, 1, 2
+    return {2: (0, 1, 2), 1: (0, 2, 1), 0: (1, 2, 0)}[thick_axis(spacing_mm)]  # type: ignore[return-value]
+
+
+class Segmenter:
+    """Segments one case after another with the networks of one weights folder.
+
+    Raises:
+        WeightsError: when the manifest is missing or damaged.
+        DeviceError: when the device asked for is not there.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._weights: Weights | None = None
+        self._device: Any = None
+
+    @property
+    def weights(self) -> Weights:
+        if self._weights is None:
+            from pvs_model.inference.ensemble import Weights
+
+            self._weights = Weights(self.settings.weights)
+        return self._weights
+
+    @property
+    def device(self) -> Any:
+        if self._device is None:
+            from pvs_model.inference.predict import choose_device
+
+            self._device = choose_device(self.settings.device)
+        return self._device
+
+    def segment(self, case: Case) -> Segmentation:
+        """Read, prepare, choose, predict and restore one case.
+
+        Raises:
+            PVSError: one sentence on what is wrong with the case, the weights or the device.
+        """
+        if case.problem is not None:
+            raise VolumeError(case.problem)
+        seconds: dict[str, float] = {}
+        with stage(case.name, "read", seconds):
+            volumes = read(case)
+        with stage(case.name, "prepare", seconds):
+            prepared = prepare(volumes, self.settings.n4)
+        for warning in prepared.warnings:
+            log.warning("%s: %s", case.name, warning)
+        with stage(case.name, "load", seconds):
+            kind = network_kind(prepared.grid)
+            ensemble = self.weights.ensemble(kind)
+            prompt = self.settings.prompt or self._prompt(list(volumes), prepared.grid)
+            text = self.weights.embed(prompt)
+            device = self.device
+        with stage(case.name, f"predict ({kind}, {len(ensemble.networks)} networks, {device.type})", seconds):
+            with _bar(case.name, ensemble, prepared) as progress:
+                probability = predict(prepared, ensemble, text, device, self.settings.mirror, progress)
+        from pvs_model.inference.postprocess import to_mask
+
+        mask = to_mask(probability, ensemble.threshold, prepared.inside)
+        facts = {
+            "network": kind,
+            "members": len(ensemble.networks),
+            "threshold": ensemble.threshold,
+            "prompt": prompt,
+            "sequences": list(volumes),
+            "reference": prepared.reference,
+            "spacing_mm": [round(s, 4) for s in prepared.grid.spacing_mm],
+            "voxels": int(mask.sum()),
+            "warnings": list(prepared.warnings),
+            "seconds": {name.split(" ")[0]: round(value, 2) for name, value in seconds.items()},
+            "version": __version__,
+        }
+        return Segmentation(prepared.undo(mask), prepared.undo(probability), prepared.reference, facts)
+
+    def _prompt(self, present: Sequence[str], grid: Grid) -> str:
+        from pvs_model.nets.text import prompt
+
+        return prompt(present, max(grid.spacing_mm))
+
+
+@contextmanager
+def _bar(name: str, ensemble: Ensemble, prepared: Prepared) -> Iterator[Any]:
+    """A progress bar over windows on a terminal; nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from tqdm import tqdm
+
+    with tqdm(desc=name, unit=" windows", leave=False) as bar:
+        yield bar.update
+
+
+def write(case: Case, result: Segmentation, layout: Layout, output: Path) -> Path:
+    """Write the mask of a case where its layout wants it.
+
+    Raises:
+        PVSError: when it cannot be written.
+    """
+    from pvs_model.volume.io import write_mask
+
+    path = output / case.output
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise VolumeError(f"{path.parent}: expected a folder that can be made, found {error.strerror}") from error
+    write_mask(path, result.mask, case.images[result.reference])
+    layout.finish(case, path, output, result.facts)
+    return path
+
+
+def run(
+    source: Path, output: Path, settings: Settings, layout_name: str | None = None, options: Options | None = None
+) -> list[str]:
+    """Segment every case of a folder; a case that fails is told and the others go on.
+
+    Args:
+        source: input folder.
+        output: output folder, made if need be.
+        settings: how to run.
+        layout_name: one of ``layouts.LAYOUTS``, or None to look at the folder.
+        options: suffix and sockets.
+
+    Returns:
+        one sentence per failed case; empty when every mask was written.
+
+    Raises:
+        PVSError: when no case can be run at all.
+    """
+    layout = choose(source, layout_name, options)
+    cases = layout.find_cases(source)
+    log.info("%s: %d case%s (%s)", source, len(cases), "" if len(cases) == 1 else "s", layout.name)
+    layout.prepare_output(output)
+    segmenter = Segmenter(settings)
+    failures: list[str] = []
+    for number, case in enumerate(cases, 1):
+        began = time.perf_counter()
+        try:
+            result = segmenter.segment(case)
+            path = write(case, result, layout, output)
+        except PVSError as error:
+            failures.append(f"{case.name}: {error}")
+        except Exception as error:  # a bug of ours or of a library: the other cases still go on
+            log.debug("%s", case.name, exc_info=True)
+            failures.append(f"{case.name}: unexpected {type(error).__name__}: {' '.join(str(error).split())}")
+        else:
+            took = time.perf_counter() - began
+            log.info(
+                "%s: wrote %s, %d PVS voxels (%d of %d, %.1f s)",
+                case.name,
+                path,
+                result.mask.sum(),
+                number,
+                len(cases),
+                took,
+            )
+            continue
+        log.error("%s", failures[-1])
+    return failures

@@ -1,0 +1,1 @@
+"""Simulated brain MRI with known perivascular spaces: anatomy, tubes, contrast, artefacts, engine."""

@@ -1,0 +1,99 @@
+"""What a scanner does to a channel (X, Y, Z): point spread, thick slices, shifts, bias field, noise, ringing."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def blur(image: Tensor, sigma: tuple[float, float, float]) -> Tensor:
+    """Gaussian point spread, sigma in voxels per axis, borders replicated. Shape (C, X, Y, Z) -> the same."""
+    for axis, s in enumerate(sigma):
+        if s < 0.12:
+            continue
+        radius = max(1, min(math.ceil(3 * s), image.shape[axis + 1] - 1))
+        t = torch.arange(-radius, radius + 1, device=image.device, dtype=image.dtype)
+        kernel = torch.exp(-0.5 * (t / s) ** 2)
+        image = _along(image, kernel / kernel.sum(), axis)
+    return image
+
+
+def box(image: Tensor, width: float, axis: int) -> Tensor:
+    """Average over ``width`` voxels along one axis, fractions included: the profile of a thicker slice."""
+    if width <= 1.001:
+        return image
+    radius = math.ceil((width - 1) / 2)
+    t = torch.arange(-radius, radius + 1, device=image.device, dtype=image.dtype).abs()
+    kernel = (width / 2 + 0.5 - t).clamp(0, 1)
+    return _along(image, kernel / kernel.sum(), axis)
+
+
+def _along(image: Tensor, kernel: Tensor, axis: int) -> Tensor:
+    """Convolution along one spatial axis as a sum of shifted copies: several times faster than a 1-channel conv."""
+    radius = len(kernel) // 2
+    n = image.shape[axis + 1]
+    index = torch.arange(-radius, n + radius, device=image.device).clamp(0, n - 1)
+    padded = image.index_select(axis + 1, index)
+    out = torch.zeros_like(image)
+    for k, weight in enumerate(kernel.tolist()):
+        out.add_(padded.narrow(axis + 1, k, n), alpha=weight)
+    return out
+
+
+def regrid_thick(image: Tensor, factor: float, offset: float, axis: int) -> Tensor:
+    """Acquire with slices ``factor`` times as thick, then interpolate linearly back onto the grid."""
+    if factor <= 1.001:
+        return image
+    thick = box(image, factor, axis)
+    n = image.shape[axis + 1]
+    centre = torch.arange(n, device=image.device, dtype=torch.float32)
+    slices = (centre - offset) / factor
+    low = slices.floor()
+    at = torch.stack([low * factor + offset, (low + 1) * factor + offset]).round().clamp(0, n - 1).long()
+    weight = (slices - low).reshape([-1 if a == axis + 1 else 1 for a in range(image.ndim)])
+    return thick.index_select(axis + 1, at[0]) * (1 - weight) + thick.index_select(axis + 1, at[1]) * weight
+
+
+def shift(image: Tensor, voxels: tuple[float, float, float]) -> Tensor:
+    """Move by a fraction of a voxel, linear interpolation, borders replicated: (C, X, Y, Z) -> the same."""
+    for axis, v in enumerate(voxels):
+        if abs(v) < 0.02:
+            continue
+        n = image.shape[axis + 1]
+        position = torch.arange(n, device=image.device, dtype=torch.float32) - v
+        low = position.floor()
+        weight = (position - low).reshape([-1 if a == axis + 1 else 1 for a in range(image.ndim)])
+        a = low.clamp(0, n - 1).long()
+        b = (low + 1).clamp(0, n - 1).long()
+        image = image.index_select(axis + 1, a) * (1 - weight) + image.index_select(axis + 1, b) * weight
+    return image
+
+
+def smooth_noise(
+    shape: tuple[int, ...], cells: tuple[int, int, int], generator: torch.Generator, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Noise (C, X, Y, Z) of unit variance at the nodes of a coarse grid, interpolated linearly between them."""
+    coarse = torch.randn((1, shape[0], *(max(2, c) for c in cells)), generator=generator, device=device)
+    return F.interpolate(coarse, size=shape[1:], mode="trilinear", align_corners=True)[0]
+
+
+def ring(image: Tensor, keep: float, axis: int) -> Tensor:
+    """Gibbs ringing: drop the highest spatial frequencies along one axis, keeping the share ``keep``."""
+    spectrum = torch.fft.rfft(image, dim=axis + 1)
+    n = spectrum.shape[axis + 1]
+    limit = max(2, int(n * keep))
+    window = (torch.arange(n, device=image.device) < limit).to(spectrum.real.dtype)
+    window = window.reshape([-1 if a == axis + 1 else 1 for a in range(image.ndim)])
+    return torch.fft.irfft(spectrum * window, n=image.shape[axis + 1], dim=axis + 1)
+
+
+def rician(image: Tensor, sigma: float, grain: float, generator: torch.Generator) -> Tensor:
+    """Magnitude of the image with complex Gaussian noise; ``grain`` > 0 blurs the noise (sigma in voxels)."""
+    noise = torch.randn((2, *image.shape), generator=generator, device=image.device)
+    if grain > 0.12:
+        noise = blur(noise.flatten(0, 1), (grain,) * 3).reshape(noise.shape)
+        noise = noise / noise.std().clamp_min(1e-6)
+    return ((image + sigma * noise[0]) ** 2 + (sigma * noise[1]) ** 2).sqrt()

@@ -1,0 +1,90 @@
+"""Signal of each tissue in T1w, T2w and FLAIR: tissue priors with jitter, or random contrasts."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pvs_model.synth.anatomy import INDEX, TISSUES
+
+#: Things painted over the tissues, in the order of priority, each with a signal of its own.
+OVERLAYS = ("pvs", "island", "lacune", "flow_void", "bridge", "lesion")
+
+#: Typical signal at 3 T relative to a common scale: (T1w, T2w, FLAIR).
+PRIOR = {
+    "air": (0.0, 0.0, 0.0),
+    "ventricle": (0.22, 1.00, 0.12),
+    "csf": (0.25, 0.95, 0.15),
+    "cortex": (0.68, 0.50, 0.68),
+    "white_matter": (1.00, 0.35, 0.54),
+    "caudate": (0.74, 0.46, 0.64),
+    "putamen": (0.79, 0.43, 0.62),
+    "pallidum": (0.93, 0.31, 0.52),
+    "thalamus": (0.86, 0.42, 0.60),
+    "hippocampus": (0.69, 0.52, 0.70),
+    "ventral_dc": (0.92, 0.37, 0.56),
+    "brainstem": (0.92, 0.40, 0.58),
+    "cerebellum_gm": (0.68, 0.47, 0.63),
+    "cerebellum_wm": (0.97, 0.36, 0.54),
+    "choroid": (0.50, 0.75, 0.65),
+    "vessel": (0.60, 0.15, 0.25),
+    "wmh": (0.72, 0.62, 0.95),
+    "soft_tissue": (0.75, 0.35, 0.40),
+    "skin": (0.90, 0.55, 0.55),
+    "bone": (0.12, 0.10, 0.08),
+    "marrow": (0.55, 0.35, 0.30),
+    "other": (0.60, 0.45, 0.40),
+}
+
+
+def draw_signals(generator: torch.Generator, random_share: float = 0.35) -> Tensor:
+    """Signals (3 sequences, tissues + overlays), about 0 to 1.2, one draw.
+
+    CSF stays darker than white matter in T1w and FLAIR and brighter in T2w: the file names say which
+    sequence is which, and a PVS without contrast could not be learnt.
+    """
+
+    def uniform(low: float, high: float, size: tuple[int, ...] = ()) -> Tensor:
+        return low + (high - low) * torch.rand(size, generator=generator)
+
+    table = torch.tensor([PRIOR[name] for name in TISSUES]).T.clone()
+    brain = slice(1, INDEX["soft_tissue"])
+    outside = slice(INDEX["soft_tissue"], len(TISSUES))
+    wm, csf = INDEX["white_matter"], INDEX["ventricle"]
+    for channel in range(3):
+        if float(uniform(0, 1)) < random_share:
+            low, high = (table[channel, csf], table[channel, wm]) if channel != 1 else (table[1, wm], table[1, csf])
+            span = float(high - low)
+            draw = uniform(0, 1, (len(TISSUES),))
+            # Grey matter and nuclei anywhere from beyond white matter to half-way to CSF.
+            toward = table[channel, wm] + (table[channel, csf] - table[channel, wm]) * (draw * 0.9 - 0.25)
+            keep = torch.zeros(len(TISSUES), dtype=torch.bool)
+            keep[[wm, csf, INDEX["csf"], INDEX["air"], INDEX["wmh"]]] = True
+            keep[outside] = True
+            table[channel] = torch.where(keep, table[channel], toward)
+            table[channel, csf] += float(uniform(-0.15, 0.15)) * span
+        else:
+            # Stretch or squeeze the contrast about white matter, as field strength and timing do.
+            gain = float(torch.exp(torch.randn((), generator=generator) * 0.18))
+            table[channel, brain] = table[channel, wm] + (table[channel, brain] - table[channel, wm]) * gain
+            jitter = torch.randn(len(TISSUES), generator=generator) * 0.03
+            table[channel, brain] += jitter[brain]
+    table[:, INDEX["csf"]] = table[:, csf] + (table[:, INDEX["csf"]] - table[:, csf]) * uniform(0, 2, (3,))
+    table[:, outside] *= uniform(0.3, 2.2, (3, len(TISSUES) - INDEX["soft_tissue"]))
+    table[:, INDEX["vessel"]] = uniform(0.0, 1.1, (3,))
+    table = table.clamp(0.0, 1.6)
+
+    white, fluid = table[:, wm], table[:, csf]
+    lesion_t1 = white[0] + (fluid[0] - white[0]) * uniform(0.15, 0.6)
+    lesion_t2 = white[1] + (fluid[1] - white[1]) * uniform(0.15, 0.65)
+    lesion_flair = white[2] + uniform(0.12, 0.55)
+    overlays = {
+        "pvs": white + (fluid - white) * uniform(0.75, 1.0, (3,)),
+        "island": white + (fluid - white) * uniform(0.4, 1.05, (3,)),
+        "lacune": white + (fluid - white) * uniform(0.7, 1.0, (3,)),
+        "flow_void": torch.stack([uniform(0.1, 1.2), uniform(0.0, 0.9) * white[1], uniform(0.1, 1.2) * white[2]]),
+        "bridge": table[:, INDEX["putamen"]],
+        "lesion": torch.stack([lesion_t1, lesion_t2, lesion_flair]),
+    }
+    table[:, INDEX["wmh"]] = overlays["lesion"]
+    return torch.cat([table, torch.stack([overlays[name] for name in OVERLAYS], 1)], 1)

@@ -1,0 +1,410 @@
+"""From a seed to a scan: ``params.draw_*`` chooses every number, ``render`` and ``acquire`` follow them.
+
+Geometry and scan are drawn apart: rendering a scene (which voxel is how much of what) takes seconds,
+acquiring it (contrast, blur, noise) a fraction of one, so training redraws the scan of a scene often.
+Equal records give equal arrays, bit for bit, on one device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pvs_model.synth import artefacts, vessels
+from pvs_model.synth.anatomy import (
+    BASAL_GANGLIA,
+    CENTRUM_SEMIOVALE,
+    FIELD_MM,
+    INDEX,
+    INTRACRANIAL,
+    OTHER_BRAIN,
+    PVS_HOSTS,
+    TISSUES,
+    VOXEL_MM,
+    Anatomy,
+    tissue_ids,
+)
+from pvs_model.synth.contrast import OVERLAYS
+from pvs_model.synth.params import PLANES, ScanParams, SceneParams, Triple, draw_scan, draw_scene, draw_voxel
+
+#: A voxel is PVS when tubes fill at least this share of it (docs/method.md).
+LABEL_COVERAGE = 0.4
+LABEL_COVERAGE_THICK = 0.2
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What each voxel of the acquired grid is made of.
+
+    Attributes:
+        fractions: uint8 (tissues + overlays, X, Y, Z), 255 = all of the voxel.
+        coverage: uint8 (X, Y, Z), share filled by PVS, 255 = all.
+        regions: uint8 (X, Y, Z).
+        voxel_mm: grid spacing.
+        histogram: (2, tissues) of the anatomy, for normalisation of a patch as part of its head.
+        whole_head: whether the anatomy has a skull.
+    """
+
+    fractions: Tensor
+    coverage: Tensor
+    regions: Tensor
+    voxel_mm: Triple
+    histogram: Tensor
+    whole_head: bool
+
+    @property
+    def thickness_mm(self) -> float:
+        return max(self.voxel_mm)
+
+    @property
+    def label(self) -> Tensor:
+        """bool (X, Y, Z): PVS by the coverage rule, which is lower for thick slices."""
+        share = LABEL_COVERAGE_THICK if self.thickness_mm >= 2.5 else LABEL_COVERAGE
+        return self.coverage >= math.ceil(share * 255)
+
+
+def rotation(degrees: Triple) -> Tensor:
+    """Rotation matrix (3, 3) about x, then y, then z."""
+    out = torch.eye(3)
+    for axis, angle in enumerate(degrees):
+        c, s = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+        i, j = [(1, 2), (2, 0), (0, 1)][axis]
+        turn = torch.eye(3)
+        turn[i, i], turn[i, j], turn[j, i], turn[j, j] = c, -s, s, c
+        out = turn @ out
+    return out
+
+
+def _centre_mm(params: SceneParams, anatomy: Anatomy, generator: torch.Generator) -> Tensor:
+    """Point of the anatomy (mm from its corner) that the scene is centred on."""
+    coarse = anatomy.regions[::4, ::4, ::4]
+    if params.target in ("whole", "head"):
+        where = torch.nonzero(anatomy.tissues[::4, ::4, ::4] > 0 if params.target == "head" else coarse > 0)
+    else:
+        wanted = {"centrum": coarse == CENTRUM_SEMIOVALE, "basal": coarse == BASAL_GANGLIA, "brain": coarse > 0}
+        where = torch.nonzero(wanted[params.target])
+    if params.target == "whole" or len(where) == 0:
+        middle = (where.amin(0) + where.amax(0) + 1).float() / 2 if len(where) else torch.tensor(coarse.shape) / 2
+        return middle * 4 * VOXEL_MM
+    chosen = int(torch.randint(len(where), (), generator=generator, device=generator.device))
+    return (where[chosen].float() + 0.5) * 4 * VOXEL_MM
+
+
+def _pull(
+    params: SceneParams, anatomy: Anatomy, fine: tuple[int, int, int], h: Tensor, generator: torch.Generator
+) -> tuple[Callable[..., list[Tensor]], Tensor]:
+    """Sampler of the anatomy in scene coordinates.
+
+    Returns a function: index ranges of the fine grid -> positions (3 tensors x, y, z) in anatomy mm, and
+    the matrix (3, 3) from scene to anatomy directions.
+    """
+    device = anatomy.tissues.device
+    matrix = torch.zeros(3, 3)
+    for scene_axis, anatomy_axis in enumerate(PLANES[params.plane]):
+        matrix[anatomy_axis, scene_axis] = 1.0
+    matrix = rotation(params.rotation_deg) @ torch.diag(1 / torch.tensor(params.scale)) @ matrix
+    if params.flip:
+        matrix = torch.diag(torch.tensor([-1.0, 1.0, 1.0])) @ matrix
+    matrix = matrix.to(device)
+    centre = _centre_mm(params, anatomy, generator).to(device)
+    extent = torch.tensor(fine, device=device) * h
+    cells = tuple(max(3, int(e / 22) + 2) for e in extent.tolist())
+    elastic = artefacts.smooth_noise((3, *[max(2, int(e / 4)) for e in extent.tolist()]), cells, generator, device)  # type: ignore[arg-type]
+    elastic = elastic * params.elastic_mm
+
+    def positions(start: int, stop: int, step: int = 1) -> list[Tensor]:
+        x = (torch.arange(start, stop, step, device=device) + 0.5) * h[0] - extent[0] / 2
+        y = (torch.arange(0, fine[1], step, device=device) + 0.5) * h[1] - extent[1] / 2
+        z = (torch.arange(0, fine[2], step, device=device) + 0.5) * h[2] - extent[2] / 2
+        # The displacement of this slab, by linear interpolation of the coarse field.
+        span = [
+            (torch.arange(start, stop, step, device=device) + 0.5) / fine[0] * 2 - 1,
+            (torch.arange(0, fine[1], step, device=device) + 0.5) / fine[1] * 2 - 1,
+            (torch.arange(0, fine[2], step, device=device) + 0.5) / fine[2] * 2 - 1,
+        ]
+        grid = torch.stack(torch.meshgrid(*span, indexing="ij"), -1).flip(-1)  # grid_sample wants (z, y, x)
+        move = F.grid_sample(elastic[None], grid[None], align_corners=False)[0]
+        return [
+            centre[a]
+            + matrix[a, 0] * x[:, None, None]
+            + matrix[a, 1] * y[None, :, None]
+            + matrix[a, 2] * z[None, None, :]
+            + move[a]
+            for a in range(3)
+        ]
+
+    return positions, matrix
+
+
+def _gather(volume: Tensor, positions: list[Tensor], voxel_mm: float, outside: float = 0) -> Tensor:
+    """Nearest value of (C, X, Y, Z) or (X, Y, Z) at positions; ``outside`` beyond the array."""
+    shape = volume.shape[-3:]
+    flat = torch.zeros(positions[0].shape, dtype=torch.long, device=volume.device)
+    valid = torch.ones(positions[0].shape, dtype=torch.bool, device=volume.device)
+    for n, p in zip(shape, positions, strict=True):
+        index = (p / voxel_mm).floor().long()
+        valid &= (index >= 0) & (index < n)
+        flat = flat * n + index.clamp(0, n - 1)
+    values = volume.flatten(-3)[..., flat]
+    return torch.where(valid, values, torch.as_tensor(outside, dtype=values.dtype, device=values.device))
+
+
+def render(params: SceneParams, anatomy: Anatomy) -> Scene:
+    """Which voxel is how much of what: warp the anatomy, grow PVS and look-alikes, average onto the acquired grid."""
+    device = anatomy.tissues.device
+    generator = torch.Generator(device=device).manual_seed(params.seed)
+    factor = [max(1, math.ceil(v / 0.56)) for v in params.voxel_mm]
+    if max(params.voxel_mm) >= 2.5:  # across thick slices 0.75 mm is fine enough
+        factor = [f if v < 2.5 else math.ceil(v / 0.75) for f, v in zip(factor, params.voxel_mm, strict=True)]
+    fine = tuple(n * f for n, f in zip(params.shape, factor, strict=True))
+    h = torch.tensor([v / f for v, f in zip(params.voxel_mm, factor, strict=True)], device=device)
+    positions, matrix = _pull(params, anatomy, fine, h, generator)  # type: ignore[arg-type]
+
+    slab = max(factor[0], (8_000_000 // max(1, fine[1] * fine[2])) // factor[0] * factor[0])
+    starts = list(range(0, fine[0], slab))
+    parts = [positions(s, min(s + slab, fine[0])) for s in starts] if len(starts) == 1 else None
+
+    def pulled(source: Tensor, voxel_mm: float) -> Tensor:
+        return torch.cat(
+            [_gather(source, parts[0] if parts else positions(s, min(s + slab, fine[0])), voxel_mm) for s in starts]
+        )
+
+    tissue = pulled(anatomy.tissues, VOXEL_MM)
+    region = pulled(anatomy.regions, VOXEL_MM)
+    stride = 4
+    field = _gather(anatomy.field, positions(0, fine[0], stride), FIELD_MM)
+    direction = torch.einsum("as,axyz->sxyz", matrix, field[:3])
+    direction = direction / (direction.norm(dim=0, keepdim=True) + 1e-6)
+
+    overlays = _overlays(params, tissue, region, direction, field[3], h, stride, generator)
+    scene = _average(tissue, region, overlays, factor, params.shape)
+    return Scene(*scene, voxel_mm=params.voxel_mm, histogram=anatomy.histogram, whole_head=anatomy.whole_head)
+
+
+def _isin(tissue: Tensor, *names: str) -> Tensor:
+    table = torch.zeros(len(TISSUES), dtype=torch.bool, device=tissue.device)
+    table[tissue_ids(*names)] = True
+    return table[tissue.long()]
+
+
+def _overlays(
+    p: SceneParams,
+    tissue: Tensor,
+    region: Tensor,
+    direction: Tensor,
+    to_ventricle: Tensor,
+    h: Tensor,
+    stride: int,
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """Coverage (fine grid, 0 to 1) of everything painted over the tissues; "pvs" also as "pvs_signal"."""
+    device = tissue.device
+    shape = tissue.shape
+    cm3 = float(h.prod()) / 1000
+    coarse_h = h * stride
+
+    def uniform(n: int, low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(n, generator=generator, device=device)
+
+    def spread(n: int, sd: float) -> Tensor:
+        return torch.exp(sd * torch.randn(n, generator=generator, device=device))
+
+    thinned = (slice(None, None, 2),) * 3
+
+    def seeds(where: Tensor, per_cm3: float, clustered: bool = True) -> Tensor:
+        """Random points in ``where``, denser in some places than in others."""
+        candidates = torch.nonzero(where[thinned])
+        expected = len(candidates) * 8 * cm3 * per_cm3
+        count = int(torch.poisson(torch.tensor(float(expected)), generator=cpu))
+        if count == 0 or len(candidates) == 0:
+            return torch.zeros(0, 3, device=device)
+        chosen = candidates[torch.randint(len(candidates), (3 * count,), generator=generator, device=device)]
+        if clustered:
+            weight = vessels.sample_field(crowd, (chosen * 2 + 0.5) * h, coarse_h)[..., 0]
+            keep = torch.rand(3 * count, generator=generator, device=device) < weight
+            chosen = torch.cat([chosen[keep], chosen[~keep]])
+        jitter = torch.rand(count, 3, generator=generator, device=device) * 2
+        return (chosen[:count] * 2 + jitter) * h
+
+    cpu = torch.Generator().manual_seed(p.seed + 1)
+    extent = (torch.tensor(shape, device=device) * h).tolist()
+    cells = tuple(max(2, int(e / 12)) for e in extent)
+    crowd = torch.sigmoid(2 * artefacts.smooth_noise((1, *direction.shape[1:]), cells, generator, device))  # type: ignore[arg-type]
+
+    def tubes(
+        where: Tensor, per_cm3: float, diameter: float, spread_d: float, length: float, allowed: Tensor,
+        wander: float, top_mm: float = 5.0, clustered: bool = True,
+    ) -> vessels.Tubes:  # fmt: skip
+        start = seeds(where, per_cm3, clustered)
+        n = len(start)
+        if n == 0:
+            empty = torch.zeros(0, 1, device=device)
+            return vessels.Tubes(empty[..., None].expand(0, 1, 3), empty, empty[:, 0])
+        lengths = (length * spread(n, 0.5)).clamp(1.2, 25.0)
+        points, along = vessels.grow(start, lengths, direction, coarse_h, wander, generator)
+        radius = vessels.profile(
+            along,
+            (diameter / 2 * spread(n, spread_d)).clamp(0.22, top_mm / 2),
+            taper=uniform(n, 0.0, 0.6),
+            beads=uniform(n, 0.0, 0.3) * (uniform(n, 0, 1) < 0.4),
+            phase=uniform(n, 0.0, 6.3),
+        )
+        strength = (p.pvs_strength * spread(n, p.pvs_strength_spread)).clamp(0.15, 1.0)
+        return vessels.end_outside(vessels.Tubes(points, radius, strength), allowed, h)
+
+    def painted(t: vessels.Tubes) -> tuple[Tensor, Tensor]:
+        return vessels.paint(t, tuple(shape), h)  # type: ignore[arg-type]
+
+    hosts = _isin(tissue, *PVS_HOSTS)
+    out: dict[str, Tensor] = {}
+    coverage, signal = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
+    for where, density, wander in (
+        ((region == CENTRUM_SEMIOVALE) & hosts, p.pvs_centrum, p.pvs_wander),
+        ((region == BASAL_GANGLIA) & hosts, p.pvs_basal, p.pvs_wander + 0.1),
+        ((region == OTHER_BRAIN) & hosts, p.pvs_other, p.pvs_wander + 0.1),
+    ):
+        if density > 0:
+            grown = tubes(where, density, p.pvs_diameter_mm, p.pvs_diameter_spread, p.pvs_length_mm, hosts, wander)
+            c, s = painted(grown)
+            coverage, signal = torch.maximum(coverage, c), torch.maximum(signal, s)
+    inside = hosts.to(coverage.dtype)
+    out["pvs"], out["pvs_signal"] = coverage * inside, signal * inside
+
+    # Look-alikes, never labelled.
+    cortex = _isin(tissue, "cortex", "cerebellum_gm", "csf", "hippocampus") if p.islands else None
+    if cortex is not None:
+        rim = _isin(tissue, "white_matter", "cerebellum_wm")
+        c, _ = painted(tubes(cortex, p.islands, 1.1, 0.45, 3.0, cortex, 0.6, clustered=False))
+        out["island"] = c * (~rim)
+    white = _isin(tissue, "white_matter")
+    if p.lacunes > 0:
+        start = seeds(hosts, p.lacunes, clustered=False)
+        if len(start):
+            r = uniform(len(start), 1.5, 5.0)
+            blob = vessels.Tubes(start[:, None], r[:, None], torch.ones(len(start), device=device))
+            c, _ = painted(blob)
+            rim_c, _ = painted(vessels.Tubes(start[:, None], (r + 1.3)[:, None], blob.strength))
+            out["lacune"], out["lesion"] = c * inside, rim_c * inside
+    if p.voids > 0:
+        anywhere = tissue > 0
+        c, _ = painted(tubes(_isin(tissue, "white_matter", "cortex", "csf"), p.voids, 0.9, 0.4, 8.0, anywhere, 0.4))
+        out["flow_void"] = c
+    if p.bridges > 0:
+        capsule = (region == BASAL_GANGLIA) & white
+        c, _ = painted(tubes(capsule, p.bridges, 1.6, 0.3, 5.0, capsule, 0.9, clustered=False))
+        out["bridge"] = c * capsule
+    if p.lesion_burden > 0:
+        cells = tuple(max(2, int(e / 7)) for e in extent)
+        rough = artefacts.smooth_noise((1, *direction.shape[1:]), cells, generator, device)  # type: ignore[arg-type]
+        near = 2.2 * torch.exp(-to_ventricle / 4.0) - 2.6 + 1.8 * p.lesion_burden
+        field = F.interpolate((0.8 * rough[0] + near)[None, None], size=shape, mode="trilinear")[0, 0]
+        out["lesion"] = torch.maximum(out.get("lesion", torch.zeros_like(field)), (field / 0.5).clamp(0, 1) * white)
+    if p.lesion_dots > 0:
+        c, _ = painted(tubes(white, p.lesion_dots, 2.2, 0.4, 1.5, white, 0.5))
+        out["lesion"] = torch.maximum(out.get("lesion", torch.zeros_like(c)), c)
+    return out
+
+
+def _average(
+    tissue: Tensor, region: Tensor, overlays: dict[str, Tensor], factor: list[int], shape: tuple[int, int, int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean over each acquired voxel: fractions of tissues and overlays, PVS coverage, region of the middle."""
+    window = (factor[0], factor[1], factor[2])
+
+    def pool(x: Tensor) -> Tensor:
+        return F.avg_pool3d(x[None, None].float(), window)[0, 0]
+
+    remaining = torch.ones(tissue.shape, device=tissue.device)
+    parts = []
+    for name in OVERLAYS:
+        cover = overlays.get("pvs_signal" if name == "pvs" else name)
+        if cover is None:
+            parts.append(torch.zeros(shape, device=tissue.device))
+            continue
+        parts.append(pool(remaining * cover))
+        remaining = remaining * (1 - cover)
+    fractions = torch.zeros(len(TISSUES) + len(OVERLAYS), *shape, dtype=torch.uint8, device=tissue.device)
+    for value in torch.unique(tissue).tolist():
+        fractions[value] = (pool((tissue == value) * remaining) * 255).round().to(torch.uint8)
+    fractions[len(TISSUES) :] = (torch.stack(parts) * 255).round().to(torch.uint8)
+    coverage = (pool(overlays["pvs"]) * 255).round().to(torch.uint8)
+    middle = region[factor[0] // 2 :: factor[0], factor[1] // 2 :: factor[1], factor[2] // 2 :: factor[2]]
+    return fractions, coverage, middle.contiguous()
+
+
+@dataclass(frozen=True)
+class Scan:
+    """An acquired scene: raw images (3, X, Y, Z), zeros where a sequence is missing or stripped away."""
+
+    images: Tensor
+    foreground: Tensor  # bool (X, Y, Z)
+    params: ScanParams
+
+
+def acquire(scene: Scene, params: ScanParams) -> Scan:
+    """Signal, texture, point spread, slices, misregistration, bias field, ringing, noise, gamma, stripping."""
+    device = scene.fractions.device
+    generator = torch.Generator(device=device).manual_seed(params.seed)
+    used = scene.fractions.flatten(1).amax(1) > 0
+    signals = torch.tensor(params.signals, device=device)
+    shape = tuple(scene.fractions.shape[1:])
+    white, fluid = INDEX["white_matter"], INDEX["ventricle"]
+    inside = [*tissue_ids(*INTRACRANIAL), *range(len(TISSUES), len(scene.fractions))]
+    intracranial = scene.fractions[inside].sum(0, dtype=torch.int32)
+    stripped = params.stripped or not scene.whole_head
+    foreground = intracranial >= 128 if stripped else torch.ones(shape, dtype=torch.bool, device=device)
+
+    images = torch.zeros(3, *shape, device=device)
+    for k in torch.nonzero(used)[:, 0].tolist():  # one tissue at a time: a whole head has 50 M voxels
+        share = scene.fractions[k].float()
+        for c in range(3):
+            images[c].add_(share, alpha=float(signals[c, k]) / 255)
+    for c in range(3):
+        if not params.present[c]:
+            images[c] = 0
+            continue
+        contrast = float((signals[c, white] - signals[c, fluid]).abs().clamp_min(0.05))
+        image = images[c][None]
+        cells = tuple(max(2, n // 5) for n in shape)
+        slow = artefacts.smooth_noise((1, *shape), cells, generator, device)  # type: ignore[arg-type]
+        image = image + slow * params.texture[c] * contrast * (image > 0.02)
+        image = artefacts.blur(image, params.psf[c])
+        image = artefacts.regrid_thick(image, params.thick[c], params.thick[c] / 2, params.thick_axis[c])
+        image = artefacts.shift(image, params.shift[c])
+        cells = tuple(max(2, round(n * v / 60) + 1) for n, v in zip(shape, scene.voxel_mm, strict=True))
+        field = artefacts.smooth_noise((1, *shape), cells, generator, device)  # type: ignore[arg-type]
+        image = image * torch.exp(params.bias[c] * 0.5 * field)
+        if params.ring_keep[c] < 1:
+            image = artefacts.ring(image, params.ring_keep[c], axis=0 if params.seed % 2 else 1)
+        image = artefacts.rician(image, params.noise[c] * contrast, params.grain[c], generator)
+        image = image.clamp_min(0) ** params.gamma[c]
+        images[c] = torch.where(foreground, image[0], torch.zeros_like(image[0]))
+    return Scan(images, foreground, params)
+
+
+def standardise(scan: Scan, scene: Scene) -> Tensor:
+    """Patch (3, X, Y, Z) normalised as the whole head would be: z-score by the anatomy's histogram, jittered."""
+    p = scan.params
+    head = 0 if (p.stripped or not scene.whole_head) else 1
+    share = scene.histogram[head]
+    out = torch.zeros_like(scan.images)
+    for c in range(3):
+        if not p.present[c]:
+            continue
+        signals = torch.tensor(p.signals[c], device=share.device)[: len(TISSUES)] ** p.gamma[c]
+        mean = (share * signals).sum()
+        sd = ((share * (signals - mean) ** 2).sum() + 0.03**2).sqrt()
+        z = (scan.images[c] - mean - p.mean_jitter[c] * sd) / (sd * p.scale_jitter[c])
+        out[c] = torch.where(scan.foreground, z.clamp(-4, 8), torch.zeros_like(z))
+    return out
+
+
+__all__ = [
+    "PLANES", "Scan", "ScanParams", "Scene", "SceneParams", "acquire", "draw_scan", "draw_scene", "draw_voxel",
+    "render", "standardise",
+]  # fmt: skip

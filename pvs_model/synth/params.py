@@ -1,0 +1,208 @@
+"""What a seed chooses: plain records of every number of a scene and of a scan, and the priors they are drawn from.
+
+A record can be kept as JSON and replayed: equal records give equal arrays.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from pvs_model.synth.contrast import draw_signals
+
+Triple = tuple[float, float, float]
+
+#: Array axes of a scene -> axes of the anatomy, the last being perpendicular to the slices.
+PLANES = {"axial": (0, 1, 2), "coronal": (0, 2, 1), "sagittal": (1, 2, 0)}
+
+
+@dataclass(frozen=True)
+class SceneParams:
+    """Geometry of one patch or head; lengths in mm, densities per cm3 of the tissue named."""
+
+    seed: int
+    target: str  # region to centre on: "centrum", "basal", "brain", "head"; or "whole" for everything
+    shape: tuple[int, int, int]
+    voxel_mm: Triple
+    plane: str
+    flip: bool
+    rotation_deg: Triple
+    scale: Triple
+    elastic_mm: float
+    pvs_centrum: float
+    pvs_basal: float
+    pvs_other: float
+    pvs_diameter_mm: float
+    pvs_diameter_spread: float
+    pvs_length_mm: float
+    pvs_strength: float
+    pvs_strength_spread: float
+    pvs_wander: float
+    lesion_burden: float
+    lesion_dots: float
+    lacunes: float
+    islands: float
+    voids: float
+    bridges: float
+
+
+@dataclass(frozen=True)
+class ScanParams:
+    """One acquisition of a scene: one entry per sequence (T1w, T2w, FLAIR) unless said otherwise; voxels, not mm."""
+
+    seed: int
+    signals: tuple[tuple[float, ...], ...]
+    present: tuple[bool, bool, bool]
+    stripped: bool
+    texture: Triple  # slow variation within tissue, share of the contrast
+    psf: tuple[Triple, Triple, Triple]
+    thick: Triple  # slice thickness relative to the grid, 1 = the same
+    thick_axis: tuple[int, int, int]
+    shift: tuple[Triple, Triple, Triple]
+    bias: Triple
+    noise: Triple  # share of the contrast between white matter and CSF
+    grain: Triple
+    ring_keep: Triple  # 1 = none
+    gamma: Triple
+    mean_jitter: Triple
+    scale_jitter: Triple
+
+
+class _Draw:
+    """A short hand over a seeded generator."""
+
+    def __init__(self, seed: int) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def uniform(self, low: float, high: float) -> float:
+        return low + (high - low) * float(torch.rand((), generator=self.generator))
+
+    def log(self, low: float, high: float) -> float:
+        return math.exp(self.uniform(math.log(low), math.log(high)))
+
+    def normal(self, sd: float) -> float:
+        return sd * float(torch.randn((), generator=self.generator))
+
+    def chance(self, p: float) -> bool:
+        return self.uniform(0, 1) < p
+
+    def pick(self, **weights: float) -> str:
+        total, roll = sum(weights.values()), self.uniform(0, 1)
+        for name, weight in weights.items():
+            roll -= weight / total
+            if roll < 0:
+                return name
+        return next(reversed(weights))
+
+
+def draw_voxel(seed: int, dimensions: int) -> tuple[Triple, str]:
+    """Voxel size (last axis perpendicular to the slices) and plane, over the trained range."""
+    d = _Draw(seed)
+    if dimensions == 2:
+        inside = d.pick(fine=0.5, middle=0.3, coarse=0.2)
+        xy = {"fine": d.uniform(0.34, 0.6), "middle": d.uniform(0.6, 0.8), "coarse": d.uniform(0.8, 1.1)}[inside]
+        z = d.uniform(2.5, 4.5) if d.chance(0.35) else d.uniform(4.5, 8.0)
+        return (xy, xy, z), d.pick(axial=0.85, coronal=0.08, sagittal=0.07)
+    kind = d.pick(millimetre=0.45, fine=0.15, half=0.15, thicker=0.25)
+    if kind == "thicker":
+        xy = d.uniform(0.6, 1.1)
+        return (xy, xy, d.uniform(max(1.2, xy), 2.45)), d.pick(axial=0.8, coronal=0.1, sagittal=0.1)
+    iso = {"millimetre": d.uniform(0.88, 1.15), "fine": d.uniform(0.62, 0.9), "half": d.uniform(0.45, 0.62)}[kind]
+    return (iso, iso * d.uniform(0.95, 1.08), iso * d.uniform(0.95, 1.25)), "axial"
+
+
+def draw_scene(
+    seed: int,
+    shape: tuple[int, int, int],
+    voxel_mm: Triple,
+    plane: str = "axial",
+    target: str | None = None,
+    empty_share: float = 0.1,
+) -> SceneParams:
+    """Choose the geometry of one scene. ``target`` None draws the region that the patch is centred on."""
+    d = _Draw(seed)
+    whole = target == "whole"
+    empty = d.chance(empty_share)
+    top = 2.5 if whole else 9.0
+
+    def density(share_empty: float, top: float) -> float:
+        return 0.0 if empty or d.chance(share_empty) else d.log(0.2, top)
+
+    none = (0.0, 0.0, 0.0)
+    turn = 4.0 if whole else 12.0
+    return SceneParams(
+        seed=seed,
+        target=target or d.pick(centrum=0.5, basal=0.28, brain=0.14, head=0.08),
+        shape=shape,
+        voxel_mm=voxel_mm,
+        plane=plane,
+        flip=d.chance(0.5),
+        rotation_deg=none if whole else (d.normal(turn), d.normal(turn), d.normal(turn)),
+        scale=(d.uniform(0.9, 1.12), d.uniform(0.9, 1.12), d.uniform(0.9, 1.12)),
+        elastic_mm=d.uniform(0.0, 2.2),
+        pvs_centrum=density(0.08, top),
+        pvs_basal=density(0.08, top * 1.3),
+        pvs_other=density(0.55, top * 0.5),
+        pvs_diameter_mm=d.uniform(0.75, 1.6),
+        pvs_diameter_spread=d.uniform(0.15, 0.45),
+        pvs_length_mm=d.log(3.0, 12.0),
+        pvs_strength=d.uniform(0.3, 1.0),
+        pvs_strength_spread=d.uniform(0.1, 0.35),
+        pvs_wander=d.uniform(0.05, 0.4),
+        lesion_burden=0.0 if d.chance(0.35) else d.uniform(0.05, 1.0),
+        lesion_dots=0.0 if d.chance(0.5) else d.log(0.03, 1.0),
+        lacunes=0.0 if d.chance(0.6) else d.log(0.003, 0.05),
+        islands=0.0 if d.chance(0.1) else d.log(0.3, 8.0),
+        voids=0.0 if d.chance(0.4) else d.log(0.05, 1.0),
+        bridges=0.0 if d.chance(0.5) else d.log(0.3, 5.0),
+    )
+
+
+def draw_scan(seed: int, dimensions: int = 3, complete: bool = False) -> ScanParams:
+    """Choose contrast and artefacts of one acquisition; ``complete`` keeps all three sequences."""
+    d = _Draw(seed)
+    kept = "all" if complete else d.pick(all=0.5, t1t2=0.1, t2flair=0.09, t1flair=0.07, t2=0.12, t1=0.08, flair=0.04)
+    present = {
+        "all": (True, True, True), "t1t2": (True, True, False), "t2flair": (False, True, True),
+        "t1flair": (True, False, True), "t2": (False, True, False), "t1": (True, False, False),
+        "flair": (False, False, True),
+    }[kept]  # fmt: skip
+    axes = 3 if dimensions == 3 else 2  # nothing is blurred or shifted across thick slices
+
+    def psf() -> Triple:
+        base = d.uniform(0.2, 0.65)  # sigma; FWHM 0.5 to 1.5 voxels
+        sharp = [base * d.uniform(0.8, 1.2) for _ in range(axes)] + [0.0] * (3 - axes)
+        return (sharp[0], sharp[1], sharp[2])
+
+    def move(sd: float) -> Triple:
+        far = [max(-1.0, min(1.0, d.normal(sd))) for _ in range(axes)] + [0.0] * (3 - axes)
+        return (far[0], far[1], far[2])
+
+    reference = 1 if present[1] else (0 if present[0] else 2)
+    soft = d.uniform(0.0, 0.5)
+    shifts = [move(soft) if c != reference else (0.0, 0.0, 0.0) for c in range(3)]
+    # Other sequences were often acquired with thicker slices than the grid they were resampled onto.
+    regrid = [1.0 if c == reference or dimensions == 2 or d.chance(0.6) else d.uniform(1.3, 4.0) for c in range(3)]
+    if dimensions == 3 and d.chance(0.12):
+        regrid[reference] = d.uniform(1.3, 3.2)
+    noise = d.log(0.012, 0.10)
+    return ScanParams(
+        seed=seed,
+        signals=tuple(tuple(row) for row in draw_signals(d.generator).tolist()),
+        present=present,
+        stripped=d.chance(0.7),
+        texture=(d.uniform(0, 0.08), d.uniform(0, 0.08), d.uniform(0, 0.08)),
+        psf=(psf(), psf(), psf()),
+        thick=(regrid[0], regrid[1], regrid[2]),
+        thick_axis=(2, 2, 2) if d.chance(0.7) else (int(d.uniform(0, 3)), int(d.uniform(0, 3)), int(d.uniform(0, 3))),
+        shift=(shifts[0], shifts[1], shifts[2]),
+        bias=(d.uniform(0, 0.3), d.uniform(0, 0.3), d.uniform(0, 0.3)),
+        noise=(noise * d.log(0.6, 1.6), noise * d.log(0.6, 1.6), noise * d.log(0.6, 1.6)),
+        grain=tuple(0.0 if d.chance(0.6) else d.uniform(0.3, 0.8) for _ in range(3)),  # type: ignore[arg-type]
+        ring_keep=tuple(1.0 if d.chance(0.8) else d.uniform(0.6, 0.9) for _ in range(3)),  # type: ignore[arg-type]
+        gamma=(math.exp(d.normal(0.12)), math.exp(d.normal(0.12)), math.exp(d.normal(0.12))),
+        mean_jitter=(d.normal(0.15), d.normal(0.15), d.normal(0.15)),
+        scale_jitter=(math.exp(d.normal(0.15)), math.exp(d.normal(0.15)), math.exp(d.normal(0.15))),
+    )

@@ -1,0 +1,1 @@
+"""Training from simulated scans: data, losses, and one loop."""

@@ -1,0 +1,172 @@
+"""Anatomies from files, and an endless stream of simulated patches with prompts."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from scipy import ndimage
+from torch import Tensor
+
+from pvs_model.config import NetworkConfig
+from pvs_model.errors import VolumeError
+from pvs_model.nets.slices import stack_slices
+from pvs_model.nets.text import TRAINING_TEMPLATES, prompt
+from pvs_model.synth.anatomy import BASAL_GANGLIA, CENTRUM_SEMIOVALE, Anatomy, build
+from pvs_model.synth.engine import Scene, acquire, draw_scan, draw_scene, draw_voxel, render, standardise
+from pvs_model.types import SEQUENCES
+
+#: Fine grids get a margin, so that blurs and shifts bring nothing invented into the patch.
+MARGIN = 4
+REGION_VALUES = {"basal ganglia": BASAL_GANGLIA, "centrum semiovale": CENTRUM_SEMIOVALE}
+
+
+def load_anatomy(path: Path, cache: Path | None = None) -> Anatomy:
+    """An anatomy from a label map with FreeSurfer ids, of any orientation and spacing.
+
+    Args:
+        path: ``.nii``, ``.nii.gz`` or ``.mgz``.
+        cache: folder that keeps the prepared anatomy (building takes some 10 s).
+
+    Raises:
+        VolumeError: when the file cannot be read or holds no FreeSurfer ids.
+    """
+    kept = cache / f"{path.name}-{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}.safetensors" if cache else None
+    if kept is not None and kept.is_file():
+        with safe_open(kept, framework="pt") as file:
+            head = file.metadata()["whole_head"] == "1"
+            tissues, regions, field, histogram = (
+                file.get_tensor(name) for name in ("tissues", "regions", "field", "histogram")
+            )
+        return Anatomy(path.name, tissues, regions, field, histogram, head)
+    from pvs_model.volume.geometry import to_ras
+    from pvs_model.volume.io import read
+
+    volume, _ = to_ras(read(path))
+    labels = np.rint(volume.data).astype(np.int32)
+    zoom = np.asarray(volume.spacing_mm)
+    if not np.allclose(zoom, 1.0, atol=0.02):
+        labels = ndimage.zoom(labels, zoom, order=0, grid_mode=True, mode="nearest")
+    anatomy = build(labels, path.name)
+    if kept is not None:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        part = kept.with_suffix(".part")
+        tensors_by_name = {n: getattr(anatomy, n).contiguous() for n in ("tissues", "regions", "field", "histogram")}
+        save_file(tensors_by_name, part, metadata={"whole_head": str(int(anatomy.whole_head))})
+        part.replace(kept)
+    return anatomy
+
+
+def label_maps(folder: Path) -> list[Path]:
+    """Label map files of a folder, sorted by name.
+
+    Raises:
+        VolumeError: when the folder is missing or holds none.
+    """
+    paths = sorted(p for p in folder.glob("*") if p.name.endswith((".nii", ".nii.gz", ".mgz")))
+    if not paths:
+        raise VolumeError(f"{folder}: expected label maps (.nii.gz with FreeSurfer ids), found none")
+    return paths
+
+
+@dataclass(frozen=True)
+class Batch:
+    """images (B, C, *spatial) float32, label (B, 1, *spatial) float32 0/1, one prompt per sample."""
+
+    images: Tensor
+    label: Tensor
+    prompts: list[str]
+
+
+class PatchStream:
+    """Endless simulated patches.
+
+    Scenes are rendered once and kept in a pool; each visit draws a new scan of one (contrast, noise,
+    blur, missing sequences), a new crop, a flip, and a prompt. Every ``refresh`` samples a new scene joins
+    the pool, and the oldest leaves a full one. Which scenes a visit chooses from, and which it takes,
+    follows from its number alone, so a stream set to ``visits`` goes on as if it had never stopped.
+    """
+
+    def __init__(
+        self,
+        anatomies: list[Anatomy],
+        config: NetworkConfig,
+        patch: int,
+        seed: int,
+        pool: int = 300,
+        refresh: int = 3,
+        region_share: float = 0.2,
+    ) -> None:
+        self.anatomies = anatomies
+        self.config = config
+        self.patch = patch
+        self.seed = seed
+        self.capacity = pool
+        self.refresh = refresh
+        self.region_share = region_share
+        self.scenes: dict[int, Scene] = {}
+        self.visits = 0
+
+    def render(self, number: int) -> Scene:
+        """Render a scene of this stream by its number."""
+        seed = self.seed * 1_000_003 + number
+        rng = random.Random(seed)
+        voxel, plane = draw_voxel(seed, self.config.dimensions)
+        side = self.patch + 2 * MARGIN
+        shape = (side, side, side if self.config.dimensions == 3 else 5)
+        return render(draw_scene(seed, shape, voxel, plane), rng.choice(self.anatomies))
+
+    def sample(self, scene: Scene, seed: int, region: str | None = None, template: int | None = None) -> Batch:
+        """One patch of a scene: a new scan, crop, flip and prompt, all from ``seed``."""
+        rng = random.Random(seed)
+        scan_params = draw_scan(seed, self.config.dimensions)
+        images = standardise(acquire(scene, scan_params), scene)
+        label = scene.label
+        if region is None:
+            asked = rng.random() < self.region_share
+            region = rng.choice(list(REGION_VALUES)) if asked else "brain"
+        if region != "brain":
+            label = label & (scene.regions == REGION_VALUES[region])
+        start = [rng.randint(0, n - self.patch) for n in images.shape[1:3]]
+        crop = [slice(s, s + self.patch) for s in start]
+        if self.config.dimensions == 3:
+            last = rng.randint(0, images.shape[3] - self.patch)
+            crop.append(slice(last, last + self.patch))
+            images, label = images[(slice(None), *crop)], label[tuple(crop)][None]
+        else:
+            z = rng.randint(1, images.shape[3] - 2)
+            window = images[:, crop[0], crop[1], z - 1 : z + 2]
+            images = stack_slices(window, self.config.neighbour_slices)[1]
+            label = label[crop[0], crop[1], z][None]
+        # Left and right are alike; now and then any axis, for scans in unusual orientations.
+        axes = [a for a in range(1, images.ndim) if rng.random() < (0.5 if a == 1 else 0.1)]
+        if axes:
+            images, label = images.flip(axes), label.flip(axes)
+        present = [name for name, there in zip(SEQUENCES, scan_params.present, strict=True) if there]
+        words = prompt(
+            present, scene.thickness_mm, region, rng.choice(TRAINING_TEMPLATES) if template is None else template
+        )
+        return Batch(images.contiguous()[None], label.float().contiguous()[None], [words])
+
+    def batch(self, size: int) -> Batch:
+        """The next ``size`` samples."""
+        parts = []
+        for _ in range(size):
+            newest = self.visits // self.refresh
+            oldest = max(0, newest + 1 - self.capacity)
+            seed = self.seed * 7_000_003 + self.visits
+            number = random.Random(seed).randrange(oldest, newest + 1)
+            self.scenes = {k: scene for k, scene in self.scenes.items() if k >= oldest}
+            if number not in self.scenes:  # rendered when first taken, also after a resume
+                self.scenes[number] = self.render(number)
+            parts.append(self.sample(self.scenes[number], seed))
+            self.visits += 1
+        return Batch(
+            torch.cat([p.images for p in parts]), torch.cat([p.label for p in parts]), [p.prompts[0] for p in parts]
+        )

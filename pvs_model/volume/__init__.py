@@ -1,0 +1,1 @@
+"""Volumes: reading and writing them, moving between grids, and their intensities."""

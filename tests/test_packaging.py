@@ -1,0 +1,168 @@
+"""Facts of the packaging that a challenge or a user's machine relies on, read from the files."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import pvs_model
+
+ROOT = Path(__file__).parent.parent
+PIN = re.compile(r"[A-Za-z0-9]+(?:[-_.][A-Za-z0-9]+)*==[0-9][A-Za-z0-9.!]*")
+HADOLINT = shutil.which("hadolint") or shutil.which("hadolint", path=str(Path(sys.executable).parent))
+
+
+def instructions(text: str) -> list[tuple[str, str]]:
+    """A Dockerfile as (INSTRUCTION, arguments), comments left out and continued lines joined."""
+    kept = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
+    joined = re.sub(r"\\\n", " ", "\n".join(kept))
+    return [
+        (word.upper(), " ".join(rest.split())) for word, _, rest in (x.partition(" ") for x in joined.splitlines() if x)
+    ]
+
+
+def requirements(name: str) -> list[str]:
+    """The lines of a requirements file without comments."""
+    lines = (re.sub(r"(^|\s)#.*", "", line).strip() for line in (ROOT / name).read_text(encoding="utf-8").splitlines())
+    return [line for line in lines if line]
+
+
+@pytest.fixture(scope="module")
+def dockerfile() -> list[tuple[str, str]]:
+    return instructions((ROOT / "Dockerfile").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def last_stage(dockerfile: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """What makes the image: the instructions from the last FROM on."""
+    start = max(i for i, (word, _) in enumerate(dockerfile) if word == "FROM")
+    return dockerfile[start:]
+
+
+def only(stage: list[tuple[str, str]], word: str) -> str:
+    (value,) = [rest for name, rest in stage if name == word]
+    return value
+
+
+# ---- Dockerfile ---------------------------------------------------------------------------------------------------
+
+
+def test_every_stage_starts_from_the_pinned_base(dockerfile: list[tuple[str, str]]) -> None:
+    bases = {rest.split()[0] for word, rest in dockerfile if word == "FROM"}
+    assert bases == {"python:3.11-slim-bookworm"}
+
+
+def test_the_user_is_a_number_and_not_root(last_stage: list[tuple[str, str]]) -> None:
+    user, group = only(last_stage, "USER").split(":")  # a name could not be checked by runAsNonRoot
+    assert int(user) > 0
+    assert int(group) > 0
+    assert last_stage.index(("USER", f"{user}:{group}")) > max(
+        i for i, (word, _) in enumerate(last_stage) if word == "RUN"
+    )
+
+
+def test_the_entry_point_is_in_exec_form(last_stage: list[tuple[str, str]]) -> None:
+    assert json.loads(only(last_stage, "ENTRYPOINT")) == ["python", "/opt/app/process.py"]
+    assert not [word for word, _ in last_stage if word == "CMD"]
+
+
+def test_nothing_is_fetched_at_run_time(last_stage: list[tuple[str, str]]) -> None:
+    settings = dict(pair.split("=", 1) for pair in only(last_stage, "ENV").split())
+    assert settings["HF_HUB_OFFLINE"] == settings["TRANSFORMERS_OFFLINE"] == "1"
+    assert settings["PYTHONDONTWRITEBYTECODE"] == "1"
+    assert settings["HOME"] == "/tmp"
+
+
+def test_packages_come_from_the_pinned_requirements_only(last_stage: list[tuple[str, str]]) -> None:
+    runs = " && ".join(rest for word, rest in last_stage if word == "RUN")
+    commands = [command for command in re.split(r"&&|;", runs) if "install" in command]
+    assert commands, "the Dockerfile installs nothing?"
+    for command in commands:
+        assert "requirements.txt" in command, command
+        assert "--no-cache-dir" in command, command
+    assert not re.search(r"\bapt(-get)?\b|\bgcc\b|build-essential", runs)
+
+
+def test_only_the_program_is_copied(dockerfile: list[tuple[str, str]]) -> None:
+    copied = {
+        source for word, rest in dockerfile if word == "COPY" for source in rest.split()[:-1] if "--from=" not in source
+    }
+    assert copied == {"LICENSE", "process.py", "pvs_model/", "weights/", "requirements.txt", "/opt/app"}
+    assert not [rest for word, rest in dockerfile if word == "ADD"]
+    kept = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    assert set(kept) == copied - {"/opt/app"}, ".dockerignore must let in what is copied, and nothing else"
+    assert "*" in (ROOT / ".dockerignore").read_text().splitlines()
+
+
+def test_labels(last_stage: list[tuple[str, str]]) -> None:
+    labels = dict(re.findall(r'org\.opencontainers\.image\.(\w+)="([^"]*)"', only(last_stage, "LABEL")))
+    assert set(labels) == {"title", "description", "licenses", "version"}
+    assert labels["version"] == pvs_model.__version__
+    assert labels["licenses"] == "Apache-2.0"
+
+
+@pytest.mark.skipif(HADOLINT is None, reason="hadolint is not installed")
+def test_hadolint_is_content(tmp_path: Path) -> None:
+    assert HADOLINT is not None
+    done = subprocess.run([HADOLINT, str(ROOT / "Dockerfile")], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+    bad = tmp_path / "Dockerfile"
+    bad.write_text("FROM python\nRUN pip install torch\n")
+    assert subprocess.run([HADOLINT, str(bad)], capture_output=True, check=False).returncode != 0
+
+
+# ---- requirements -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt", "requirements-nodeps.txt"])
+def test_every_package_is_pinned_once(name: str) -> None:
+    lines = requirements(name)
+    if name == "requirements-dev.txt":
+        assert lines.pop(0) == "-r requirements.txt"
+        packages = [line.split("==")[0].lower() for line in lines + requirements("requirements.txt")]
+    else:
+        packages = [line.split("==")[0].lower() for line in lines]
+    assert [line for line in lines if not PIN.fullmatch(line)] == []
+    assert len(packages) == len(set(packages)) > 0
+
+
+@pytest.mark.parametrize(
+    "line", ["torch", "torch>=2", "torch==2.*", "torch==2.13.0 ; python_version > '3'", "-e .", "torch==2,<3"]
+)
+def test_the_pin_pattern_can_fail(line: str) -> None:
+    assert not PIN.fullmatch(line)
+
+
+# ---- pyproject, licence, changelog --------------------------------------------------------------------------------
+
+
+def test_the_version_has_one_source() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert "version" not in settings["project"]
+    assert settings["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "pvs_model.__version__"}
+    assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+|rc\d+)?", pvs_model.__version__)
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert "## [Unreleased]" in changes
+    assert pvs_model.__version__ in changes
+
+
+def test_the_licence_is_whole() -> None:
+    text = (ROOT / "LICENSE").read_text(encoding="utf-8")
+    assert "Version 2.0, January 2004" in text
+    assert "END OF TERMS AND CONDITIONS" in text
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert settings["project"]["license"] == "Apache-2.0"
+
+
+def test_ci_is_an_executable_script_that_stops_at_errors() -> None:
+    script = ROOT / ".ci" / "run"
+    assert script.stat().st_mode & 0o111 == 0o111
+    assert script.read_text().startswith("#!/usr/bin/env bash\n")
+    assert "set -euo pipefail" in script.read_text()
