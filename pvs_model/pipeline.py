@@ -18,7 +18,7 @@ import numpy as np
 
 from pvs_model import __version__
 from pvs_model.config import THICK_SLICE_MM
-from pvs_model.errors import PVSError, VolumeError
+from pvs_model.errors import PVSError, VolumeError, WeightsError
 from pvs_model.layouts import Layout, Options, choose
 from pvs_model.types import SEQUENCES, Case, FloatArray, Grid, Mask, Volume
 
@@ -133,6 +133,11 @@ def prepare(volumes: dict[str, Volume], n4: bool = False) -> Prepared:
         if n4:
             volume = intensity.correct_bias(volume, head)
         image[channel] = intensity.standardise(volume.data, head)
+        if image[channel].any():
+            continue
+        if name == reference:
+            raise VolumeError(f"{volume.source}: expected contrast within the head, found one value in all of it")
+        warnings.append(f"{name} has one value in all of the head and was left out")
     return Prepared(image, inside, upright.grid, reference, undo, tuple(warnings))
 
 
@@ -142,11 +147,12 @@ def network_kind(grid: Grid) -> str:
 
 
 def predict(
-    prepared: Prepared, ensemble: Ensemble, text: Any, device: Any, mirror: bool = False, progress: Any = None
+    prepared: Prepared, ensemble: Ensemble, text: Any, device: Any, mirror: bool = False, bar: Any = None
 ) -> FloatArray:
     """Probability (x, y, z) on the prepared grid: crop, turn slices to the last axis, respace where needed, predict."""
     import torch
 
+    from pvs_model.inference.predict import count_windows
     from pvs_model.inference.predict import predict as run
     from pvs_model.volume import geometry
 
@@ -161,7 +167,10 @@ def predict(
         channels, back = [volume for volume, _ in pairs], pairs[0][1]
     order = slices_last(channels[0].spacing_mm, ensemble.dimensions)
     stacked = np.stack([volume.data.transpose(order) for volume in channels])
-    found = run(ensemble, torch.from_numpy(stacked), text, device, mirror=mirror, progress=progress).numpy()
+    if bar is not None:
+        bar.reset(total=count_windows(ensemble, stacked.shape[1:]))
+    update = None if bar is None else bar.update
+    found = run(ensemble, torch.from_numpy(stacked), text, device, mirror=mirror, progress=update).numpy()
     found = np.ascontiguousarray(found.transpose(np.argsort(order)))
     if back is not None:
         found = back(found)
@@ -199,7 +208,7 @@ class Segmenter:
     """Segments one case after another with the networks of one weights folder.
 
     Raises:
-        WeightsError: when the manifest is missing or damaged.
+        WeightsError: when the manifest is missing.
         DeviceError: when the device asked for is not there.
     """
 
@@ -207,6 +216,12 @@ class Segmenter:
         self.settings = settings
         self._weights: Weights | None = None
         self._device: Any = None
+        # Told before the first image is read, and without the seconds that torch takes to import.
+        manifest = settings.weights / "MANIFEST.json"
+        if not manifest.is_file():
+            raise WeightsError(f"{manifest}: expected the manifest of the weights, found no such file")
+        if settings.device == "cuda":
+            _ = self.device
 
     @property
     def weights(self) -> Weights:
@@ -242,12 +257,13 @@ class Segmenter:
         with stage(case.name, "load", seconds):
             kind = network_kind(prepared.grid)
             ensemble = self.weights.ensemble(kind)
-            prompt = self.settings.prompt or self._prompt(list(volumes), prepared.grid)
+            present = [name for name, channel in zip(SEQUENCES, prepared.image, strict=True) if channel.any()]
+            prompt = self.settings.prompt or self._prompt(present, prepared.grid)
             text = self.weights.embed(prompt)
             device = self.device
         with stage(case.name, f"predict ({kind}, {len(ensemble.networks)} networks, {device.type})", seconds):
-            with _bar(case.name, ensemble, prepared) as progress:
-                probability = predict(prepared, ensemble, text, device, self.settings.mirror, progress)
+            with _bar(case.name) as bar:
+                probability = predict(prepared, ensemble, text, device, self.settings.mirror, bar)
         from pvs_model.inference.postprocess import to_mask
 
         mask = to_mask(probability, ensemble.threshold, prepared.inside)
@@ -256,7 +272,7 @@ class Segmenter:
             "members": len(ensemble.networks),
             "threshold": ensemble.threshold,
             "prompt": prompt,
-            "sequences": list(volumes),
+            "sequences": present,
             "reference": prepared.reference,
             "spacing_mm": [round(s, 4) for s in prepared.grid.spacing_mm],
             "voxels": int(mask.sum()),
@@ -273,7 +289,7 @@ class Segmenter:
 
 
 @contextmanager
-def _bar(name: str, ensemble: Ensemble, prepared: Prepared) -> Iterator[Any]:
+def _bar(name: str) -> Iterator[Any]:
     """A progress bar over windows on a terminal; nothing elsewhere."""
     if not sys.stderr.isatty():
         yield None
@@ -281,7 +297,7 @@ def _bar(name: str, ensemble: Ensemble, prepared: Prepared) -> Iterator[Any]:
     from tqdm import tqdm
 
     with tqdm(desc=name, unit=" windows", leave=False) as bar:
-        yield bar.update
+        yield bar
 
 
 def write(case: Case, result: Segmentation, layout: Layout, output: Path) -> Path:
@@ -323,8 +339,8 @@ def run(
     layout = choose(source, layout_name, options)
     cases = layout.find_cases(source)
     log.info("%s: %d case%s (%s)", source, len(cases), "" if len(cases) == 1 else "s", layout.name)
-    layout.prepare_output(output)
     segmenter = Segmenter(settings)
+    layout.prepare_output(output)
     failures: list[str] = []
     for number, case in enumerate(cases, 1):
         began = time.perf_counter()

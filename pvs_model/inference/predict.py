@@ -94,7 +94,8 @@ def predict(
     Raises:
         DeviceError: when memory runs out on the CPU as well.
     """
-    for attempt in attempts(device, batch):
+    ways = list(attempts(device, batch))
+    for attempt, safer in zip(ways, [*ways[1:], None], strict=True):
         try:
             return _run(ensemble, image, text, attempt, mirror, progress)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -102,7 +103,8 @@ def predict(
                 raise
             if attempt.device.type != "cpu":
                 torch.cuda.empty_cache()
-            log.warning("out of memory with %s; trying a safer way", attempt)
+            if safer is not None:
+                log.warning("out of memory with %s; trying %s", attempt, safer)
     raise DeviceError("expected enough memory for one window on the CPU, found that it ran out")
 
 

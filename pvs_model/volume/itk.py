@@ -1,0 +1,110 @@
+"""Every other image file, through SimpleITK, whose LPS+ coordinates are turned into RAS+ here."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pvs_model.errors import VolumeError
+from pvs_model.types import Affine, Grid, spacing_of
+from pvs_model.volume.headers import Opened, believable, damaged, one_volume, replace_file
+
+ITK_IO = {
+    ".mha": "MetaImageIO",
+    ".mhd": "MetaImageIO",
+    ".nrrd": "NrrdImageIO",
+    ".tif": "TIFFImageIO",
+    ".tiff": "TIFFImageIO",
+}
+
+#: RAS+ to LPS+ and back.
+LPS = np.diag([-1.0, -1.0, 1.0])
+
+
+def _sitk() -> Any:
+    """SimpleITK, its warnings (on odd metadata, mostly) kept from the terminal."""
+    import SimpleITK
+
+    sitk: Any = SimpleITK
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    return sitk
+
+
+def open_itk(path: Path, extension: str) -> Opened:
+    """Read and judge the header of a file whose extension is in ``ITK_IO``.
+
+    Raises:
+        VolumeError: damaged, not 3D, several values per voxel, or an impossible grid.
+    """
+    sitk = _sitk()
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO(ITK_IO[extension])
+    reader.SetFileName(os.fspath(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise damaged(path) from error
+    dimensions = reader.GetDimension()
+    shape = tuple(int(n) for n in reader.GetSize())
+    components = reader.GetNumberOfComponents()
+    pixel = sitk.GetPixelIDValueAsString(reader.GetPixelIDValue()).lower()
+    if components != 1 or "complex" in pixel:
+        kind = "complex" if "complex" in pixel else f"{components} values per voxel"
+        raise VolumeError(f"{path}: expected one real value per voxel, found {kind}")
+    xyz = one_volume(path, shape)
+    spacing = [float(s) for s in reader.GetSpacing()[:3]]
+    origin = [float(o) for o in reader.GetOrigin()[:3]]
+    direction = np.array(reader.GetDirection()).reshape(dimensions, dimensions)[:3, :3]
+    affine = np.eye(4)
+    affine[:3, :3] = LPS @ direction @ np.diag(spacing)
+    affine[:3, 3] = LPS @ np.array(origin)
+    believable(path, affine)
+
+    def load() -> npt.NDArray[Any]:
+        reader.SetOutputPixelType(sitk.sitkFloat32)
+        if dimensions > 3:
+            reader.SetExtractSize([*xyz, *[0] * (dimensions - 3)])
+        try:
+            data: npt.NDArray[Any] = sitk.GetArrayFromImage(reader.Execute()).transpose(2, 1, 0)
+            return data
+        except RuntimeError as error:
+            raise damaged(path) from error
+
+    geometry = (spacing, origin, [float(d) for d in direction.ravel()])
+    return Opened(Grid(xyz, affine), load, itk=geometry)
+
+
+def itk_geometry(affine: Affine) -> tuple[list[float], list[float], list[float]]:
+    """(spacing, origin, direction) in LPS+, the direction flattened by rows."""
+    spacing = spacing_of(affine)
+    direction = LPS @ affine[:3, :3] / np.array(spacing)
+    origin = LPS @ affine[:3, 3]
+    return list(spacing), [float(o) for o in origin], [float(d) for d in direction.ravel()]
+
+
+def write_itk(
+    path: Path,
+    voxels: npt.NDArray[Any],
+    geometry: tuple[list[float], list[float], list[float]],
+) -> None:
+    """Write voxels (x, y, z) as compressed MetaImage with (spacing, origin, direction) in LPS+.
+
+    Raises:
+        VolumeError: it cannot be written.
+    """
+    sitk = _sitk()
+    image = sitk.GetImageFromArray(np.ascontiguousarray(voxels.transpose(2, 1, 0)))
+    spacing, origin, direction = geometry
+    image.SetSpacing(spacing)
+    image.SetOrigin(origin)
+    image.SetDirection(direction)
+    replace_file(
+        path,
+        lambda part: sitk.WriteImage(
+            image, os.fspath(part), useCompression=True, imageIO="MetaImageIO"
+        ),
+    )

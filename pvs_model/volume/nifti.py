@@ -1,0 +1,150 @@
+"""NIfTI and MGH files, through nibabel, which reads any sform, sheared ones too."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pvs_model.errors import VolumeError
+from pvs_model.types import Affine, Grid
+from pvs_model.volume.headers import SPACING_RANGE_MM, Opened, believable, damaged, one_volume, replace_file
+
+NIBABEL = (".nii.gz", ".nii", ".mgz")
+
+#: Deflate cannot shrink anything by more than this factor.
+MOST_COMPRESSION = 1032
+
+
+def open_nibabel(path: Path, extension: str) -> Opened:
+    """Read and judge the header of a file whose extension is in ``NIBABEL``.
+
+    Raises:
+        VolumeError: damaged, not 3D, colour or complex, several volumes, or an impossible grid.
+    """
+    import nibabel as nib
+    from nibabel.imageglobals import LoggingOutputSuppressor
+
+    # What nibabel, gzip and numpy raise for files that are not what they say.
+    broken = (
+        nib.filebasedimages.ImageFileError,
+        nib.spatialimages.HeaderDataError,
+        nib.wrapstruct.WrapStructError,
+        OSError,
+        EOFError,
+        zlib.error,
+        ValueError,
+        TypeError,
+        KeyError,
+        OverflowError,
+        IndexError,
+    )
+    try:
+        with LoggingOutputSuppressor():
+            image: Any = _nibabel_class(path, extension).from_filename(os.fspath(path))
+            shape = tuple(int(n) for n in image.shape)
+            dtype = np.dtype(image.get_data_dtype())
+            affine = np.array(image.affine, dtype=np.float64)
+            pixdim = _raw_pixdim(image) if extension != ".mgz" else np.ones(3)
+    except broken as error:
+        raise damaged(path, error) from error
+    if dtype.fields is not None or dtype.kind == "c":
+        kind = "complex" if dtype.kind == "c" else "colour"
+        raise VolumeError(f"{path}: expected one real value per voxel, found {kind} voxels")
+    xyz = one_volume(path, shape)
+    if not (np.isfinite(pixdim) & (pixdim != 0)).all():
+        raise VolumeError(
+            f"{path}: expected a voxel spacing above {SPACING_RANGE_MM[0]} mm, found "
+            f"{' x '.join(f'{s:g}' for s in pixdim)} in its header"
+        )
+    believable(path, affine)
+    most = path.stat().st_size * (1 if extension == ".nii" else MOST_COMPRESSION)
+    if int(np.prod(xyz, dtype=np.int64)) * dtype.itemsize > most:
+        raise damaged(path)
+
+    def load() -> npt.NDArray[Any]:
+        try:
+            with LoggingOutputSuppressor():
+                data: npt.NDArray[Any] = image.get_fdata(dtype=np.float32, caching="unchanged")
+                return data
+        except broken as error:
+            raise damaged(path, error) from error
+
+    nifti = image.header if isinstance(image, nib.Nifti1Pair) else None
+    return Opened(Grid(xyz, affine), load, nifti=nifti)
+
+
+def _nibabel_class(path: Path, extension: str) -> Any:
+    """The image class by extension and, for NIfTI, by the size of the header."""
+    import nibabel as nib
+
+    if extension == ".mgz":
+        return nib.MGHImage
+    opener: Any = gzip.open if extension == ".nii.gz" else open
+    with opener(path, "rb") as file:
+        start = file.read(4)
+    if 540 in (int.from_bytes(start, "little"), int.from_bytes(start, "big")):
+        return nib.Nifti2Image
+    return nib.Nifti1Image
+
+
+def _raw_pixdim(image: Any) -> npt.NDArray[np.float64]:
+    """pixdim[1:4] as they stand in the file: nibabel's own header has zeros mended to ones."""
+    with image.file_map["image"].get_prepare_fileobj("rb") as file:
+        header = type(image.header).from_fileobj(file, check=False)
+    return np.array(header["pixdim"][1:4], dtype=np.float64)
+
+
+def nifti_header(affine: Affine) -> Any:
+    """A new NIfTI-1 header. Other software may look at either form, so both are set.
+
+    The qform cannot hold shear; the sform, which most readers prefer, does.
+    """
+    import nibabel as nib
+
+    header: Any = nib.Nifti1Header()
+    header.set_data_shape((1, 1, 1))
+    header.set_sform(affine, code=1)
+    header.set_qform(affine, code=1)
+    header.set_xyzt_units("mm")
+    return header
+
+
+def write_nifti(path: Path, voxels: npt.NDArray[Any], header: Any) -> None:
+    """Write header and voxels as they are.
+
+    By hand and not by nibabel's image class, which would write NaN for a slope of 1.
+    """
+    pixdim = header["pixdim"].copy()
+    header.set_data_dtype(voxels.dtype)
+    header.set_data_shape(voxels.shape)
+    header["pixdim"] = pixdim  # set_data_shape resets those beyond the third axis
+    header["scl_slope"], header["scl_inter"] = 1, 0
+    header["cal_min"], header["cal_max"] = 0, 0
+    header["intent_code"], header["intent_name"] = 0, b""
+    # The reference's own text may name the patient.
+    for text in ("descrip", "aux_file", "db_name"):
+        if text in header:
+            header[text] = b""
+    header["magic"] = header.single_magic
+    header["vox_offset"] = header.single_vox_offset
+    stored = voxels.astype(voxels.dtype.newbyteorder(header.endianness), copy=False)
+    content = header.binaryblock
+    content += b"\0" * (int(header.single_vox_offset) - len(content))
+    content += stored.tobytes(order="F")
+
+    def write(part: Path) -> None:
+        with part.open("wb") as file:
+            if path.name.lower().endswith(".gz"):
+                # No name and no time in it: the same mask is the same file.
+                with gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0) as packed:
+                    packed.write(content)
+            else:
+                file.write(content)
+
+    replace_file(path, write)
