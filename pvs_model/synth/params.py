@@ -128,13 +128,13 @@ def draw_scene(
     top = 2.5 if whole else 9.0
 
     def density(share_empty: float, top: float) -> float:
-        return 0.0 if empty or d.chance(share_empty) else d.log(0.2, top)
+        return 0.0 if empty or d.chance(share_empty) else d.log(0.2 if whole else 0.4, top)
 
     none = (0.0, 0.0, 0.0)
     turn = 4.0 if whole else 12.0
     return SceneParams(
         seed=seed,
-        target=target or d.pick(centrum=0.5, basal=0.28, brain=0.14, head=0.08),
+        target=target or d.pick(centrum=0.5, basal=0.3, brain=0.15, head=0.05),
         shape=shape,
         voxel_mm=voxel_mm,
         plane=plane,

@@ -24,6 +24,8 @@ from pvs_model.types import SEQUENCES
 
 #: Fine grids get a margin, so that blurs and shifts bring nothing invented into the patch.
 MARGIN = 4
+#: One scene in so many is kept as drawn; the others hold at least ``FEW_VOXELS`` if ``ATTEMPTS`` draws bring them.
+EMPTY_EVERY, FEW_VOXELS, ATTEMPTS = 8, 20, 4
 REGION_VALUES = {"basal ganglia": BASAL_GANGLIA, "centrum semiovale": CENTRUM_SEMIOVALE}
 
 
@@ -114,13 +116,21 @@ class PatchStream:
         self.visits = 0
 
     def render(self, number: int) -> Scene:
-        """Render a scene of this stream by its number."""
-        seed = self.seed * 1_000_003 + number
-        rng = random.Random(seed)
-        voxel, plane = draw_voxel(seed, self.config.dimensions)
+        """Render a scene of this stream by its number.
+
+        Left to chance, half of the small patches hold no PVS: all but one in ``EMPTY_EVERY`` are drawn
+        again, a few times at most.
+        """
         side = self.patch + 2 * MARGIN
         shape = (side, side, side if self.config.dimensions == 3 else 5)
-        return render(draw_scene(seed, shape, voxel, plane), rng.choice(self.anatomies))
+        for attempt in range(1 if number % EMPTY_EVERY == 0 else ATTEMPTS):
+            seed = (self.seed * 1_000_003 + number) * ATTEMPTS + attempt
+            rng = random.Random(seed)
+            voxel, plane = draw_voxel(seed, self.config.dimensions)
+            scene = render(draw_scene(seed, shape, voxel, plane), rng.choice(self.anatomies))
+            if int(scene.label.sum()) >= FEW_VOXELS:
+                break
+        return scene
 
     def sample(self, scene: Scene, seed: int, region: str | None = None, template: int | None = None) -> Batch:
         """One patch of a scene: a new scan, crop, flip and prompt, all from ``seed``."""

