@@ -1,0 +1,72 @@
+"""``python -m pvs_model``: the commands around the main job, and the demo's picture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from pvs_model.cli import main
+from pvs_model.demo import BOTH, FOUND, TRUTH, overlay
+from pvs_model.layouts import choose
+from pvs_model.volume.io import read_grid, write_volume
+
+
+@pytest.fixture
+def label_maps(small_labels: npt.NDArray[np.int32], tmp_path: Path) -> Path:
+    folder = tmp_path / "maps"
+    for name in ("a", "b"):
+        write_volume(folder / f"{name}.nii.gz", small_labels, np.eye(4))
+    return folder
+
+
+def test_simulate_writes_cases_that_the_container_reads(label_maps: Path, tmp_path: Path, capsys: object) -> None:
+    output = tmp_path / "cases"
+    arguments = ["simulate", "--anatomies", str(label_maps), "--count", "2", "--voxel-mm", "1.5", "1.5", "3"]
+    assert main([*arguments, "--output", str(output)]) == 0
+    cases = choose(output).find_cases(output)
+    assert [case.name for case in cases] == ["sim0000", "sim0001"]
+    for case in cases:
+        assert case.problem is None and set(case.images) == {"T1w", "T2w", "FLAIR"}
+        grids = [read_grid(path) for path in case.images.values()]
+        grids.append(read_grid(output / case.name / f"{case.name}_PVS.nii.gz"))
+        assert {grid.shape for grid in grids} == {grids[0].shape}
+        assert all(np.allclose(grid.affine, grids[0].affine) for grid in grids)
+        assert np.allclose(grids[0].spacing_mm, (1.5, 1.5, 3.0))
+        record = json.loads((output / case.name / f"{case.name}_simulation.json").read_text())
+        assert record["anatomy"] in ("a.nii.gz", "b.nii.gz")
+
+
+def test_errors_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    missing = tmp_path / "nowhere"
+    assert main(["simulate", "--anatomies", str(missing), "--output", str(tmp_path / "out")]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ") and str(missing) in told and "Traceback" not in told
+
+
+def test_folds_must_leave_something_to_train_on(
+    label_maps: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["train", "--anatomies", str(label_maps), "--network", "3d", "--output", str(tmp_path / "run")]
+    assert main([*arguments, "--encoder", str(tmp_path), "--fold", "5"]) == 2
+    assert "fold < folds <= 2" in capsys.readouterr().err
+
+
+def test_segment_is_the_containers_entry_point(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["segment", "--input", str(tmp_path / "nowhere"), "--output", str(tmp_path / "out")]) == 2
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_the_overlay_shows_what_was_missed_found_and_agreed(tmp_path: Path) -> None:
+    from matplotlib.image import imread
+
+    image = np.ones((40, 40, 30), np.float32)
+    truth, mask = np.zeros(image.shape, bool), np.zeros(image.shape, bool)
+    truth[10:20, 10:20], mask[10:20, 15:25] = True, True
+    overlay(image, truth, mask, tmp_path / "overlay.png")
+    pixels = imread(tmp_path / "overlay.png")[..., :3].reshape(-1, 3)
+    for colour in (TRUTH, FOUND, BOTH):
+        assert (np.abs(pixels - colour).max(1) < 0.02).mean() > 0.005
