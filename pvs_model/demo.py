@@ -89,4 +89,4 @@ def overlay(
             axes.imshow(picture.transpose(1, 0, 2)[::-1], interpolation="nearest")
             axes.set_axis_off()
     figure.subplots_adjust(0, 0, 1, 1, 0.01, 0.01)
-    figure.savefig(path, dpi=80)
+    figure.savefig(path, dpi=130)

@@ -228,7 +228,7 @@ def _finer(labels: npt.NDArray[np.uint8]) -> Tensor:
         low = (where.amin(0) - 3).clamp_min(0).tolist()
         high = (where.amax(0) + 4).tolist()
         box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-        weight = blur((source[box] == value)[None].float(), (0.5, 0.5, 0.5))
+        weight = blur((source[box] == value)[None].float(), (0.36, 0.36, 0.36))
         weight = F.interpolate(weight[None], scale_factor=2, mode="trilinear")[0, 0]
         if best_weight is None:
             best_weight = torch.zeros(best.shape)
