@@ -1,4 +1,4 @@
-"""The house rules of DESIGN.md, section 2, read from the source with ``ast``: nothing is imported here.
+"""The house rules (which part may import which), read from the source with ``ast``: nothing is imported here.
 
 Each rule is a function from the sources to a list of complaints. Every rule is run twice: on this
 repository, where it must find nothing, and on a small made-up tree that breaks it, where it must.
@@ -131,7 +131,7 @@ def where(module: Module, line: int) -> str:
 
 
 def unknown_rooms(sources: Sources) -> list[str]:
-    return [f"{m.name}: belongs to no room of DESIGN.md" for m in sources.values() if group_of(m.room) is None]
+    return [f"{m.name}: belongs to no known room" for m in sources.values() if group_of(m.room) is None]
 
 
 def wrong_directions(sources: Sources) -> list[str]:
