@@ -40,6 +40,8 @@ def _simulate(args: argparse.Namespace) -> int:
     from pvs_model.training.data import label_maps, load_anatomy
 
     spacing = tuple(args.voxel_mm)
+    if not all(0.2 <= v <= 10 for v in spacing) or args.count < 1:
+        raise PVSError(f"--voxel-mm, --count: expected 0.2 to 10 mm and at least 1 case, found {spacing}, {args.count}")
     for number in range(args.count):
         seed = args.seed + number
         if args.anatomies is None:
@@ -64,6 +66,11 @@ def _train(args: argparse.Namespace) -> int:
     if encoder is None:
         raise PVSError("--encoder: expected the folder of a BERT encoder, found none installed")
     maps = label_maps(args.anatomies)
+    if args.patch < 16 or args.patch % 8 or args.batch < 1 or args.steps < 1:
+        raise PVSError(
+            "--patch, --batch, --steps: expected a multiple of 8 from 16 on, and at least 1 of the others, "
+            f"found {args.patch}, {args.batch}, {args.steps}"
+        )
     if not 0 <= args.fold < args.folds <= len(maps):
         raise PVSError(f"--fold {args.fold} --folds {args.folds}: expected 0 <= fold < folds <= {len(maps)} label maps")
     loaded = [load_anatomy(path, args.cache) for path in maps]
@@ -83,9 +90,16 @@ def _train(args: argparse.Namespace) -> int:
 def _release(args: argparse.Namespace) -> int:
     from pvs_model.training.release import release
 
+    try:
+        scores = json.loads(args.scores.read_text()) if args.scores else {}
+    except (OSError, ValueError) as error:
+        raise PVSError(f"{args.scores}: expected a JSON file of scores, found {error}") from error
+    missing = [path for path in args.members if not path.is_file()]
+    if missing:
+        raise PVSError(f"{missing[0]}: expected the weights of a trained network, found no such file")
     release(
         args.weights, args.network, args.members, args.threshold, args.window, args.overlap, args.data,
-        json.loads(args.scores.read_text()) if args.scores else {},
+        scores,
     )  # fmt: skip
     print(f"{args.weights}: {args.network} ensemble of {len(args.members)}, threshold {args.threshold}")
     return 0

@@ -47,6 +47,26 @@ def test_errors_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert told.startswith("error: ") and str(missing) in told and "Traceback" not in told
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["simulate", "--voxel-mm", "0", "1", "1", "--output", "OUT"],
+        ["simulate", "--voxel-mm", "nan", "1", "1", "--output", "OUT"],
+        ["simulate", "--count", "0", "--output", "OUT"],
+        ["train", "--network", "3d", "--patch", "47", "--output", "OUT", "--anatomies", "MAPS", "--encoder", "OUT"],
+        ["release", "nowhere", "--network", "3d", "--threshold", "0.5", "--window", "96", "--weights", "OUT"],
+    ],
+)
+def test_impossible_numbers_and_missing_files_are_told(
+    wrong: list[str], label_maps: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {"OUT": str(tmp_path / "out"), "MAPS": str(label_maps)}
+    assert main([places.get(word, word) for word in wrong]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ") and "expected" in told and told.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_folds_must_leave_something_to_train_on(
     label_maps: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
