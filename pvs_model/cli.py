@@ -8,8 +8,14 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from pvs_model.config import NETWORKS, NetworkConfig
 from pvs_model.errors import PVSError
+from pvs_model.training.settings import FINE_TUNING_RATE, LEARNING_RATE, LOSSES, PRECISIONS, SCHEDULES, SIMULATE_ON
+
+if TYPE_CHECKING:
+    from pvs_model.training.material import Material
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -35,56 +41,103 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _simulate(args: argparse.Namespace) -> int:
-    from pvs_model.synth.phantom import phantom
-    from pvs_model.training.cases import write_case
-    from pvs_model.training.data import label_maps, load_anatomy
+    from pvs_model.synth.protocols import on_grid
+    from pvs_model.training import sets
+    from pvs_model.training.backgrounds import load_backgrounds
 
-    spacing = tuple(args.voxel_mm)
-    if not all(0.2 <= v <= 10 for v in spacing) or args.count < 1:
-        raise PVSError(f"--voxel-mm, --count: expected 0.2 to 10 mm and at least 1 case, found {spacing}, {args.count}")
-    for number in range(args.count):
-        seed = args.seed + number
-        if args.anatomies is None:
-            anatomy = phantom(seed)
-        else:
-            maps = label_maps(args.anatomies)
-            anatomy = load_anatomy(maps[number % len(maps)])
-        folder = write_case(args.output, f"sim{seed:04d}", anatomy, seed, spacing)
-        print(f"{folder}: {anatomy.name}, seed {seed}, voxels {' x '.join(f'{v:g}' for v in spacing)} mm")
+    given = [f"--{name.replace('_', '-')}" for name in ("protocol", "voxel_mm", "backgrounds") if getattr(args, name)]
+    low, high = args.contrast
+    if len(given) > 1:
+        raise PVSError(f"{' and '.join(given)}: expected one of them, since each says which grid a case lies on")
+    if args.count < 1 or not 0 <= low <= high <= 1:
+        raise PVSError(
+            f"--count, --contrast: expected at least 1 case and 0 <= LOW <= HIGH <= 1, found {args.count}, {low:g}, "
+            f"{high:g}"
+        )
+    if args.voxel_mm and not all(0.2 <= v <= 10 for v in args.voxel_mm):
+        raise PVSError(f"--voxel-mm: expected 0.2 to 10 mm, found {' '.join(f'{v:g}' for v in args.voxel_mm)}")
+    heads = sets.Heads(args.anatomies, args.cache)
+    scans = load_backgrounds(args.backgrounds, args.anatomies, args.cache or args.output / ".cache") \
+        if args.backgrounds else []  # fmt: skip
+    if args.replay:
+        plan = sets.plan_replays(args.replay, heads, scans)
+    elif scans:
+        plan = sets.plan_mixes(args.count, args.seed, scans, (low, high))
+    else:
+        protocol = on_grid(tuple(args.voxel_mm)) if args.voxel_mm else args.protocol or "1mm"
+        plan = sets.plan_heads(args.count, args.seed, protocol, heads)
+    made = sets.write_set(args.output, plan, args.overwrite or bool(args.replay), sheet=not args.replay)
+    print(f"{args.output}: {made} cases made, {len(plan.orders) - made} were there already")
     return 0
 
 
 def _train(args: argparse.Namespace) -> int:
-    import torch
-
-    from pvs_model.config import NETWORK_2D, NETWORK_3D
+    from pvs_model.inference.predict import choose_device
     from pvs_model.nets.text import find_encoder
-    from pvs_model.training.data import label_maps, load_anatomy
-    from pvs_model.training.loop import TrainingConfig, train
+    from pvs_model.training.distributed import joined
+    from pvs_model.training.loop import train
+    from pvs_model.training.settings import TrainingConfig
 
-    encoder = args.encoder or find_encoder()
+    encoder, network = args.encoder or find_encoder(), NETWORKS[args.network]
     if encoder is None:
         raise PVSError("--encoder: expected the folder of a BERT encoder, found none installed")
-    maps = label_maps(args.anatomies)
-    if args.patch < 16 or args.patch % 8 or args.batch < 1 or args.steps < 1:
+    multiple = 2 ** (len(network.widths) - 1)
+    if args.patch < 2 * multiple or args.patch % multiple or args.batch < 1 or args.steps < 1:
         raise PVSError(
-            "--patch, --batch, --steps: expected a multiple of 8 from 16 on, and at least 1 of the others, "
-            f"found {args.patch}, {args.batch}, {args.steps}"
+            f"--patch, --batch, --steps: expected a multiple of {multiple} from {2 * multiple} on, and at least 1 of "
+            f"the others, found {args.patch}, {args.batch}, {args.steps}"
         )
-    if not 0 <= args.fold < args.folds <= len(maps):
-        raise PVSError(f"--fold {args.fold} --folds {args.folds}: expected 0 <= fold < folds <= {len(maps)} label maps")
-    loaded = [load_anatomy(path, args.cache) for path in maps]
-    held_out = loaded[args.fold :: args.folds]
-    used = [anatomy for k, anatomy in enumerate(loaded) if k % args.folds != args.fold]
-    device = torch.device(args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    if not 0 <= args.case_share <= 1 or args.workers < 0 or not args.shard_mib > 0:
+        raise PVSError(
+            "--case-share, --workers, --shard-mib: expected 0 to 1, at least 0, and above 0, "
+            f"found {args.case_share}, {args.workers}, {args.shard_mib}"
+        )
+    if args.workers and args.simulate_on == "device":
+        raise PVSError("--workers: expected 0 with --simulate-on device, for workers render on the CPU")
+    rate = FINE_TUNING_RATE if args.start else LEARNING_RATE
     training = TrainingConfig(
-        steps=args.steps, batch=args.batch, patch=args.patch, learning_rate=args.learning_rate,
-        seed=args.seed, minutes=args.minutes,
+        steps=args.steps, batch=args.batch, patch=args.patch, seed=args.seed, minutes=args.minutes,
+        learning_rate=rate if args.learning_rate is None else args.learning_rate, loss=args.loss,
+        schedule=args.schedule, precision=args.precision, workers=args.workers, simulate_on=args.simulate_on,
+        case_share=args.case_share, shard_mib=args.shard_mib,
     )  # fmt: skip
-    network = NETWORK_3D if args.network == "3d" else NETWORK_2D
-    facts = train(network, training, used, held_out, args.output, encoder, device, args.start)
-    print(json.dumps(facts))
+    with joined(choose_device(args.device)) as (ranks, device):
+        if not ranks.first:
+            logging.getLogger().setLevel(logging.WARNING)  # one process tells for all
+        material = _material(args, network)
+        facts = train(network, training, material, args.output, encoder, device, args.start, ranks)
+        if ranks.first:
+            print(json.dumps(facts))
     return 0
+
+
+def _material(args: argparse.Namespace, network: NetworkConfig) -> Material:
+    """What ``train`` learns from: what the user named, in folds."""
+    from pvs_model import pipeline
+    from pvs_model.training.data import label_maps, load_anatomy
+    from pvs_model.training.labelled import LabelledCase
+    from pvs_model.training.labelled_files import load_cases
+    from pvs_model.training.material import Material, split
+
+    if args.anatomies is None and args.cases is None:
+        raise PVSError(
+            "--anatomies, --cases: expected label maps to simulate from, labelled cases, or both; found none"
+        )
+    used: list[Path] = []
+    held_out: list[Path] = []
+    if args.anatomies is not None:
+        used, held_out = split(label_maps(args.anatomies), args.fold, args.folds, "label maps")
+    cases: list[LabelledCase] = []
+    held_out_cases: list[LabelledCase] = []
+    if args.cases is not None:
+        usable = load_cases(args.cases, network, pipeline, args.cache)
+        cases, held_out_cases = split(usable, args.fold, args.folds, "labelled cases")
+    return Material(
+        anatomies=[load_anatomy(path, args.cache) for path in used],
+        held_out_anatomies=[load_anatomy(path, args.cache) for path in held_out],
+        cases=cases,
+        held_out_cases=held_out_cases,
+    )
 
 
 def _release(args: argparse.Namespace) -> int:
@@ -123,27 +176,92 @@ def parser() -> argparse.ArgumentParser:
 
     simulate = add("simulate", _simulate, "Write simulated cases with truth and region masks, in the epvs layout.")
     simulate.add_argument("--anatomies", type=Path, help="folder of label maps with FreeSurfer ids (default: phantom)")
-    simulate.add_argument("--voxel-mm", type=float, nargs=3, default=(1.0, 1.0, 1.0), metavar=("X", "Y", "Z"))
+    simulate.add_argument("--protocol", metavar="NAME", help="a scanner's by name; or table2 (all in turn), or random")
+    simulate.add_argument("--voxel-mm", type=float, nargs=3, metavar=("X", "Y", "Z"), help="in place of --protocol")
+    simulate.add_argument("--backgrounds", type=Path, metavar="DIR", help="mix PVS into the real scans of a folder")
+    simulate.add_argument("--contrast", type=float, nargs=2, default=(0.2, 0.7), metavar=("LOW", "HIGH"),
+                          help="with --backgrounds: signal of PVS as a share of that from tissue to CSF")  # fmt: skip
     simulate.add_argument("--count", type=int, default=1)
-    simulate.add_argument("--seed", type=int, default=0)
+    simulate.add_argument("--seed", type=int, default=0, help="of the first case")
+    simulate.add_argument("--replay", type=Path, nargs="+", metavar="FILE", help="_simulation.json of cases to redo")
+    simulate.add_argument("--overwrite", action="store_true", help="make cases again that are complete")
+    simulate.add_argument("--cache", type=Path, help="folder that keeps prepared anatomies and registrations")
     simulate.add_argument("--output", type=Path, required=True)
 
-    train = add("train", _train, "Train one network on simulated patches; run again to resume.")
-    train.add_argument("--anatomies", type=Path, required=True, help="folder of label maps with FreeSurfer ids")
-    train.add_argument("--network", choices=("3d", "2d"), required=True)
+    train = add("train", _train, "Train one network on simulated patches, labelled cases, or both; again: resume.")
+    train.add_argument("--anatomies", type=Path, help="folder of label maps with FreeSurfer ids, to simulate from")
+    train.add_argument(
+        "--cases",
+        type=Path,
+        metavar="DIR",
+        help="labelled cases in any layout that segment reads, <case>_PVS.nii.gz (and _BG, _CSO) beside",
+    )
+    train.add_argument(
+        "--case-share",
+        type=float,
+        default=0.5,
+        metavar="SHARE",
+        help="share of the samples from --cases where --anatomies is given, too (default: %(default)s)",
+    )
+    train.add_argument("--network", choices=tuple(NETWORKS), required=True, help="dynunet: nnU-Net's, to compare")
     train.add_argument("--output", type=Path, required=True, help="folder of the run; a state in it is resumed")
-    train.add_argument("--fold", type=int, default=0, help="anatomies K, K + FOLDS, ... are held out")
+    train.add_argument(
+        "--fold",
+        type=int,
+        default=0,
+        metavar="K",
+        help="anatomies and cases K, K + FOLDS, ... are held out for validation",
+    )
     train.add_argument("--folds", type=int, default=5)
     train.add_argument("--steps", type=int, default=4000)
-    train.add_argument("--batch", type=int, default=1)
-    train.add_argument("--patch", type=int, default=48, help="side of a patch in voxels, a multiple of 8")
-    train.add_argument("--learning-rate", type=float, default=1.5e-3)
+    train.add_argument("--batch", type=int, default=1, help="samples per step (and process)")
+    train.add_argument("--patch", type=int, default=48, help="side of a patch in voxels, a multiple of 8 or more")
+    train.add_argument(
+        "--start",
+        type=Path,
+        metavar="FILE",
+        help="weights to begin from, such as weights/3d_fold0.safetensors to fine-tune",
+    )
+    train.add_argument(
+        "--learning-rate",
+        type=float,
+        help=f"default: {LEARNING_RATE:g}; {FINE_TUNING_RATE:g} with --start, where more spoils the weights",
+    )
+    train.add_argument(
+        "--loss",
+        choices=LOSSES,
+        default=LOSSES[0],
+        help="dice-topk is nnU-Net's with the hardest tenth of the voxels; choose the threshold anew",
+    )
+    train.add_argument("--schedule", choices=SCHEDULES, default=SCHEDULES[0], help="of the learning rate")
+    train.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default=PRECISIONS[0],
+        help="auto: bfloat16 on GPUs and on CPUs with instructions for it",
+    )
     train.add_argument("--minutes", type=float, default=float("inf"), help="stop after so long; run again to go on")
     train.add_argument("--seed", type=int, default=0)
-    train.add_argument("--start", type=Path, help="weights to begin from")
+    train.add_argument(
+        "--workers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="processes that render scenes ahead (default: %(default)s, in the loop); the samples stay the same",
+    )
+    train.add_argument(
+        "--simulate-on",
+        choices=SIMULATE_ON,
+        default=SIMULATE_ON[0],
+        help="device: simulate where the network is (other random numbers than on the CPU)",
+    )
+    train.add_argument("--shard-mib", type=float, default=15.0, metavar="MIB", help="largest file of the state")
     train.add_argument("--encoder", type=Path, help="folder of a BERT encoder (default: the installed one)")
-    train.add_argument("--cache", type=Path, help="folder that keeps prepared anatomies")
+    train.add_argument("--cache", type=Path, help="folder that keeps prepared anatomies and cases")
     train.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
+    train.epilog = (
+        "Several GPUs of one machine: python -m torch.distributed.run --nproc-per-node 4 -m pvs_model train ..."
+    )
 
     release = add("release", _release, "Copy trained networks into a weights folder and write its manifest.")
     release.add_argument("members", type=Path, nargs="+", help="network.safetensors of each fold")

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 THICK_SLICE_MM = 2.5
 
 
+ARCHITECTURES = ("graph_fusion", "dynunet")
+
+
 @dataclass(frozen=True)
 class NetworkConfig:
     """Everything that decides the shape of the graph-fusion network (docs/method.md).
@@ -18,6 +21,7 @@ class NetworkConfig:
     + cross-attention, + fusion. Without ``text`` the three others cannot be on.
     """
 
+    architecture: str = "graph_fusion"  # or "dynunet", nnU-Net's network (nets/peers.py)
     dimensions: int = 3  # 2 or 3
     sequences: int = 3  # T1w, T2w, FLAIR
     neighbour_slices: int = 1  # 2D only: slices stacked per sequence (3: one on each side)
@@ -33,6 +37,10 @@ class NetworkConfig:
     graph_values: str = "other"  # equation (3): "other" = values of the other modality; "own" = as printed
 
     def __post_init__(self) -> None:
+        if self.architecture not in ARCHITECTURES:
+            raise ValueError(f"architecture must be one of {ARCHITECTURES}, got {self.architecture!r}")
+        if self.architecture != "graph_fusion" and self.text:
+            raise ValueError(f"{self.architecture} takes no text")
         if self.dimensions not in (2, 3):
             raise ValueError(f"dimensions must be 2 or 3, got {self.dimensions}")
         if self.neighbour_slices != 1 and self.dimensions == 3:
@@ -60,3 +68,11 @@ class NetworkConfig:
 
 NETWORK_3D = NetworkConfig()
 NETWORK_2D = NetworkConfig(dimensions=2, neighbour_slices=3, widths=(32, 64, 128, 256))
+#: nnU-Net's network as a peer, with as many levels as patches of 48 voxels allow.
+DYNUNET_3D = NetworkConfig(
+    architecture="dynunet", widths=(32, 64, 128, 256, 320), text=False, graph=False, cross_attention=False, fusion=False
+)
+DYNUNET_2D = dataclasses.replace(DYNUNET_3D, dimensions=2, neighbour_slices=3, widths=(32, 64, 128, 256, 512, 512))
+
+#: What ``train --network`` offers.
+NETWORKS = {"3d": NETWORK_3D, "2d": NETWORK_2D, "dynunet-3d": DYNUNET_3D, "dynunet-2d": DYNUNET_2D}

@@ -32,6 +32,12 @@ TINY = {
 }
 
 
+@pytest.fixture(autouse=True)
+def exact_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inference in float32, as on a CPU without bfloat16: tests of arithmetic then hold on every machine."""
+    monkeypatch.setattr("pvs_model.inference.predict.cpu_has_bfloat16", lambda: False)
+
+
 @dataclass(frozen=True)
 class Body:
     """An ellipsoid with a bright ball in it, given in mm, so that any grid shows the same thing."""

@@ -23,7 +23,9 @@ def label_maps(small_labels: npt.NDArray[np.int32], tmp_path: Path) -> Path:
     return folder
 
 
-def test_simulate_writes_cases_that_the_container_reads(label_maps: Path, tmp_path: Path, capsys: object) -> None:
+def test_simulate_writes_cases_that_the_container_reads(
+    label_maps: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "cases"
     arguments = ["simulate", "--anatomies", str(label_maps), "--count", "2", "--voxel-mm", "1.5", "1.5", "3"]
     assert main([*arguments, "--output", str(output)]) == 0
@@ -37,7 +39,9 @@ def test_simulate_writes_cases_that_the_container_reads(label_maps: Path, tmp_pa
         assert all(np.allclose(grid.affine, grids[0].affine) for grid in grids)
         assert np.allclose(grids[0].spacing_mm, (1.5, 1.5, 3.0))
         record = json.loads((output / case.name / f"{case.name}_simulation.json").read_text())
-        assert record["anatomy"] in ("a.nii.gz", "b.nii.gz")
+        assert record["source"] in ("a.nii.gz", "b.nii.gz") and record["protocol"] == "1.5 x 1.5 x 3 mm"
+    assert "2 cases made, 0 were there already" in capsys.readouterr().out
+    assert (output / "contact_sheet.png").is_file()
 
 
 def test_errors_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,6 +57,11 @@ def test_errors_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ["simulate", "--voxel-mm", "0", "1", "1", "--output", "OUT"],
         ["simulate", "--voxel-mm", "nan", "1", "1", "--output", "OUT"],
         ["simulate", "--count", "0", "--output", "OUT"],
+        ["simulate", "--protocol", "1mm", "--voxel-mm", "1", "1", "1", "--output", "OUT"],
+        ["simulate", "--protocol", "sg71", "--output", "OUT"],
+        ["simulate", "--contrast", "0.7", "0.2", "--backgrounds", "MAPS", "--output", "OUT"],
+        ["simulate", "--backgrounds", "OUT", "--anatomies", "MAPS", "--output", "OUT"],
+        ["simulate", "--replay", "nowhere.json", "--output", "OUT"],
         ["train", "--network", "3d", "--patch", "47", "--output", "OUT", "--anatomies", "MAPS", "--encoder", "OUT"],
         ["release", "nowhere", "--network", "3d", "--threshold", "0.5", "--window", "96", "--weights", "OUT"],
     ],

@@ -254,6 +254,15 @@ def test_one_window_is_a_direct_forward(loaded: Weights) -> None:
     assert float(found.std()) > 1e-3
 
 
+def test_bfloat16_on_the_cpu_is_near_float32(loaded: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
+    three, scan, tokens = loaded.ensemble("3d"), image(40, 40, 40), loaded.embed(PROMPT)
+    exact = predict(three, scan, tokens, CPU)
+    monkeypatch.setattr("pvs_model.inference.predict.cpu_has_bfloat16", lambda: True)
+    fast = predict(three, scan, tokens, CPU)
+    assert fast.dtype == torch.float32 and not torch.equal(fast, exact)
+    torch.testing.assert_close(fast, exact, rtol=0, atol=0.03)
+
+
 def test_an_ensemble_is_the_mean_of_its_members(loaded: Weights) -> None:
     both, tokens, scan = loaded.ensemble("3d"), loaded.embed(PROMPT), image(40, 40, 40)
     alone = [predict(replace(both, networks=(network,)), scan, tokens, CPU) for network in both.networks]

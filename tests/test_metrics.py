@@ -50,6 +50,24 @@ def test_some_found_some_missed_some_invented() -> None:
     assert (found.truth_voxels, found.predicted_voxels) == (6, 5)
 
 
+def test_the_challenges_own_precision_can_pass_one() -> None:
+    # One bar touches both voxels of truth: 2 truth clusters touched / 1 predicted cluster.
+    found = scores(mask(*((0, 0, k) for k in range(5))), mask((0, 0, 0), (0, 0, 4)))
+    assert found.challenge_precision == 2 and found.precision == 1 and found.f1 == 1
+
+
+def test_volume_difference_and_f1_by_hand() -> None:
+    prediction = mask((0, 0, 1), (0, 0, 2), (0, 0, 3), (4, 4, 4), (5, 0, 5))  # 5 voxels, truth has 6
+    found = scores(prediction, TRUTH)
+    assert found.volume_difference == pytest.approx(1 / 6)
+    assert found.f1 == pytest.approx(2 / 3)
+    everywhere = scores(np.ones((6, 6, 6), bool), mask((0, 0, 0)))
+    assert everywhere.volume_difference == 1  # capped
+    assert math.isnan(scores(prediction, EMPTY).volume_difference)
+    assert scores(mask((5, 5, 0)), mask((0, 0, 0))).f1 == 0
+    assert math.isnan(scores(EMPTY, TRUTH).f1)
+
+
 def test_one_cluster_over_two_and_two_over_one() -> None:
     # A bar that joins the rod's end to two other voxels: one predicted cluster, two truths touched.
     truth = mask((0, 0, 0), (0, 0, 4))

@@ -39,6 +39,7 @@ from pvs_model.synth.anatomy import (
 from pvs_model.synth.case import simulate, whole_scene
 from pvs_model.synth.contrast import OVERLAYS, draw_signals
 from pvs_model.synth.engine import Scan, Scene, acquire, render, standardise
+from pvs_model.synth.overlays import overlays
 from pvs_model.synth.params import PLANES, ScanParams, SceneParams, draw_scan, draw_scene, draw_voxel
 from pvs_model.synth.vessels import Tubes, end_outside, grow, paint, profile
 from pvs_model.volume import intensity
@@ -47,11 +48,13 @@ SHAPE = (20, 22, 24)
 PVS = len(TISSUES) + OVERLAYS.index("pvs")
 QUIET = {
     "pvs_centrum": 0.0, "pvs_basal": 0.0, "pvs_other": 0.0, "lesion_burden": 0.0, "lesion_dots": 0.0,
-    "lacunes": 0.0, "islands": 0.0, "voids": 0.0, "bridges": 0.0,
+    "lacunes": 0.0, "islands": 0.0, "sheets": 0.0, "folia": 0.0, "voids": 0.0,
+    "bridges": 0.0,
 }  # fmt: skip
 FULL = {"pvs_centrum": 8.0, "pvs_basal": 8.0, "pvs_other": 4.0, "pvs_diameter_mm": 1.5}
 LOOK_ALIKES = {
-    "lesion_burden": 1.0, "lesion_dots": 2.0, "lacunes": 1.0, "islands": 8.0, "voids": 2.0, "bridges": 5.0
+    "lesion_burden": 1.0, "lesion_dots": 2.0, "lacunes": 1.0, "islands": 8.0, "sheets": 0.5, "folia": 0.3,
+    "voids": 2.0, "bridges": 40.0,
 }  # fmt: skip
 
 
@@ -64,8 +67,8 @@ def scene_params(seed: int = 1, shape: tuple[int, int, int] = SHAPE, **changes: 
 def clean_scan(seed: int = 0, **changes: Any) -> ScanParams:
     """A fair scan without jitter of the scale, stripped, all sequences."""
     calm: dict[str, Any] = {
-        "stripped": True, "thick": (1.0,) * 3, "noise": (0.02,) * 3, "ring_keep": (1.0,) * 3, "gamma": (1.0,) * 3,
-        "mean_jitter": (0.0,) * 3, "scale_jitter": (1.0,) * 3, "bias": (0.05,) * 3,
+        "stripped": True, "acquired": ((1.0,) * 3,) * 3, "noise": (0.02,) * 3, "ring_keep": (1.0,) * 3,
+        "gamma": (1.0,) * 3, "mean_jitter": (0.0,) * 3, "scale_jitter": (1.0,) * 3, "bias": (0.05,) * 3,
     }  # fmt: skip
     return replace(draw_scan(seed, 3, complete=True), **calm | changes)
 
@@ -181,6 +184,51 @@ def test_look_alikes_are_painted_and_never_labelled(anatomy: Anatomy) -> None:
     for name in OVERLAYS:
         painted = scene.fractions[len(TISSUES) + OVERLAYS.index(name)]
         assert bool(painted.any()) == (name != "pvs"), name
+
+
+def test_sheets_lie_in_cortex_far_from_white_matter() -> None:
+    # Cortex of 7 mm between two blocks of white matter, as where a sulcus is closed; nothing else is painted.
+    h = torch.full((3,), 0.5)
+    tissue = torch.full((24, 40, 40), INDEX["white_matter"], dtype=torch.uint8)
+    tissue[:, 13:27] = INDEX["cortex"]
+    region = torch.full_like(tissue, OTHER_BRAIN)
+    direction, far = torch.zeros(3, 6, 10, 10), torch.full((6, 10, 10), 40.0)
+    filled = []
+    for share in (0.1, 0.4, 0.7):
+        p = scene_params(**QUIET | {"sheets": share, "sheet_depth_mm": 2.0})
+        out = overlays(p, tissue, region, direction, far, h, 4, torch.Generator().manual_seed(0))
+        assert not out["pvs"].any() and set(out) == {"pvs", "pvs_signal", "island"}
+        sheet = out["island"]
+        # 2 mm are 4 voxels: of the 14 the middle 6 are further from white matter on both sides.
+        outside = torch.ones_like(sheet, dtype=torch.bool)
+        outside[:, 17:23] = False
+        assert not sheet[outside].any() and sheet[~outside].any()
+        filled.append(float(sheet[~outside].mean()))
+    assert 0 < filled[0] < filled[1] < filled[2] < 1
+
+
+def test_clefts_lie_between_the_folia_of_the_cerebellum() -> None:
+    h = torch.full((3,), 0.5)
+    tissue = torch.full((32, 40, 40), INDEX["cortex"], dtype=torch.uint8)
+    tissue[:, :20] = INDEX["cerebellum_gm"]
+    region = torch.full_like(tissue, OTHER_BRAIN)
+    direction, far = torch.zeros(3, 8, 10, 10), torch.full((8, 10, 10), 40.0)
+    filled = []
+    for width in (0.05, 0.2, 0.45):
+        out = overlays(
+            scene_params(**QUIET | {"folia": width}), tissue, region, direction, far, h, 4,
+            torch.Generator().manual_seed(0),
+        )  # fmt: skip
+        assert not out["pvs"].any() and not out["island"][:, 20:].any()
+        filled.append(float(out["island"][:, :20].mean()))
+    assert 0 < filled[0] < filled[1] < filled[2] < 0.7
+
+
+def test_sheets_are_never_labelled(anatomy: Anatomy) -> None:
+    params = scene_params(1, (50, 56, 46), **QUIET | {"sheets": 0.7, "sheet_depth_mm": 1.5, "folia": 0.4})
+    scene = render(params, anatomy)
+    painted = scene.fractions[len(TISSUES) + OVERLAYS.index("island")]
+    assert painted.any() and not scene.label.any() and not scene.coverage.any()
 
 
 def test_pvs_lie_in_their_host_tissues(full: Scene, bare: Scene) -> None:
@@ -318,15 +366,6 @@ def test_blur_keeps_constants_and_mass() -> None:
             assert width == pytest.approx(s, abs=0.08)
 
 
-def test_box_keeps_constants_and_averages() -> None:
-    constant = torch.full((1, 4, 4, 9), 2.0)
-    torch.testing.assert_close(artefacts.box(constant, 3.7, 2), constant)
-    step = torch.zeros(1, 1, 1, 9)
-    step[..., 4] = 1.0
-    expected = torch.tensor([0, 0, 0, 0.25, 0.5, 0.25, 0, 0, 0])
-    torch.testing.assert_close(artefacts.box(step, 2.0, 2)[0, 0, 0], expected)
-
-
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_a_shift_by_whole_voxels_is_exact(axis: int) -> None:
     image = torch.randn(2, 8, 9, 10, generator=torch.Generator().manual_seed(0))
@@ -341,18 +380,39 @@ def test_a_shift_by_whole_voxels_is_exact(axis: int) -> None:
     torch.testing.assert_close(half[:, 1:], (image[:, 1:] + image[:, :-1]) / 2)
 
 
-@pytest.mark.parametrize("factor", [1.3, 2.0, 3.7])
-def test_thick_slices_keep_constants_and_blur_the_rest(factor: float) -> None:
+@pytest.mark.parametrize("factor", [7.8 / 7.2, 1.3, 2.0, 3.7])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_larger_voxels_keep_constants_places_and_blur_the_rest(factor: float, axis: int) -> None:
+    for n in (1, 3, 19):  # a clinical scan may have 19 slices
+        shape = [6, 7, 8]
+        shape[axis] = n
+        constant = torch.full((1, *shape), 1.5)
+        torch.testing.assert_close(artefacts.regrid(constant, factor, factor / 2, axis), constant)
+    long = [60 if a == axis else 6 for a in range(3)]
+    image = torch.randn(1, *long, generator=torch.Generator().manual_seed(0))
+    assert float(artefacts.regrid(image, factor, factor / 2, axis).std()) < 0.9 * float(image.std())
+    assert torch.equal(artefacts.regrid(image, 1.0, 0.5, axis), image)
+    # Averaging and interpolating leave a ramp what it is, wherever the acquired voxels lie: nothing is misplaced
+    # by more than the steps of the ramp bring, an eighth of a voxel.
+    ramp = torch.arange(60.0).reshape([60 if a == axis + 1 else 1 for a in range(4)]).expand(1, *long)
+    for offset in (factor / 2, 0.0, 0.3):
+        taken = artefacts.regrid(ramp, factor, offset, axis).narrow(axis + 1, 8, 44)
+        torch.testing.assert_close(taken, ramp.narrow(axis + 1, 8, 44), rtol=0, atol=0.126)
+
+
+def test_larger_voxels_by_hand() -> None:
+    # Voxels 2 long over 1 2 | 3 5 | 8 0: means 1.5, 4, 4 at 0.5, 2.5, 4.5, then linearly between them.
+    line = torch.tensor([1.0, 2.0, 3.0, 5.0, 8.0, 0.0])
+    expected = torch.tensor([1.375, 2.125, 3.375, 4.0, 4.0, 3.0])  # beyond the ends: means of the border, 1 and 0
     for axis in range(3):
-        constant = torch.full((1, 12, 13, 14), 1.5)
-        torch.testing.assert_close(artefacts.regrid_thick(constant, factor, factor / 2, axis), constant)
-    image = torch.randn(1, 6, 6, 60, generator=torch.Generator().manual_seed(0))
-    thick = artefacts.regrid_thick(image, factor, factor / 2, 2)
-    assert float(thick.std()) < 0.9 * float(image.std())
-    ramp = torch.arange(60.0).expand(1, 6, 6, 60)
-    taken = artefacts.regrid_thick(ramp, factor, factor / 2, 2)
-    assert float((taken - ramp)[..., 8:-8].abs().max()) <= 0.5 + 1e-4  # slices lie at whole voxels
-    assert torch.equal(artefacts.regrid_thick(image, 1.0, 0.5, 2), image)
+        shape = [1, 1, 1, 1]
+        shape[axis + 1] = 6
+        torch.testing.assert_close(artefacts.regrid(line.reshape(shape), 2.0, 0.5, axis).flatten(), expected)
+    # 1.5 long, the first from the middle of the first voxel: 0.5 of it and all of the second, and so on.
+    means = torch.tensor([(0.5 * 1 + 2) / 1.5, (3 + 0.5 * 5) / 1.5, (0.5 * 5 + 8) / 1.5])  # at 0.75, 2.25, 3.75
+    taken = artefacts.regrid(line.reshape(1, 6, 1, 1), 1.5, 0.75, 0).flatten()
+    torch.testing.assert_close(taken[1], means[0] + (means[1] - means[0]) / 6)
+    torch.testing.assert_close(taken[3], (means[1] + means[2]) / 2)
 
 
 def test_noise_on_nothing_is_rayleigh() -> None:
@@ -423,13 +483,14 @@ def run_time(scan: Scan) -> npt.NDArray[np.float32]:
 @pytest.mark.parametrize("seed", [0, 1, 3, 4])
 def test_training_and_running_standardise_alike(head: Scene, seed: int) -> None:
     # Training knows the head's tissues and not the whole image, which blur and partial volume narrow: contrast is
-    # up to a third larger at run time. The networks' instance normalisation does not see a scale, but a shift.
+    # up to a half larger at run time (T2w of this small head, most of whose fluid is one voxel thick). The networks'
+    # instance normalisation does not see a scale, but a shift.
     scan = acquire(head, clean_scan(seed))
     trained, run = standardise(scan, head).numpy(), run_time(scan)
     brain = (head.fractions[tissue_ids("white_matter", "cortex", "ventricle")] > 230).any(0).numpy()
     for channel in range(3):
         slope, offset = np.polyfit(run[channel][brain], trained[channel][brain], 1)
-        assert 0.7 < slope < 1.1 and abs(offset) < 0.25
+        assert 0.65 < slope < 1.1 and abs(offset) < 0.25
         assert np.corrcoef(run[channel][brain], trained[channel][brain])[0, 1] > 0.99
 
 

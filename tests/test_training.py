@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pvs_model.config import NetworkConfig
@@ -27,11 +25,17 @@ from pvs_model.nets.text import TEMPLATES, TRAINING_TEMPLATES, TextCache, prompt
 from pvs_model.synth.anatomy import BASAL_GANGLIA, CENTRUM_SEMIOVALE, Anatomy
 from pvs_model.synth.engine import Scene
 from pvs_model.synth.params import draw_scan
-from pvs_model.training import data, loop
+from pvs_model.training import data, loop, recorder, state
 from pvs_model.training.data import MARGIN, PatchStream, label_maps, load_anatomy
-from pvs_model.training.loop import THRESHOLDS, TrainingConfig, dice_counts, learning_rate, train
+from pvs_model.training.labelled import LabelledCase
+from pvs_model.training.loop import train
 from pvs_model.training.losses import DeepSupervision
+from pvs_model.training.material import Material
+from pvs_model.training.precision import precision
 from pvs_model.training.release import release, sha256_of
+from pvs_model.training.settings import LOSSES, TrainingConfig, learning_rate
+from pvs_model.training.state import HEADER, HEADER_PER_TENSOR, MIB, pack, read_state
+from pvs_model.training.validation import THRESHOLDS, dice_counts
 from pvs_model.types import SEQUENCES
 from pvs_model.volume.io import write_volume
 
@@ -47,6 +51,25 @@ def dice_ce(logits: list[float], labels: list[float]) -> float:
     dice = 1 - (2 * sum(a * y for a, y in zip(p, labels, strict=True)) + 1) / (sum(p) + sum(labels) + 1)
     ce = -sum(y * math.log(a) + (1 - y) * math.log(1 - a) for a, y in zip(p, labels, strict=True)) / len(p)
     return dice + ce
+
+
+def test_top_k_takes_the_hardest_tenth_by_hand() -> None:
+    # 20 voxels: the mean of the two largest entropies, found voxel by voxel, in place of the mean of all.
+    logits = [2.0, -1.0, 0.5, -3.0] + [-4.0] * 16
+    labels = [1.0, 0.0, 0.0, 1.0] + [0.0] * 16
+    entropy = sorted(math.log(1 + math.exp(-x if y else x)) for x, y in zip(logits, labels, strict=True))
+    expected = dice_ce(logits, labels) - sum(entropy) / 20 + (entropy[-1] + entropy[-2]) / 2
+    shape = (2, 1, 2, 5)  # over the batch, as nnU-Net does
+    loss = DeepSupervision("dice-topk")
+    found = loss([torch.tensor(logits).reshape(shape)], torch.tensor(labels).reshape(shape))
+    assert float(found) == pytest.approx(expected, abs=1e-6)
+    one = loss([torch.tensor([2.0]).reshape(1, 1, 1, 1)], torch.ones(1, 1, 1, 1))
+    assert float(one) == pytest.approx(dice_ce([2.0], [1.0]), abs=1e-6), "at least one voxel is taken"
+
+
+def test_there_is_no_other_loss() -> None:
+    with pytest.raises(ValueError, match="dice-topk"):
+        DeepSupervision("focal")
 
 
 def test_the_loss_of_one_scale_by_hand() -> None:
@@ -74,10 +97,11 @@ def test_dice_is_taken_over_the_batch() -> None:
     assert float(DeepSupervision()([logits], labels)) == pytest.approx(dice_ce([4, 4, -4, -4], [1, 1, 0, 0]), abs=1e-6)
 
 
-def test_the_loss_is_float32_and_its_gradient_points_to_the_label() -> None:
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_loss_is_float32_and_its_gradient_points_to_the_label(name: str) -> None:
     logits = [torch.zeros(1, 1, 4, 4, 4, dtype=torch.bfloat16, requires_grad=True)]
     label = (torch.arange(64).reshape(1, 1, 4, 4, 4) < 9).float()
-    loss = DeepSupervision()(logits, label)
+    loss = DeepSupervision(name)(logits, label)
     loss.backward()
     assert loss.dtype == torch.float32 and logits[0].grad is not None
     assert (logits[0].grad[label > 0] < 0).all() and (logits[0].grad[label == 0] > 0).all()
@@ -274,6 +298,46 @@ def test_the_learning_rate_rises_and_falls() -> None:
     assert learning_rate(0, TrainingConfig(steps=1, warm_up=0, learning_rate=1.0)) == 1.0
 
 
+def test_the_polynomial_schedule_is_nnunets_after_the_warm_up() -> None:
+    config = TrainingConfig(steps=1000, warm_up=100, learning_rate=2e-3, schedule="polynomial")
+    assert learning_rate(49, config) == pytest.approx(1e-3)
+    assert learning_rate(100, config) == pytest.approx(2e-3)
+    assert learning_rate(550, config) == pytest.approx(2e-3 * 0.5**0.9)
+    assert learning_rate(1000, config) == learning_rate(5000, config) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"loss": "focal"}, "dice-topk"),
+        ({"schedule": "step"}, "polynomial"),
+        ({"precision": "float16"}, "bfloat16"),
+        ({"simulate_on": "gpu"}, "device"),
+        ({"simulate_on": "device", "workers": 1}, "on the CPU"),
+    ],
+)
+def test_settings_that_there_are_not(wrong: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        TrainingConfig(**wrong)
+
+
+def test_precision_is_chosen_or_follows_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+
+    def dtype(wanted: str) -> torch.dtype:
+        with precision(cpu, wanted):
+            return (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+
+    assert dtype("float32") == torch.float32 and dtype("bfloat16") == torch.bfloat16
+    for there, expected in ((lambda: True, torch.bfloat16), (lambda: False, torch.float32)):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", there, raising=False)
+        assert dtype("auto") == expected
+    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")  # private: another torch may not have it
+    assert dtype("auto") == torch.float32
+    with pytest.raises(ValueError, match="float16"):
+        precision(cpu, "float16")
+
+
 def test_dice_over_patches_by_hand() -> None:
     probability = torch.tensor([0.1, 0.45, 0.6, 0.9])
     label = torch.tensor([0.0, 1.0, 0.0, 1.0])
@@ -295,6 +359,12 @@ class CachedEncoder:
         return [self.cache[p] if p in self.cache else self.cache[standard] * (1 + len(p) / 100) for p in prompts]
 
 
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than the training of a tiny network."""
+    monkeypatch.setattr(recorder, "can_plot", lambda: False)
+
+
 @pytest.fixture
 def fake_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "TextEncoder", CachedEncoder)
@@ -307,31 +377,69 @@ def run(anatomy: Anatomy, config: NetworkConfig, output: Path, **changes: Any) -
     }  # fmt: skip
     start = changes.pop("start", None)
     training = TrainingConfig(**settings | changes)
-    return train(config, training, [anatomy], [anatomy], output, Path("none"), torch.device("cpu"), start)
+    return train(config, training, Material([anatomy], [anatomy]), output, Path("none"), torch.device("cpu"), start)
+
+
+def run_on_case(case: LabelledCase, config: NetworkConfig, output: Path, **changes: Any) -> dict[str, float]:
+    """As ``run``, without the seconds that simulation takes."""
+    settings: dict[str, Any] = {"steps": 4, "patch": 16, "warm_up": 2, "save_every": 2, "validation_patches": 1}
+    material = Material(cases=[case], held_out_cases=[case])
+    return train(config, TrainingConfig(**settings | changes), material, output, Path("none"), torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def noise_case() -> LabelledCase:
+    """A labelled case of noise."""
+    generator = torch.Generator().manual_seed(0)
+    label = (torch.rand((20, 20, 6), generator=generator) < 0.05).to(torch.uint8)
+    return LabelledCase(
+        name="noise",
+        image=torch.randn((3, 20, 20, 6), generator=generator).half(),
+        label=label,
+        inside=torch.ones_like(label),
+        regions=torch.zeros_like(label),
+        present=SEQUENCES,
+        asked=(),
+        thickness_mm=3.0,
+        points=torch.nonzero(label).int(),
+    )
+
+
+def log_of(folder: Path) -> list[dict[str, str]]:
+    with (folder / "log.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def same_tensors(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.mark.usefixtures("fake_encoder")
 def test_training_writes_its_log_its_state_and_a_network(
-    anatomy: Anatomy, tiny: dict[str, NetworkConfig], tmp_path: Path
+    anatomy: Anatomy, tiny: dict[str, NetworkConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(recorder, "can_plot", lambda: True)
     facts = run(anatomy, tiny["3d"], tmp_path / "run", steps=3)
     assert facts["steps"] == 3 and 0 <= facts["dice"] <= 1 and 0.1 <= facts["threshold"] <= 0.9
+    assert facts["samples_per_second"] > 0
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
         "log.csv",
+        "log.png",
         "network.safetensors",
-        "state.safetensors",
+        "state-0000003-00.safetensors",
+        "state.json",
     ]
-    with (tmp_path / "run" / "log.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = log_of(tmp_path / "run")
     assert [int(row["step"]) for row in rows] == [2, 3]
     assert all(float(row["loss"]) > 0 and float(row["learning_rate"]) > 0 for row in rows)
+    assert all(0 < float(row["data_share"]) < 1 and float(row["samples_per_second"]) > 0 for row in rows)
     network = checkpoint.load(tmp_path / "run" / "network.safetensors")
     assert network.config == tiny["3d"]
     # What is kept is the average of the weights, not the last ones.
-    state = load_file(tmp_path / "run" / "state.safetensors")
+    _, kept = read_state(tmp_path / "run")
     for name, value in network.state_dict().items():
-        torch.testing.assert_close(value, state[f"average.{name}"].half().float(), rtol=0, atol=0)
-    assert any((state[f"average.{name}"] != state[f"network.{name}"]).any() for name in network.state_dict())
+        torch.testing.assert_close(value, kept[f"average.{name}"].half().float(), rtol=0, atol=0)
+    assert any((kept[f"average.{name}"] != kept[f"network.{name}"]).any() for name in network.state_dict())
     metadata = checkpoint.read_metadata(tmp_path / "run" / "network.safetensors")
     assert json.loads(metadata["facts"]) == facts and json.loads(metadata["training"])["patch"] == 16
 
@@ -353,24 +461,155 @@ def test_a_run_that_was_killed_resumes_exactly(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(PatchStream, "batch", killed)
         run(anatomy, tiny[kind], tmp_path / "cut")
-    with safe_open(tmp_path / "cut" / "state.safetensors", framework="pt") as file:
-        assert json.loads(file.metadata()["facts"]) == {"step": 2, "visits": 2}
+    facts, _ = read_state(tmp_path / "cut")
+    assert (facts["step"], facts["visits"]) == (2, 2)
     run(anatomy, tiny[kind], tmp_path / "cut")
-    whole, cut = (load_file(tmp_path / name / "state.safetensors") for name in ("whole", "cut"))
-    assert whole.keys() == cut.keys()
-    different = [name for name in whole if not torch.equal(whole[name], cut[name])]
-    assert not different
-    whole, cut = (load_file(tmp_path / name / "network.safetensors") for name in ("whole", "cut"))
-    assert all(torch.equal(whole[name], cut[name]) for name in whole)
-    with (tmp_path / "cut" / "log.csv").open() as file:
-        assert [row["step"] for row in csv.DictReader(file)] == ["2", "4"]
+    (whole_facts, whole), (cut_facts, cut) = (read_state(tmp_path / name) for name in ("whole", "cut"))
+    assert same_tensors(whole, cut)
+    assert {**whole_facts, "seconds": 0} == {**cut_facts, "seconds": 0}
+    assert same_tensors(*(load_file(tmp_path / name / "network.safetensors") for name in ("whole", "cut")))
+    compared = ("step", "loss", "learning_rate", "dice_at_0.5", "best_dice", "best_threshold")
+    logs = [[[row[name] for name in compared] for row in log_of(tmp_path / name)] for name in ("whole", "cut")]
+    assert logs[0] == logs[1] and [row[0] for row in logs[0]] == ["2", "4"]
+
+
+@pytest.mark.usefixtures("fake_encoder")
+@pytest.mark.parametrize("moment", ["shard", "index", "network"])
+def test_a_run_killed_while_it_saves_resumes_exactly(
+    noise_case: LabelledCase,
+    tiny: dict[str, NetworkConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    moment: str,
+) -> None:
+    # The second save dies between its shards, before its index is in place, or before its network is.
+    small = {"shard_mib": 0.06}
+    run_on_case(noise_case, tiny["2d"], tmp_path / "whole", **small)
+    run_on_case(noise_case, tiny["2d"], tmp_path / "cut", steps=2, **small)
+    shards = sorted(tmp_path.glob("cut/state-*"))
+    assert len(shards) > 3 and all(path.stat().st_size <= 0.06 * MIB for path in shards)
+    written = []
+
+    def dies(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    def second_dies(tensors: dict[str, Tensor], path: Path) -> None:
+        written.append(path)
+        if len(written) == 3:
+            path.write_bytes(b"half a shard")
+            raise KeyboardInterrupt
+        save_file(tensors, path)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        if moment == "shard":
+            patch.setattr(state, "save_file", second_dies)
+        elif moment == "index":
+            patch.setattr(state, "asdict", dies)
+        else:
+            patch.setattr(recorder.checkpoint, "save", dies)
+        run_on_case(noise_case, tiny["2d"], tmp_path / "cut", **small)
+    if moment == "shard":
+        assert len(list(tmp_path.glob("cut/state-*"))) == len(shards) + 3, "the old state is not touched"
+    facts, _ = read_state(tmp_path / "cut")
+    assert facts["step"] == 2
+    run_on_case(noise_case, tiny["2d"], tmp_path / "cut", **small)
+    assert same_tensors(read_state(tmp_path / "whole")[1], read_state(tmp_path / "cut")[1])
+    assert [row["step"] for row in log_of(tmp_path / "cut")] == ["2", "4"], "the row of the save that died is gone"
+    names = [{path.name for path in (tmp_path / name).iterdir()} for name in ("whole", "cut")]
+    assert names[0] == names[1]
+
+
+@pytest.mark.usefixtures("fake_encoder")
+def test_a_state_in_one_file_is_still_read(
+    noise_case: LabelledCase, tiny: dict[str, NetworkConfig], tmp_path: Path
+) -> None:
+    run_on_case(noise_case, tiny["2d"], tmp_path / "whole")
+    run_on_case(noise_case, tiny["2d"], tmp_path / "old", steps=2)
+    facts, tensors = read_state(tmp_path / "old")
+    for path in (tmp_path / "old").glob("state*"):
+        path.unlink()
+    older = {"step": facts["step"], "visits": facts["visits"]}
+    save_file(tensors, tmp_path / "old" / "state.safetensors", metadata={"facts": json.dumps(older)})
+    (tmp_path / "old" / "log.csv").write_text("step,seconds,loss,learning_rate,dice_at_0.5\n2,1.5,0.7,0.001,0.25\n")
+    run_on_case(noise_case, tiny["2d"], tmp_path / "old")
+    assert same_tensors(read_state(tmp_path / "whole")[1], read_state(tmp_path / "old")[1])
+    assert not (tmp_path / "old" / "state.safetensors").exists()
+    rows = log_of(tmp_path / "old")
+    assert [row["step"] for row in rows] == ["2", "4"] and rows[0]["data_share"] == "" != rows[1]["data_share"]
+
+
+@pytest.mark.usefixtures("fake_encoder")
+def test_a_finished_run_tells_what_it_reached(
+    noise_case: LabelledCase, tiny: dict[str, NetworkConfig], tmp_path: Path
+) -> None:
+    facts = run_on_case(noise_case, tiny["2d"], tmp_path / "run", steps=2)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
+    assert run_on_case(noise_case, tiny["2d"], tmp_path / "run", steps=2) == facts
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()} == before
+
+
+@pytest.mark.usefixtures("fake_encoder")
+def test_a_state_of_another_network_or_without_a_shard(
+    noise_case: LabelledCase, tiny: dict[str, NetworkConfig], tmp_path: Path
+) -> None:
+    run_on_case(noise_case, tiny["2d"], tmp_path / "run", steps=1)
+    with pytest.raises(WeightsError, match=r"state.json: expected the state of a run of this network, found"):
+        run_on_case(noise_case, replace(tiny["2d"], widths=(4, 8, 8, 12)), tmp_path / "run", steps=2)
+    next((tmp_path / "run").glob("state-*")).unlink()
+    with pytest.raises(WeightsError, match=r"state.json: expected the state of a run of this network, found"):
+        run_on_case(noise_case, tiny["2d"], tmp_path / "run", steps=2)
+
+
+@pytest.mark.usefixtures("fake_encoder")
+def test_shards_too_small_are_told_before_the_first_step(
+    noise_case: LabelledCase, tiny: dict[str, NetworkConfig], tmp_path: Path
+) -> None:
+    with pytest.raises(WeightsError, match="--shard-mib: expected room for"):
+        run_on_case(noise_case, tiny["2d"], tmp_path / "run", shard_mib=1e-4)
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_shards_hold_everything_in_order_and_no_more_than_their_limit(tmp_path: Path) -> None:
+    tensors = {f"t{k}": torch.randn(k + 1, 7, 3) for k in range(12)} | {"scalar": torch.tensor(3.0)}
+    # The largest tensor, of 12 * 21 floats, has to be cut: there is room for five rows of 84 bytes.
+    limit = HEADER + HEADER_PER_TENSOR + 3 + 5 * 84
+    groups = pack(tensors, limit)
+    for number, group in enumerate(groups):
+        save_file(group, tmp_path / f"{number}")
+        assert (tmp_path / f"{number}").stat().st_size <= limit
+    names = [name for group in groups for name in group]
+    assert names[-4:] == ["t11#0", "t11#1", "t11#2", "scalar"]
+    joined: dict[str, list[Tensor]] = {}
+    for group in groups:
+        for name, piece in group.items():
+            joined.setdefault(name.split("#")[0], []).append(piece)
+    found = {name: torch.cat(pieces) if len(pieces) > 1 else pieces[0] for name, pieces in joined.items()}
+    assert list(found) == list(tensors) and same_tensors(found, tensors)
+    assert [list(group) for group in pack(tensors, 10 * MIB)] == [list(tensors)]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.usefixtures("fake_encoder")
+@pytest.mark.parametrize("simulate_on", ["cpu", "device"])
+def test_a_gpu_trains_and_resumes(
+    anatomy: Anatomy, noise_case: LabelledCase, tiny: dict[str, NetworkConfig], tmp_path: Path, simulate_on: str
+) -> None:
+    material = Material([anatomy], [anatomy], [noise_case], [noise_case])
+    for steps in (2, 4):
+        training = TrainingConfig(
+            steps=steps, batch=2, patch=16, warm_up=2, pool=2, save_every=2, validation_patches=1,
+            simulate_on=simulate_on,
+        )  # fmt: skip
+        facts = train(tiny["2d"], training, material, tmp_path, Path("none"), torch.device("cuda"))
+        assert facts["steps"] == steps and math.isfinite(float(log_of(tmp_path)[-1]["loss"]))
 
 
 @pytest.mark.usefixtures("fake_encoder")
 def test_training_changes_every_parameter(anatomy: Anatomy, tiny: dict[str, NetworkConfig], tmp_path: Path) -> None:
     run(anatomy, tiny["2d"], tmp_path / "one", steps=1)
     run(anatomy, tiny["2d"], tmp_path / "two", steps=2)
-    one, two = (load_file(tmp_path / name / "state.safetensors") for name in ("one", "two"))
+    one, two = (read_state(tmp_path / name)[1] for name in ("one", "two"))
     names = [name for name in one if name.startswith("network.")]
     still = [name for name in names if torch.equal(one[name], two[name])]
     assert not still
@@ -381,7 +620,7 @@ def test_training_can_begin_from_weights(anatomy: Anatomy, tiny: dict[str, Netwo
     run(anatomy, tiny["2d"], tmp_path / "first", steps=1)
     start = tmp_path / "first" / "network.safetensors"
     run(anatomy, tiny["2d"], tmp_path / "second", steps=1, start=start, learning_rate=0.0, weight_decay=0.0)
-    found = load_file(tmp_path / "second" / "state.safetensors")
+    _, found = read_state(tmp_path / "second")
     for name, value in load_file(start).items():
         torch.testing.assert_close(found[f"network.{name}"], value.float(), rtol=0, atol=0)
     with pytest.raises(WeightsError, match=r"network.safetensors: expected weights of"):
@@ -392,8 +631,7 @@ def test_training_can_begin_from_weights(anatomy: Anatomy, tiny: dict[str, Netwo
 def test_a_run_out_of_time_leaves_a_state(anatomy: Anatomy, tiny: dict[str, NetworkConfig], tmp_path: Path) -> None:
     done = run(anatomy, tiny["2d"], tmp_path / "run", steps=1000, save_every=1000, minutes=0.01)["steps"]
     assert 1 <= done < 1000
-    with safe_open(tmp_path / "run" / "state.safetensors", framework="pt") as file:
-        assert json.loads(file.metadata()["facts"])["step"] == done
+    assert read_state(tmp_path / "run")[0]["step"] == done
     assert run(anatomy, tiny["2d"], tmp_path / "run", steps=done + 1)["steps"] == done + 1
 
 
@@ -402,9 +640,7 @@ def test_a_run_out_of_time_leaves_a_state(anatomy: Anatomy, tiny: dict[str, Netw
 
 @pytest.mark.usefixtures("fake_encoder")
 def test_what_is_trained_is_released_and_runs(anatomy: Anatomy, tiny: dict[str, NetworkConfig], tmp_path: Path) -> None:
-    folder = tmp_path / "weights"
-    folder.mkdir()
-    shutil.copyfile(ROOT / "weights" / "text.safetensors", folder / "text.safetensors")
+    folder = tmp_path / "weights"  # a new one: the embeddings of the prompts come along
     for kind in ("3d", "2d"):
         run(anatomy, tiny[kind], tmp_path / kind, steps=1, seed=7)
         networks = [tmp_path / kind / "network.safetensors"] * 2

@@ -25,6 +25,25 @@ class Scores:
     predicted_clusters: int
     truth_voxels: int
     predicted_voxels: int
+    found_clusters: int  # truth clusters that the prediction touches
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of recall and precision; NaN where either is."""
+        total = self.recall + self.precision
+        return 2 * self.recall * self.precision / total if total else total
+
+    @property
+    def challenge_precision(self) -> float:
+        """The challenge's own (Table 3): truth clusters that are touched / predicted clusters. It can pass 1."""
+        return self.found_clusters / self.predicted_clusters if self.predicted_clusters else float("nan")
+
+    @property
+    def volume_difference(self) -> float:
+        """The challenge's AVD (Table 3): min(1, ||P| - |G|| / |G|); NaN without truth."""
+        if not self.truth_voxels:
+            return float("nan")
+        return min(1.0, abs(self.predicted_voxels - self.truth_voxels) / self.truth_voxels)
 
 
 def dice(prediction: Bool, truth: Bool) -> float:
@@ -63,4 +82,5 @@ def scores(prediction: Bool, truth: Bool) -> Scores:
         predicted_clusters=predicted,
         truth_voxels=int(truth.sum()),
         predicted_voxels=int(prediction.sum()),
+        found_clusters=touched_truth,
     )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pvs_model.errors import PromptError, WeightsError
 from pvs_model.nets import checkpoint
-from pvs_model.nets.model import GraphFusionNet
+from pvs_model.nets.model import SegmentationNet
 from pvs_model.nets.text import TextCache, TextEncoder, find_encoder
 
 MANIFEST = "MANIFEST.json"
@@ -36,7 +36,7 @@ class Ensemble:
     """
 
     kind: str
-    networks: tuple[GraphFusionNet, ...]
+    networks: tuple[SegmentationNet, ...]
     threshold: float
     window: int
     overlap: float

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pvs_model.errors import DeviceError
 from pvs_model.inference.ensemble import Ensemble
+from pvs_model.nets.precision import cpu_has_bfloat16
 from pvs_model.nets.slices import stack_slices
 
 log = logging.getLogger(__name__)
@@ -60,9 +61,9 @@ def choose_device(name: str) -> torch.device:
 
 
 def autocast(device: torch.device) -> torch.autocast | nullcontext[None]:
-    """bfloat16 where the GPU has it in hardware, float16 on older ones, float32 on the CPU."""
+    """bfloat16 where GPU or CPU have it in hardware, else float16 on GPUs and float32 on CPUs."""
     if device.type != "cuda":
-        return nullcontext()
+        return torch.autocast("cpu", torch.bfloat16) if cpu_has_bfloat16() else nullcontext()
     modern = torch.cuda.get_device_capability(device)[0] >= 8
     return torch.autocast("cuda", torch.bfloat16 if modern else torch.float16)
 

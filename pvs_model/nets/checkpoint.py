@@ -13,13 +13,13 @@ from safetensors.torch import save_file
 
 from pvs_model.config import NetworkConfig
 from pvs_model.errors import WeightsError
-from pvs_model.nets.model import GraphFusionNet, build
+from pvs_model.nets.model import SegmentationNet, build
 
 #: Key of the metadata that holds ``NetworkConfig`` as JSON.
 CONFIG_KEY = "config"
 
 
-def save(path: Path | str, network: GraphFusionNet, metadata: Mapping[str, str] | None = None) -> None:
+def save(path: Path | str, network: SegmentationNet, metadata: Mapping[str, str] | None = None) -> None:
     """Writes a network's parameters as float16, with its config and ``metadata``.
 
     The file is written beside its place and then moved, so that a run that is stopped leaves the old
@@ -57,7 +57,7 @@ def read_metadata(path: Path | str) -> dict[str, str]:
         raise WeightsError(f"{path}: expected a safetensors file of weights, found {error}") from error
 
 
-def load(path: Path | str, sha256: str | None = None, device: torch.device | str = "cpu") -> GraphFusionNet:
+def load(path: Path | str, sha256: str | None = None, device: torch.device | str = "cpu") -> SegmentationNet:
     """Builds the network that a weights file describes and fills it.
 
     Args:

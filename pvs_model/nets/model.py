@@ -120,7 +120,13 @@ class Head(nn.Module):
         return logits
 
 
-class GraphFusionNet(nn.Module):
+class SegmentationNet(nn.Module):
+    """What training and inference know of a network: its config, and a forward like ``GraphFusionNet.forward``."""
+
+    config: NetworkConfig
+
+
+class GraphFusionNet(SegmentationNet):
     """Cross-modal graph-fusion network (Chen et al., MICCAI 2025), for 2D and 3D.
 
     A nested U-Net whose level-1 feature is guided by text. Heads sit on the last diagonal of the grid:
@@ -192,8 +198,21 @@ class GraphFusionNet(nn.Module):
         return [head(feature, tokens, text_mask) for head, feature in zip(self.heads, features, strict=True)]
 
 
-def build(config: NetworkConfig) -> GraphFusionNet:
+def build(config: NetworkConfig) -> SegmentationNet:
     """Builds the network that ``config`` describes, with fresh weights, in training mode.
+
+    Raises:
+        ValueError: If the widths, heads or neighbours do not fit together.
+    """
+    if config.architecture == "graph_fusion":
+        return build_graph_fusion(config)
+    from pvs_model.nets.peers import DynUNetPeer
+
+    return DynUNetPeer(config)
+
+
+def build_graph_fusion(config: NetworkConfig) -> GraphFusionNet:
+    """The graph-fusion network of a config.
 
     ::
 

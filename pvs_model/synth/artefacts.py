@@ -21,16 +21,6 @@ def blur(image: Tensor, sigma: tuple[float, float, float]) -> Tensor:
     return image
 
 
-def box(image: Tensor, width: float, axis: int) -> Tensor:
-    """Average over ``width`` voxels along one axis, fractions included: the profile of a thicker slice."""
-    if width <= 1.001:
-        return image
-    radius = math.ceil((width - 1) / 2)
-    t = torch.arange(-radius, radius + 1, device=image.device, dtype=image.dtype).abs()
-    kernel = (width / 2 + 0.5 - t).clamp(0, 1)
-    return _along(image, kernel / kernel.sum(), axis)
-
-
 def _along(image: Tensor, kernel: Tensor, axis: int) -> Tensor:
     """Convolution along one spatial axis as a sum of shifted copies: several times faster than a 1-channel conv."""
     radius = len(kernel) // 2
@@ -43,18 +33,32 @@ def _along(image: Tensor, kernel: Tensor, axis: int) -> Tensor:
     return out
 
 
-def regrid_thick(image: Tensor, factor: float, offset: float, axis: int) -> Tensor:
-    """Acquire with slices ``factor`` times as thick, then interpolate linearly back onto the grid."""
+def regrid(image: Tensor, factor: float, offset: float, axis: int) -> Tensor:
+    """Acquire with voxels ``factor`` times as long along one axis, then interpolate linearly back onto the grid.
+
+    Args:
+        image: (C, X, Y, Z).
+        factor: acquired voxel over voxel of the grid, fractions included; up to 1 nothing is done.
+        offset: where the centre of the first acquired voxel lies, in voxels from the centre of the grid's first.
+        axis: 0 to 2.
+    """
     if factor <= 1.001:
         return image
-    thick = box(image, factor, axis)
     n = image.shape[axis + 1]
-    centre = torch.arange(n, device=image.device, dtype=torch.float32)
-    slices = (centre - offset) / factor
-    low = slices.floor()
-    at = torch.stack([low * factor + offset, (low + 1) * factor + offset]).round().clamp(0, n - 1).long()
-    weight = (slices - low).reshape([-1 if a == axis + 1 else 1 for a in range(image.ndim)])
-    return thick.index_select(axis + 1, at[0]) * (1 - weight) + thick.index_select(axis + 1, at[1]) * weight
+    along = [-1 if a == axis + 1 else 1 for a in range(image.ndim)]
+    first, last = math.floor(-offset / factor), math.floor((n - 1 - offset) / factor) + 1
+    middle = torch.arange(first, last + 1, device=image.device, dtype=torch.float32) * factor + offset
+    low, high = middle - factor / 2 + 0.5, middle + factor / 2 + 0.5  # voxel i of the grid reaches from i to i + 1
+    acquired = torch.zeros((), device=image.device)
+    for step in range(math.ceil(factor) + 1):
+        voxel = low.floor() + step
+        share = (torch.minimum(voxel + 1, high) - torch.maximum(voxel, low)).clamp_min(0) / factor
+        acquired = acquired + image.index_select(axis + 1, voxel.clamp(0, n - 1).long()) * share.reshape(along)
+    place = (torch.arange(n, device=image.device, dtype=torch.float32) - offset) / factor - first
+    below = place.floor().clamp(0, len(middle) - 2)  # float32 may round a place up to the last slice
+    weight = (place - below).reshape(along)
+    near, far = (acquired.index_select(axis + 1, (below + k).long()) for k in (0, 1))
+    return near * (1 - weight) + far * weight
 
 
 def shift(image: Tensor, voxels: tuple[float, float, float]) -> Tensor:

@@ -32,13 +32,18 @@ class SimulatedCase:
     scene: SceneParams
     scan: ScanParams
 
+    @property
+    def present(self) -> tuple[bool, bool, bool]:
+        """Which sequences there are."""
+        return self.scan.present
+
 
 def whole_scene(
     anatomy: Anatomy, seed: int, voxel_mm: Triple, plane: str = "axial", margin_mm: float = 6.0
 ) -> SceneParams:
     """Geometry that holds the whole brain, with PVS everywhere that they occur."""
     params = draw_scene(seed, (8, 8, 8), voxel_mm, plane, target="whole", empty_share=0.0)
-    where = torch.nonzero(anatomy.regions[::4, ::4, ::4])
+    where = torch.nonzero(anatomy.regions[::4, ::4, ::4]).cpu()
     extent = (where.amax(0) - where.amin(0) + 1) * 4 * VOXEL_MM * torch.tensor(params.scale)[list(PLANES["axial"])]
     axes = PLANES[plane]
     shape = [int((float(extent[a]) + 2 * margin_mm) / v) for a, v in zip(axes, voxel_mm, strict=True)]
@@ -65,7 +70,7 @@ def simulate(
     order = np.argsort(PLANES[plane])  # back to (x, y, z)
 
     def upright(tensor: torch.Tensor) -> npt.NDArray[np.generic]:
-        return np.ascontiguousarray(tensor.numpy().transpose(order))
+        return np.ascontiguousarray(tensor.cpu().numpy().transpose(order))
 
     images = np.stack([upright(channel) for channel in taken.images]).astype(np.float32) * 600
     spacing = np.array(voxel_mm)[order]

@@ -37,11 +37,13 @@ PRIOR = {
 }
 
 
-def draw_signals(generator: torch.Generator, random_share: float = 0.35) -> Tensor:
+def draw_signals(generator: torch.Generator, random_share: float = 0.4) -> Tensor:
     """Signals (3 sequences, tissues + overlays), about 0 to 1.2, one draw.
 
-    CSF stays darker than white matter in T1w and FLAIR and brighter in T2w: the file names say which
-    sequence is which, and a PVS without contrast could not be learnt.
+    In a share of draws some sequences, or all, have random contrasts: cortex may then look like white
+    matter. In the others the three are tied by the tissue priors, as those of one subject are. CSF stays
+    darker than white matter in T1w and FLAIR and brighter in T2w: the file names say which sequence is
+    which, and a PVS without contrast could not be learnt.
     """
 
     def uniform(low: float, high: float, size: tuple[int, ...] = ()) -> Tensor:
@@ -51,8 +53,9 @@ def draw_signals(generator: torch.Generator, random_share: float = 0.35) -> Tens
     brain = slice(1, INDEX["soft_tissue"])
     outside = slice(INDEX["soft_tissue"], len(TISSUES))
     wm, csf = INDEX["white_matter"], INDEX["ventricle"]
+    loose = float(uniform(0, 1)) < random_share
     for channel in range(3):
-        if float(uniform(0, 1)) < random_share:
+        if loose and float(uniform(0, 1)) < 0.6:
             low, high = (table[channel, csf], table[channel, wm]) if channel != 1 else (table[1, wm], table[1, csf])
             span = float(high - low)
             draw = uniform(0, 1, (len(TISSUES),))

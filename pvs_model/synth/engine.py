@@ -1,8 +1,11 @@
 """From a seed to a scan: ``params.draw_*`` chooses every number, ``render`` and ``acquire`` follow them.
 
-Geometry and scan are drawn apart: rendering a scene (which voxel is how much of what) takes seconds,
-acquiring it (contrast, blur, noise) a fraction of one, so training redraws the scan of a scene often.
-Equal records give equal arrays, bit for bit, on one device.
+A simulator is usually two steps, ``draw(seed) -> Params`` and ``render(Params) -> Sample``. Here each of the
+two is split once more, into geometry (``draw_scene``, ``render``) and scan (``draw_scan``, ``acquire``):
+rendering a scene (which voxel is how much of what) takes seconds, acquiring it (contrast, blur, noise) a
+fraction of one, so training renders a scene once and scans it many times.
+
+Equal records give equal arrays, bit for bit, on one device. Everything runs where the anatomy's tensors lie.
 """
 
 from __future__ import annotations
@@ -62,18 +65,27 @@ class Scene:
 
     @property
     def label(self) -> Tensor:
-        """bool (X, Y, Z): PVS by the coverage rule, which is lower for thick slices."""
-        share = LABEL_COVERAGE_THICK if self.thickness_mm >= 2.5 else LABEL_COVERAGE
-        return self.coverage >= math.ceil(share * 255)
+        """bool (X, Y, Z): PVS by the coverage rule."""
+        return self.coverage >= math.ceil(label_coverage(self.voxel_mm) * 255)
+
+
+def label_coverage(voxel_mm: Triple) -> float:
+    """The share of a voxel that tubes must fill to make it PVS: lower for thick slices."""
+    return LABEL_COVERAGE_THICK if max(voxel_mm) >= 2.5 else LABEL_COVERAGE
+
+
+def fine_factors(voxel_mm: Triple) -> list[int]:
+    """Voxels per axis that an acquired voxel is rendered with: of 0.56 mm at most, 0.75 mm across thick slices."""
+    return [math.ceil(v / (0.56 if v < 2.5 else 0.75)) for v in voxel_mm]
 
 
 def rotation(degrees: Triple) -> Tensor:
     """Rotation matrix (3, 3) about x, then y, then z."""
-    out = torch.eye(3)
+    out = torch.eye(3, device="cpu")
     for axis, angle in enumerate(degrees):
         c, s = math.cos(math.radians(angle)), math.sin(math.radians(angle))
         i, j = [(1, 2), (2, 0), (0, 1)][axis]
-        turn = torch.eye(3)
+        turn = torch.eye(3, device="cpu")
         turn[i, i], turn[i, j], turn[j, i], turn[j, j] = c, -s, s, c
         out = turn @ out
     return out
@@ -88,7 +100,11 @@ def _centre_mm(params: SceneParams, anatomy: Anatomy, generator: torch.Generator
         wanted = {"centrum": coarse == CENTRUM_SEMIOVALE, "basal": coarse == BASAL_GANGLIA, "brain": coarse > 0}
         where = torch.nonzero(wanted[params.target])
     if params.target == "whole" or len(where) == 0:
-        middle = (where.amin(0) + where.amax(0) + 1).float() / 2 if len(where) else torch.tensor(coarse.shape) / 2
+        middle = (
+            (where.amin(0) + where.amax(0) + 1).float() / 2
+            if len(where)
+            else torch.tensor(coarse.shape, device=where.device) / 2
+        )
         return middle * 4 * VOXEL_MM
     chosen = int(torch.randint(len(where), (), generator=generator, device=generator.device))
     return (where[chosen].float() + 0.5) * 4 * VOXEL_MM
@@ -103,12 +119,12 @@ def _pull(
     the matrix (3, 3) from scene to anatomy directions.
     """
     device = anatomy.tissues.device
-    matrix = torch.zeros(3, 3)
+    matrix = torch.zeros(3, 3, device="cpu")  # small ones are cheaper there
     for scene_axis, anatomy_axis in enumerate(PLANES[params.plane]):
         matrix[anatomy_axis, scene_axis] = 1.0
-    matrix = rotation(params.rotation_deg) @ torch.diag(1 / torch.tensor(params.scale)) @ matrix
+    matrix = rotation(params.rotation_deg) @ torch.diag(1 / torch.tensor(params.scale, device="cpu")) @ matrix
     if params.flip:
-        matrix = torch.diag(torch.tensor([-1.0, 1.0, 1.0])) @ matrix
+        matrix = torch.diag(torch.tensor([-1.0, 1.0, 1.0], device="cpu")) @ matrix
     matrix = matrix.to(device)
     centre = _centre_mm(params, anatomy, generator).to(device)
     extent = torch.tensor(fine, device=device) * h
@@ -157,9 +173,7 @@ def render(params: SceneParams, anatomy: Anatomy) -> Scene:
     """Which voxel is how much of what: warp the anatomy, grow PVS and look-alikes, average onto the acquired grid."""
     device = anatomy.tissues.device
     generator = torch.Generator(device=device).manual_seed(params.seed)
-    factor = [max(1, math.ceil(v / 0.56)) for v in params.voxel_mm]
-    if max(params.voxel_mm) >= 2.5:  # across thick slices 0.75 mm is fine enough
-        factor = [f if v < 2.5 else math.ceil(v / 0.75) for f, v in zip(factor, params.voxel_mm, strict=True)]
+    factor = fine_factors(params.voxel_mm)
     fine = tuple(n * f for n, f in zip(params.shape, factor, strict=True))
     h = torch.tensor([v / f for v, f in zip(params.voxel_mm, factor, strict=True)], device=device)
     positions, matrix = _pull(params, anatomy, fine, h, generator)  # type: ignore[arg-type]
@@ -249,7 +263,8 @@ def acquire(scene: Scene, params: ScanParams) -> Scan:
         slow = artefacts.smooth_noise((1, *shape), cells, generator, device)  # type: ignore[arg-type]
         image = image + slow * params.texture[c] * contrast * (image > 0.02)
         image = artefacts.blur(image, params.psf[c])
-        image = artefacts.regrid_thick(image, params.thick[c], params.thick[c] / 2, params.thick_axis[c])
+        for axis, ratio in enumerate(params.acquired[c]):
+            image = artefacts.regrid(image, ratio, ratio / 2, axis)
         image = artefacts.shift(image, params.shift[c])
         cells = tuple(max(2, round(n * v / 60) + 1) for n, v in zip(shape, scene.voxel_mm, strict=True))
         field = artefacts.smooth_noise((1, *shape), cells, generator, device)  # type: ignore[arg-type]

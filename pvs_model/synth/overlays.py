@@ -25,6 +25,17 @@ def is_in(tissue: Tensor, *names: str) -> Tensor:
     return table[tissue.long()]
 
 
+def _within(mask: Tensor, distance_mm: float, h: Tensor) -> Tensor:
+    """Voxels no further than a distance (along each axis) from a mask."""
+    near = mask[None, None].float()
+    for axis, step in enumerate(h.tolist()):
+        reach = round(distance_mm / step)
+        kernel, pad = [1, 1, 1], [0, 0, 0]
+        kernel[axis], pad[axis] = 2 * reach + 1, reach
+        near = F.max_pool3d(near, kernel, stride=1, padding=pad)
+    return near[0, 0] > 0
+
+
 def overlays(
     p: SceneParams,
     tissue: Tensor,
@@ -53,7 +64,7 @@ def overlays(
         """Random points in ``where``, denser in some places than in others."""
         candidates = torch.nonzero(where[thinned])
         expected = len(candidates) * 8 * cm3 * per_cm3
-        count = int(torch.poisson(torch.tensor(float(expected)), generator=cpu))
+        count = int(torch.poisson(torch.tensor(float(expected), device="cpu"), generator=cpu))
         if count == 0 or len(candidates) == 0:
             return torch.zeros(0, 3, device=device)
         chosen = candidates[torch.randint(len(candidates), (3 * count,), generator=generator, device=device)]
@@ -114,6 +125,22 @@ def overlays(
         rim = is_in(tissue, "white_matter", "cerebellum_wm")
         c, _ = painted(tubes(cortex, p.islands, 1.1, 0.45, 3.0, cortex, 0.6, clustered=False))
         out["island"] = c * (~rim)
+    if p.sheets > 0:
+        # Label maps of 1 mm close narrow sulci. Their depths lie in cortex, far from white matter on both sides.
+        far = is_in(tissue, "cortex") & ~_within(is_in(tissue, "white_matter"), p.sheet_depth_mm, h)
+        cells = tuple(max(2, int(e / 6)) for e in extent)
+        rough = artefacts.smooth_noise((1, *direction.shape[1:]), cells, generator, device)  # type: ignore[arg-type]
+        field = F.interpolate(rough[None], size=shape, mode="trilinear")[0, 0]
+        filled = ((field + 1.6 * (2 * p.sheets - 1)) / 0.4).clamp(0, 1) * far
+        out["island"] = torch.maximum(out.get("island", torch.zeros_like(filled)), filled)
+    cerebellum = is_in(tissue, "cerebellum_gm") if p.folia > 0 else None
+    if cerebellum is not None and cerebellum.any():
+        # Label maps hold the cerebellum as one lump: thin sheets of CSF between its folia, where a field crosses 0.
+        cells = tuple(max(2, int(e / mm)) for e, mm in zip(extent, (12, 6, 3), strict=True))
+        rough = artefacts.smooth_noise((1, *direction.shape[1:]), cells, generator, device)  # type: ignore[arg-type]
+        field = F.interpolate(rough[None], size=shape, mode="trilinear")[0, 0]
+        cleft = ((p.folia - field.abs()) / 0.15).clamp(0, 1) * cerebellum
+        out["island"] = torch.maximum(out.get("island", torch.zeros_like(cleft)), cleft)
     white = is_in(tissue, "white_matter")
     if p.lacunes > 0:
         start = seeds(hosts, p.lacunes, clustered=False)

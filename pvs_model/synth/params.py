@@ -44,8 +44,11 @@ class SceneParams:
     lesion_dots: float
     lacunes: float
     islands: float
+    sheets: float  # share of the depths of sulci that is filled
+    sheet_depth_mm: float  # from white matter
     voids: float
     bridges: float
+    folia: float  # how wide the clefts of the cerebellum are, 0 = closed
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,7 @@ class ScanParams:
     stripped: bool
     texture: Triple  # slow variation within tissue, share of the contrast
     psf: tuple[Triple, Triple, Triple]
-    thick: Triple  # slice thickness relative to the grid, 1 = the same
-    thick_axis: tuple[int, int, int]
+    acquired: tuple[Triple, Triple, Triple]  # acquired voxel size relative to the grid per axis, 1 = the same
     shift: tuple[Triple, Triple, Triple]
     bias: Triple
     noise: Triple  # share of the contrast between white matter and CSF
@@ -125,16 +127,16 @@ def draw_scene(
     d = _Draw(seed)
     whole = target == "whole"
     empty = d.chance(empty_share)
-    top = 2.5 if whole else 9.0
+    top = 2.5 if whole else 6.0
 
     def density(share_empty: float, top: float) -> float:
-        return 0.0 if empty or d.chance(share_empty) else d.log(0.2 if whole else 0.4, top)
+        return 0.0 if empty or d.chance(share_empty) else d.log(0.2, top)
 
     none = (0.0, 0.0, 0.0)
     turn = 4.0 if whole else 12.0
     return SceneParams(
         seed=seed,
-        target=target or d.pick(centrum=0.5, basal=0.3, brain=0.15, head=0.05),
+        target=target or d.pick(centrum=0.36, basal=0.26, brain=0.33, head=0.05),
         shape=shape,
         voxel_mm=voxel_mm,
         plane=plane,
@@ -155,13 +157,27 @@ def draw_scene(
         lesion_dots=0.0 if d.chance(0.5) else d.log(0.03, 1.0),
         lacunes=0.0 if d.chance(0.6) else d.log(0.003, 0.05),
         islands=0.0 if d.chance(0.1) else d.log(0.3, 8.0),
+        sheets=0.0 if d.chance(0.15) else d.uniform(0.05, 0.7),
+        sheet_depth_mm=d.uniform(1.5, 3.2),
         voids=0.0 if d.chance(0.4) else d.log(0.05, 1.0),
         bridges=0.0 if d.chance(0.5) else d.log(0.3, 5.0),
+        folia=0.0 if d.chance(0.2) else d.uniform(0.05, 0.45),
     )
 
 
-def draw_scan(seed: int, dimensions: int = 3, complete: bool = False) -> ScanParams:
-    """Choose contrast and artefacts of one acquisition; ``complete`` keeps all three sequences."""
+def draw_scan(
+    seed: int, dimensions: int = 3, complete: bool = False, acquired: tuple[Triple, Triple, Triple] | None = None,
+    random_share: float = 0.4,
+) -> ScanParams:  # fmt: skip
+    """Choose contrast and artefacts of one acquisition.
+
+    Args:
+        seed: of every draw.
+        dimensions: of the network that is to see the scan; in 2D nothing moves or blurs across slices.
+        complete: keep all three sequences.
+        acquired: voxel size of each sequence relative to the grid; drawn when None.
+        random_share: share of draws whose contrasts are not those of the tissue priors.
+    """
     d = _Draw(seed)
     kept = "all" if complete else d.pick(all=0.5, t1t2=0.1, t2flair=0.09, t1flair=0.07, t2=0.12, t1=0.08, flair=0.04)
     present = {
@@ -180,23 +196,32 @@ def draw_scan(seed: int, dimensions: int = 3, complete: bool = False) -> ScanPar
         far = [max(-1.0, min(1.0, d.normal(sd))) for _ in range(axes)] + [0.0] * (3 - axes)
         return (far[0], far[1], far[2])
 
-    reference = 1 if present[1] else (0 if present[0] else 2)
+    reference = 1 if present[1] and d.chance(0.75) else 0 if present[0] else 1 if present[1] else 2
     soft = d.uniform(0.0, 0.5)
     shifts = [move(soft) if c != reference else (0.0, 0.0, 0.0) for c in range(3)]
-    # Other sequences were often acquired with thicker slices than the grid they were resampled onto.
-    regrid = [1.0 if c == reference or dimensions == 2 or d.chance(0.6) else d.uniform(1.3, 4.0) for c in range(3)]
-    if dimensions == 3 and d.chance(0.12):
-        regrid[reference] = d.uniform(1.3, 3.2)
+    across = 2 if d.chance(0.8) else int(d.uniform(0, 3))  # the axis of the slices
+
+    def coarser(c: int) -> Triple:
+        """Other sequences often had thicker slices or larger voxels than the grid they were resampled onto."""
+        inside = d.uniform(1.1, 2.3) if c != reference and d.chance(0.25) else 1.0
+        if dimensions == 2:
+            return (inside, inside, 1.0)
+        thick = d.chance(0.12 if c == reference else 0.4)
+        ratio = [inside, inside, inside]
+        if thick:
+            ratio[across] = d.uniform(1.3, 3.2 if c == reference else 4.0)
+        return (ratio[0], ratio[1], ratio[2])
+
+    drawn = (coarser(0), coarser(1), coarser(2))
     noise = d.log(0.012, 0.10)
     return ScanParams(
         seed=seed,
-        signals=tuple(tuple(row) for row in draw_signals(d.generator).tolist()),
+        signals=tuple(tuple(row) for row in draw_signals(d.generator, random_share).tolist()),
         present=present,
         stripped=d.chance(0.7),
         texture=(d.uniform(0, 0.08), d.uniform(0, 0.08), d.uniform(0, 0.08)),
         psf=(psf(), psf(), psf()),
-        thick=(regrid[0], regrid[1], regrid[2]),
-        thick_axis=(2, 2, 2) if d.chance(0.7) else (int(d.uniform(0, 3)), int(d.uniform(0, 3)), int(d.uniform(0, 3))),
+        acquired=acquired or drawn,
         shift=(shifts[0], shifts[1], shifts[2]),
         bias=(d.uniform(0, 0.3), d.uniform(0, 0.3), d.uniform(0, 0.3)),
         noise=(noise * d.log(0.6, 1.6), noise * d.log(0.6, 1.6), noise * d.log(0.6, 1.6)),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +22,16 @@ from pvs_model.nets.slices import stack_slices
 from pvs_model.nets.text import TRAINING_TEMPLATES, prompt
 from pvs_model.synth.anatomy import BASAL_GANGLIA, CENTRUM_SEMIOVALE, Anatomy, build
 from pvs_model.synth.engine import Scene, acquire, draw_scan, draw_scene, draw_voxel, render, standardise
+from pvs_model.training.distributed import ALONE, Ranks
 from pvs_model.types import SEQUENCES
 
 #: Fine grids get a margin, so that blurs and shifts bring nothing invented into the patch.
 MARGIN = 4
 #: One scene in so many is kept as drawn; the others hold at least ``FEW_VOXELS`` if ``ATTEMPTS`` draws bring them.
-EMPTY_EVERY, FEW_VOXELS, ATTEMPTS = 8, 20, 4
+EMPTY_EVERY, FEW_VOXELS, ATTEMPTS = 3, 12, 3
 REGION_VALUES = {"basal ganglia": BASAL_GANGLIA, "centrum semiovale": CENTRUM_SEMIOVALE}
+#: The arrays of an anatomy.
+TENSORS = ("tissues", "regions", "field", "histogram")
 
 
 def load_anatomy(path: Path, cache: Path | None = None) -> Anatomy:
@@ -41,12 +46,7 @@ def load_anatomy(path: Path, cache: Path | None = None) -> Anatomy:
     """
     kept = cache / f"{path.name}-{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}.safetensors" if cache else None
     if kept is not None and kept.is_file():
-        with safe_open(kept, framework="pt") as file:
-            head = file.metadata()["whole_head"] == "1"
-            tissues, regions, field, histogram = (
-                file.get_tensor(name) for name in ("tissues", "regions", "field", "histogram")
-            )
-        return Anatomy(path.name, tissues, regions, field, histogram, head)
+        return replace(kept_anatomy(kept), name=path.name)
     from pvs_model.volume.geometry import to_ras
     from pvs_model.volume.io import read
 
@@ -58,11 +58,26 @@ def load_anatomy(path: Path, cache: Path | None = None) -> Anatomy:
     anatomy = build(labels, path.name)
     if kept is not None:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        part = kept.with_suffix(".part")
-        tensors_by_name = {n: getattr(anatomy, n).contiguous() for n in ("tissues", "regions", "field", "histogram")}
-        save_file(tensors_by_name, part, metadata={"whole_head": str(int(anatomy.whole_head))})
-        part.replace(kept)
+        keep_anatomy(kept, anatomy)
     return anatomy
+
+
+def keep_anatomy(path: Path, anatomy: Anatomy) -> None:
+    """Write a prepared anatomy as safetensors."""
+    # The processes of one run may share a cache.
+    part = path.with_suffix(f".{os.getpid()}.part")
+    save_file({name: getattr(anatomy, name).contiguous() for name in TENSORS}, part, metadata={
+        "name": anatomy.name, "whole_head": str(int(anatomy.whole_head)),
+    })  # fmt: skip
+    part.replace(path)
+
+
+def kept_anatomy(path: Path) -> Anatomy:
+    """An anatomy as ``keep_anatomy`` wrote it. Its arrays stay in the file until they are looked at."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        tissues, regions, field, histogram = (file.get_tensor(name) for name in TENSORS)
+    return Anatomy(metadata.get("name", path.stem), tissues, regions, field, histogram, metadata["whole_head"] == "1")
 
 
 def label_maps(folder: Path) -> list[Path]:
@@ -86,24 +101,46 @@ class Batch:
     prompts: list[str]
 
 
+def join(parts: Sequence[Batch], device: torch.device) -> Batch:
+    """Batches end to end, on a device."""
+    return Batch(
+        torch.cat([part.images.to(device) for part in parts]),
+        torch.cat([part.label.to(device) for part in parts]),
+        [words for part in parts for words in part.prompts],
+    )
+
+
+def flipped(image: Tensor, label: Tensor, rng: random.Random) -> tuple[Tensor, Tensor]:
+    """An image (C, *spatial) and its label flipped alike.
+
+    Left and right are alike; now and then any axis, for scans in unusual orientations.
+    """
+    axes = [a for a in range(1, image.ndim) if rng.random() < (0.5 if a == 1 else 0.1)]
+    return (image.flip(axes), label.flip(axes)) if axes else (image, label)
+
+
 class PatchStream:
-    """Endless simulated patches.
+    """Endless simulated patches, on the device of the anatomies.
 
     Scenes are rendered once and kept in a pool; each visit draws a new scan of one (contrast, noise,
     blur, missing sequences), a new crop, a flip, and a prompt. Every ``refresh`` samples a new scene joins
     the pool, and the oldest leaves a full one. Which scenes a visit chooses from, and which it takes,
     follows from its number alone, so a stream set to ``visits`` goes on as if it had never stopped.
+
+    Of several processes each has scenes and visits of its own: ``ranks`` turns their numbers into those
+    that seeds are made of.
     """
 
     def __init__(
         self,
-        anatomies: list[Anatomy],
+        anatomies: Sequence[Anatomy],
         config: NetworkConfig,
         patch: int,
         seed: int,
         pool: int = 300,
         refresh: int = 3,
         region_share: float = 0.2,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.anatomies = anatomies
         self.config = config
@@ -112,14 +149,17 @@ class PatchStream:
         self.capacity = pool
         self.refresh = refresh
         self.region_share = region_share
+        self.ranks = ranks
         self.scenes: dict[int, Scene] = {}
         self.visits = 0
+        #: Where scenes come from by their number; None: ``render``, when they are first taken.
+        self.source: Callable[[int], Scene] | None = None
 
     def render(self, number: int) -> Scene:
         """Render a scene of this stream by its number.
 
-        Left to chance, half of the small patches hold no PVS: all but one in ``EMPTY_EVERY`` are drawn
-        again, a few times at most.
+        Left to chance, half of the small patches hold no PVS: two in three of those are drawn again, a
+        few times at most. More would teach the network a world too full of PVS.
         """
         side = self.patch + 2 * MARGIN
         shape = (side, side, side if self.config.dimensions == 3 else 5)
@@ -154,29 +194,31 @@ class PatchStream:
             window = images[:, crop[0], crop[1], z - 1 : z + 2]
             images = stack_slices(window, self.config.neighbour_slices)[1]
             label = label[crop[0], crop[1], z][None]
-        # Left and right are alike; now and then any axis, for scans in unusual orientations.
-        axes = [a for a in range(1, images.ndim) if rng.random() < (0.5 if a == 1 else 0.1)]
-        if axes:
-            images, label = images.flip(axes), label.flip(axes)
+        images, label = flipped(images, label, rng)
         present = [name for name, there in zip(SEQUENCES, scan_params.present, strict=True) if there]
         words = prompt(
             present, scene.thickness_mm, region, rng.choice(TRAINING_TEMPLATES) if template is None else template
         )
         return Batch(images.contiguous()[None], label.float().contiguous()[None], [words])
 
+    def choose(self, visit: int) -> tuple[int, int]:
+        """The number of the scene that a visit takes, and of the oldest scene still in the pool then."""
+        newest = visit // self.refresh
+        oldest = max(0, newest + 1 - self.capacity)
+        own = random.Random(self._seed(visit)).randrange(oldest, newest + 1)
+        return self.ranks.number(own), self.ranks.number(oldest)
+
+    def _seed(self, visit: int) -> int:
+        return self.seed * 7_000_003 + self.ranks.number(visit)
+
     def batch(self, size: int) -> Batch:
         """The next ``size`` samples."""
         parts = []
         for _ in range(size):
-            newest = self.visits // self.refresh
-            oldest = max(0, newest + 1 - self.capacity)
-            seed = self.seed * 7_000_003 + self.visits
-            number = random.Random(seed).randrange(oldest, newest + 1)
+            number, oldest = self.choose(self.visits)
             self.scenes = {k: scene for k, scene in self.scenes.items() if k >= oldest}
-            if number not in self.scenes:  # rendered when first taken, also after a resume
-                self.scenes[number] = self.render(number)
-            parts.append(self.sample(self.scenes[number], seed))
+            if number not in self.scenes:
+                self.scenes[number] = (self.source or self.render)(number)
+            parts.append(self.sample(self.scenes[number], self._seed(self.visits)))
             self.visits += 1
-        return Batch(
-            torch.cat([p.images for p in parts]), torch.cat([p.label for p in parts]), [p.prompts[0] for p in parts]
-        )
+        return join(parts, parts[0].images.device)

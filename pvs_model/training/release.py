@@ -15,6 +15,9 @@ from pvs_model.nets import checkpoint
 #: Voxel spacing that ``synth.engine.draw_voxel`` covers: within slices and across them, mm.
 TRAINED_RANGE = {"3d": ((0.45, 1.25), (0.45, 2.5)), "2d": ((0.34, 1.1), (2.5, 8.0))}
 
+#: Embeddings of the standard prompts, beside the shipped weights.
+SHIPPED_TEXT = Path(__file__).resolve().parents[2] / "weights" / "text.safetensors"
+
 
 def sha256_of(path: Path) -> str:
     """Hexadecimal SHA-256 of a file."""
@@ -75,6 +78,9 @@ def release(
         "data": data,
         "scores": scores,
     }
-    text = folder / "text.safetensors"
+    text = folder / SHIPPED_TEXT.name
+    if not text.is_file():  # a new folder: the prompts are the same for every network
+        shutil.copyfile(SHIPPED_TEXT, text)
+        text.chmod(0o644)
     manifest["text"] = {"file": text.name, "sha256": sha256_of(text)}
     path.write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")

@@ -1,0 +1,121 @@
+"""Labelled cases from folders, and tables of their scores: shared by the benchmarks of accuracy.
+
+A set is a folder in the ``epvs`` layout with ``<case>_PVS``, ``_BG`` and ``_CSO`` masks beside the images,
+as ``python -m pvs_model simulate`` writes them (or with a user's own labels).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pvs_model.errors import VolumeError
+from pvs_model.evaluation.metrics import Scores
+from pvs_model.layouts import choose
+from pvs_model.pipeline import Prepared, prepare, read
+from pvs_model.types import Volume
+from pvs_model.volume.geometry import to_ras
+from pvs_model.volume.io import read as read_volume
+
+Bool = npt.NDArray[np.bool_]
+
+WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
+
+
+@dataclass(frozen=True)
+class LabelledCase:
+    """A case as the pipeline sees it, with its truth and regions (bool, x, y, z) on the same grid."""
+
+    name: str
+    volumes: dict[str, Volume]
+    prepared: Prepared
+    truth: Bool
+    regions: dict[str, Bool]
+
+    def within(self, region: str) -> Bool:
+        return self.truth & self.regions[region]
+
+
+def sets_of(arguments: Iterable[str]) -> dict[str, Path]:
+    """``NAME=DIR`` or ``DIR``, whose name it then bears."""
+    out = {}
+    for argument in arguments:
+        name, _, path = argument.rpartition("=")
+        out[name or Path(path).name] = Path(path)
+    return out
+
+
+def cases_of(folder: Path, count: int | None = None) -> Iterator[LabelledCase]:
+    """The labelled cases of a set, by name.
+
+    Raises:
+        VolumeError: when a truth or region mask is missing or lies on another grid.
+    """
+    for case in choose(folder).find_cases(folder)[:count]:
+        volumes = read(case)
+        prepared = prepare(volumes)
+        here = next(iter(case.images.values())).parent
+
+        def mask(label: str, here: Path = here, prepared: Prepared = prepared) -> Bool:
+            path = here / f"{here.name}_{label}.nii.gz"
+            volume, _ = to_ras(read_volume(path))
+            if volume.data.shape != prepared.grid.shape:
+                raise VolumeError(f"{path}: expected a mask of {prepared.grid.shape}, found one of {volume.data.shape}")
+            return np.asarray(volume.data > 0.5)
+
+        regions = {"BG": mask("BG"), "CSO": mask("CSO")}
+        yield LabelledCase(case.name, volumes, prepared, mask("PVS"), regions)
+
+
+#: Columns of a table: the challenge's four, then cluster precision by predicted clusters and its F1.
+COLUMNS: dict[str, str] = {
+    "Dice": "dice",
+    "AVD": "volume_difference",
+    "recall": "recall",
+    "precision (challenge)": "challenge_precision",
+    "precision (clusters)": "precision",
+    "F1": "f1",
+}
+
+
+def header(*first: str) -> str:
+    """The head of a Markdown table of scores, after the columns that say what a row is of."""
+    names = [*first, *COLUMNS]
+    return "| " + " | ".join(names) + " |\n|" + "---|" * len(names)
+
+
+def row(first: Iterable[str], values: list[Scores]) -> str:
+    """One line of a table: means over cases, those without a value left out."""
+    cells = [mean(getattr(v, attribute) for v in values) for attribute in COLUMNS.values()]
+    return "| " + " | ".join([*first, *(f"{c:.3f}" for c in cells)]) + " |"
+
+
+def mean(values: Iterable[float]) -> float:
+    """Mean of the numbers that are not NaN; NaN when there is none."""
+    kept = [v for v in values if not np.isnan(v)]
+    return statistics.fmean(kept) if kept else float("nan")
+
+
+def write_json(path: Path | None, content: Any) -> None:
+    """JSON without NaN."""
+    if path is not None:
+        path.write_text(json.dumps(content, indent=1).replace("NaN", "null") + "\n")
+
+
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """The options that these benchmarks share."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sets", nargs="+", metavar="[NAME=]DIR", help="folders of labelled cases")
+    parser.add_argument("--weights", type=Path, default=WEIGHTS)
+    parser.add_argument("--count", type=int, help="cases per set (default: all)")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--json", type=Path)
+    return parser

@@ -1,0 +1,69 @@
+"""Networks of others, trained and run by the same code as ours, so that they can be compared."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from monai.networks.nets import DynUNet
+from torch import Tensor, nn
+
+from pvs_model.config import NetworkConfig
+from pvs_model.nets.model import RARE_LOGIT, SegmentationNet
+
+
+class DynUNetPeer(SegmentationNet):
+    """MONAI's DynUNet with the settings of nnU-Net (Isensee et al. 2021): the standard of the field.
+
+    Kernels of 3, a halving per level, instance norm, LeakyReLU, transposed convolutions, deep
+    supervision at all but the two lowest resolutions. It reads the images alone: text is ignored. The
+    heads' biases start at the share of PVS, as ours do.
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        """
+        Args:
+            config: ``widths`` gives the levels, full resolution first (at least three).
+
+        Raises:
+            ValueError: If there are fewer than three levels.
+        """
+        super().__init__()
+        levels = len(config.widths)
+        if levels < 3:
+            raise ValueError(f"DynUNet needs at least 3 levels, got widths {config.widths}")
+        self.config = config
+        net: Any = DynUNet(
+            spatial_dims=config.dimensions,
+            in_channels=config.in_channels,
+            out_channels=1,
+            kernel_size=[3] * levels,
+            strides=[1] + [2] * (levels - 1),
+            upsample_kernel_size=[2] * (levels - 1),
+            filters=list(config.widths),
+            deep_supervision=True,
+            deep_supr_num=max(1, levels - 3),
+        )
+        # DynUNet holds every block twice, in lists and in a chain of skip layers, which gives every
+        # parameter two names; its own forward also blows coarse answers up. So the lists are walked here.
+        self.down = nn.ModuleList([net.input_block, *net.downsamples, net.bottleneck])
+        self.up = net.upsamples
+        self.heads = nn.ModuleList([net.output_block, *net.deep_supervision_heads])
+        for head in self.heads:
+            nn.init.constant_(head.conv.conv.bias, RARE_LOGIT)  # type: ignore[union-attr, arg-type]
+
+    def forward(
+        self, image: Tensor, text: Tensor | None = None, text_mask: Tensor | None = None
+    ) -> Tensor | list[Tensor]:
+        """As ``GraphFusionNet.forward``; spatial sizes are multiples of 2^(levels - 1)."""
+        features = [image]
+        for block in self.down:
+            features.append(block(features[-1]))
+        skips, answer = features[1:-1], features[-1]
+        decoded: list[Tensor] = []
+        for block, skip in zip(self.up, reversed(skips), strict=True):
+            answer = block(answer, skip)
+            decoded.insert(0, answer)
+        if not self.training:
+            logits: Tensor = self.heads[0](decoded[0])
+            return logits
+        return [head(feature) for head, feature in zip(self.heads, decoded, strict=False)]

@@ -1,0 +1,271 @@
+"""A user's own labelled cases from files, read and prepared exactly as at run time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from pvs_model.config import NetworkConfig
+from pvs_model.errors import VolumeError
+from pvs_model.layouts import choose
+from pvs_model.layouts.base import entries
+from pvs_model.layouts.names import image_stem
+from pvs_model.synth.engine import LABEL_COVERAGE, LABEL_COVERAGE_THICK
+from pvs_model.training.data import REGION_VALUES
+from pvs_model.training.labelled import LabelledCase
+from pvs_model.training.release import TRAINED_RANGE
+from pvs_model.types import SEQUENCES, Case, Grid, Mask, Volume
+from pvs_model.volume import geometry, io
+
+log = logging.getLogger(__name__)
+
+#: Raised whenever what is cached would differ.
+CACHE_FORMAT = 1
+#: What the files of region masks end in.
+REGION_FILES = {"basal ganglia": "BG", "centrum semiovale": "CSO"}
+#: Voxels kept around the head, as at run time.
+CROP_MARGIN = 4
+#: A label lies on its image's grid when no corner is further off than this, in voxels: headers are rounded.
+GRID_SLACK = 0.1
+#: The arrays of a ``LabelledCase``.
+TENSORS = ("image", "label", "inside", "regions", "points")
+
+
+class Pipeline(Protocol):
+    """What ``pvs_model.pipeline`` does with a case before the network sees it.
+
+    The module itself is handed in by the command line: training lies below it in the house.
+    """
+
+    def read(self, case: Case) -> dict[str, Volume]:
+        """The sequences of a case."""
+
+    def prepare(self, volumes: dict[str, Volume]) -> Any:
+        """A ``pipeline.Prepared``."""
+
+    def network_kind(self, grid: Grid) -> str:
+        """ "3d" or "2d"."""
+
+    def target_spacing(self, spacing_mm: tuple[float, float, float], ensemble: Any) -> tuple[float, float, float]:
+        """The spacing that the network is run at."""
+
+    def slices_last(self, spacing_mm: tuple[float, float, float], dimensions: int) -> tuple[int, int, int]:
+        """Order of the axes for the network."""
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """What ``target_spacing`` asks of an ensemble, for networks that are still to be trained."""
+
+    dimensions: int
+    spacing_mm: tuple[float, float]
+    thickness_mm: tuple[float, float]
+
+
+def load_cases(
+    folder: Path, config: NetworkConfig, pipeline: Pipeline, cache: Path | None = None
+) -> list[LabelledCase]:
+    """The labelled cases of a folder that are for one network, sorted by name.
+
+    A label lies beside the images of its case as ``<case>_PVS.nii.gz`` or ``PVS.nii.gz``, on the grid of the
+    reference image (T2w where there is one); so do ``BG`` and ``CSO`` masks, if any. Cases without a label,
+    and those whose slices are for the other network, are logged and left out.
+
+    Args:
+        folder: in any layout that is read at run time.
+        config: of the network.
+        pipeline: ``pvs_model.pipeline``.
+        cache: folder that keeps prepared cases; they are then read from there piece by piece and take up
+            next to no memory.
+
+    Raises:
+        PVSError: for a case that cannot be read, a label that does not fit, or when no case is left.
+    """
+    kind = f"{config.dimensions}d"
+    cases = choose(folder).find_cases(folder)
+    labelled = []
+    for case in cases:
+        if case.problem is not None:
+            raise VolumeError(case.problem)
+        label = beside(case, "PVS")
+        if label is not None:
+            labelled.append((case, label))
+        else:
+            log.info("%s: left out, no %s_PVS beside its images", case.name, Path(case.name).name)
+    if not labelled:
+        raise VolumeError(
+            f"{folder}: expected a label <case>_PVS.nii.gz or PVS.nii.gz beside the images, found none "
+            f"in {len(cases)} cases"
+        )
+    loaded = [_load(case, label, config, pipeline, cache) for case, label in labelled]
+    kept = [case for case in loaded if case is not None]
+    if not kept:
+        wanted = "below 2.5 mm" if kind == "3d" else "of 2.5 mm or more"
+        raise VolumeError(
+            f"{folder}: expected cases with slices {wanted} for the {kind} network, found none among "
+            f"{len(labelled)} labelled ones"
+        )
+    return kept
+
+
+def beside(case: Case, name: str) -> Path | None:
+    """The image ``<case>_<name>``, ``<anything>_<name>`` or ``<name>`` in the folders of a case's images, if any.
+
+    Raises:
+        VolumeError: when there are several, and none bears the name of the case.
+    """
+    wanted = name.lower()
+    found = {}
+    for folder in sorted({path.parent for path in case.images.values()}):
+        for path in entries(folder):
+            stem = image_stem(path.name)
+            if stem is not None and (stem.lower() == wanted or stem.lower().endswith(f"_{wanted}")):
+                found[stem.lower()] = path
+    own = found.get(f"{Path(case.name).name}_{name}".lower())
+    if own is None and len(found) > 1:
+        raise VolumeError(
+            f"{case.name}: expected one {name} mask beside its images, found "
+            f"{' and '.join(path.name for path in found.values())}"
+        )
+    return own if own is not None else next(iter(found.values()), None)
+
+
+def _load(
+    case: Case, label: Path, config: NetworkConfig, pipeline: Pipeline, cache: Path | None
+) -> LabelledCase | None:
+    """The case as the network would see it; None when it is for the other network."""
+    masks = {region: path for region, ending in REGION_FILES.items() if (path := beside(case, ending)) is not None}
+    kept = cache / f"{_key(case, label, masks, config)}.safetensors" if cache is not None else None
+    if kept is None or not kept.is_file():
+        seen = _see(case, label, masks, config, pipeline)
+        if seen is None or kept is None:
+            return seen
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        facts = {"present": seen.present, "asked": seen.asked, "thickness_mm": seen.thickness_mm}
+        tensors = {name: getattr(seen, name) for name in TENSORS}
+        part = kept.with_suffix(f".{os.getpid()}.part")  # the processes of one run may share a cache
+        save_file(tensors, part, metadata={"facts": json.dumps(facts)})
+        part.replace(kept)
+    with safe_open(kept, framework="pt") as file:
+        facts = json.loads(file.metadata()["facts"])
+        tensors = {name: file.get_tensor(name) for name in TENSORS}
+    return LabelledCase(
+        name=case.name,
+        present=tuple(facts["present"]),
+        asked=tuple(facts["asked"]),
+        thickness_mm=facts["thickness_mm"],
+        **tensors,
+    )
+
+
+def _key(case: Case, label: Path, masks: Mapping[str, Path], config: NetworkConfig) -> str:
+    """A name for the cache that changes with what any of the files holds, and with what the network can see."""
+    kind = f"{config.dimensions}d"
+    digest = hashlib.sha256(f"{CACHE_FORMAT} {kind} {TRAINED_RANGE[kind]}".encode())
+    for role, path in [*sorted(case.images.items()), ("PVS", label), *sorted(masks.items())]:
+        try:
+            held = path.read_bytes()
+        except OSError as error:
+            raise VolumeError(f"{path}: expected a file that can be read, found: {error.strerror}") from error
+        digest.update(f" {role} {path.name} ".encode() + hashlib.sha256(held).digest())
+    return f"{Path(case.name).name}-{digest.hexdigest()[:12]}"
+
+
+def _see(
+    case: Case, label: Path, masks: Mapping[str, Path], config: NetworkConfig, pipeline: Pipeline
+) -> LabelledCase | None:
+    volumes = pipeline.read(case)
+    reference = volumes[geometry.choose_reference(volumes)]
+    kind = pipeline.network_kind(reference.grid)
+    if kind != f"{config.dimensions}d":
+        thickness = max(reference.spacing_mm)
+        log.info("%s: left out, its slices of %.2f mm are for the %s network", case.name, thickness, kind)
+        return None
+    pvs = _mask(label, reference)
+    regions = np.zeros(pvs.shape, np.uint8)
+    for region, path in masks.items():
+        regions[_mask(path, reference) > 0] = REGION_VALUES[region]
+    prepared = pipeline.prepare(volumes)
+    for warning in prepared.warnings:
+        log.warning("%s: %s", case.name, warning)
+
+    # From here on as ``pipeline.predict`` does: crop, respace outside the trained range, slices last.
+    crop = geometry.crop_to(prepared.inside, CROP_MARGIN)
+    affine = crop.affine(prepared.grid.affine)
+    spacing = prepared.grid.spacing_mm
+    wanted = pipeline.target_spacing(spacing, _Trained(config.dimensions, *TRAINED_RANGE[kind]))
+
+    def seen(array: Any, least: float | None = None) -> Any:
+        data = crop.apply(array).astype(np.float32)
+        if wanted != spacing:
+            volume, _ = geometry.resample_to_spacing(Volume(data, affine), wanted)
+            data = volume.data
+        data = data.transpose(pipeline.slices_last(wanted, config.dimensions))
+        return data if least is None else (data >= least).astype(np.uint8)
+
+    coverage = LABEL_COVERAGE_THICK if max(spacing) >= 2.5 else LABEL_COVERAGE
+    image = np.stack([seen(channel) for channel in prepared.image])
+    inside = seen(prepared.inside, 0.5)
+    marked = seen(pvs, coverage) * inside  # as at run time: nothing is found outside the head
+    if not marked.any():
+        raise VolumeError(f"{label}: expected PVS within the head that the images show, found none")
+    by_region = np.zeros(marked.shape, np.uint8)
+    for region in masks:
+        value = REGION_VALUES[region]
+        by_region[seen(regions == value, 0.5) > 0] = value
+    return LabelledCase(
+        name=case.name,
+        image=torch.from_numpy(image).half().contiguous(),
+        label=torch.from_numpy(marked).contiguous(),
+        inside=torch.from_numpy(inside).contiguous(),
+        regions=torch.from_numpy(by_region).contiguous(),
+        present=tuple(name for name, channel in zip(SEQUENCES, image, strict=True) if channel.any()),
+        asked=tuple(masks),
+        thickness_mm=max(spacing),
+        points=torch.from_numpy(np.argwhere(marked).astype(np.int32, order="C")),
+    )
+
+
+def _mask(path: Path, reference: Volume) -> Mask:
+    """A mask (x, y, z) in RAS+ order from a file on the reference's grid, in any order of its axes.
+
+    Raises:
+        VolumeError: when it lies on another grid or holds no voxel above 0.
+    """
+    try:
+        stored = io.read(path)
+    except VolumeError as error:
+        raise VolumeError(f"{error}; a label or region mask is 0 and 1, with some of each") from error
+    mask, _ = geometry.to_ras(stored)
+    wanted, _ = geometry.to_ras(reference)
+    same = mask.data.shape == wanted.data.shape
+    if same:
+        corners = np.array([[x, y, z, 1] for x in (0, 1) for y in (0, 1) for z in (0, 1)])
+        corners = corners * np.array([*(n - 1 for n in wanted.data.shape), 1])
+        away = corners @ (np.linalg.inv(wanted.affine) @ mask.affine - np.eye(4)).T
+        same = bool(np.abs(away).max() <= GRID_SLACK)
+    if not same:
+        raise VolumeError(
+            f"{path}: expected the grid of {reference.source} ({_told(reference.grid)}), found {_told(stored.grid)}"
+        )
+    values = (mask.data >= 0.5).astype(np.uint8)
+    if not values.any():
+        raise VolumeError(f"{path}: expected voxels above 0, found none")
+    return values
+
+
+def _told(grid: Grid) -> str:
+    shape, spacing = (" x ".join(f"{v:g}" for v in triple) for triple in (grid.shape, np.round(grid.spacing_mm, 3)))
+    place = ", ".join(f"{v:g}" for v in np.round(grid.affine[:3, 3], 2))
+    return f"{shape} voxels of {spacing} mm, the first at ({place})"

@@ -1,0 +1,55 @@
+"""Samples of simulation and of labelled cases in a fixed share."""
+
+from __future__ import annotations
+
+import torch
+
+from pvs_model.training.data import Batch, PatchStream, join
+from pvs_model.training.distributed import ALONE, Ranks
+from pvs_model.training.labelled import LabelledCases
+
+
+class Mixture:
+    """Samples of a stream of simulated patches and of labelled cases, interleaved evenly.
+
+    Which visit takes which follows from its number alone: set ``visits`` to go on from anywhere.
+    """
+
+    def __init__(
+        self,
+        stream: PatchStream | None,
+        cases: LabelledCases | None,
+        case_share: float,
+        device: torch.device,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        """
+        Args:
+            stream: of simulated patches; None for none.
+            cases: None for none. One of the two must be there.
+            case_share: share of the samples that come from cases when both are there.
+            device: where batches are wanted.
+            ranks: of the processes that share the numbers of labelled samples.
+        """
+        self.stream, self.cases = stream, cases
+        self.case_share = 0.0 if cases is None else 1.0 if stream is None else case_share
+        self.device = device
+        self.ranks = ranks
+        self.visits = 0
+
+    def _of_cases(self, visits: int) -> int:
+        """How many of the first ``visits`` samples come from cases."""
+        return int(visits * self.case_share + 1e-6)
+
+    def batch(self, size: int) -> Batch:
+        """The next ``size`` samples."""
+        parts = []
+        for _ in range(size):
+            before = self._of_cases(self.visits)
+            if self.cases is not None and self._of_cases(self.visits + 1) > before:
+                parts.append(self.cases.sample(self.ranks.number(before)))
+            elif self.stream is not None:
+                self.stream.visits = self.visits - before
+                parts.append(self.stream.batch(1))
+            self.visits += 1
+        return join(parts, self.device)

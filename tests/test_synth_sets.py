@@ -1,0 +1,158 @@
+"""Sets of cases: made once, made again bit for bit from their records, shown on a page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from pvs_model.cli import main
+from pvs_model.errors import PVSError
+from pvs_model.synth.engine import draw_scan
+from pvs_model.synth.protocols import TABLE_2, on_grid
+from pvs_model.synth.sheet import contact_sheet, row
+from pvs_model.training import sets
+from pvs_model.training.cases import Order, digest, read_record
+from pvs_model.volume.io import read, write_volume
+
+FILES = ("T1w.nii.gz", "T2w.nii.gz", "FLAIR.nii.gz", "PVS.nii.gz", "BG.nii.gz", "CSO.nii.gz", "simulation.json")
+
+
+@pytest.fixture(scope="module")
+def maps(small_labels: npt.NDArray[np.int32], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("maps")
+    for name in ("a", "b"):
+        write_volume(folder / f"{name}.nii.gz", small_labels, np.eye(4))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(maps: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two cases on a coarse grid."""
+    folder = tmp_path_factory.mktemp("made")
+    arguments = ["simulate", "--anatomies", str(maps), "--count", "2", "--voxel-mm", "2", "2", "2"]
+    assert main([*arguments, "--cache", str(folder / ".cache"), "--output", str(folder)]) == 0
+    return folder
+
+
+def contents(folder: Path, case: str) -> dict[str, bytes]:
+    return {name: (folder / case / f"{case}_{name}").read_bytes() for name in FILES}
+
+
+def test_a_case_is_replayed_bit_for_bit(made: Path, maps: Path, tmp_path: Path) -> None:
+    record = made / "sim0001" / "sim0001_simulation.json"
+    arguments = ["simulate", "--replay", str(record), "--anatomies", str(maps), "--output", str(tmp_path / "again")]
+    assert main(arguments) == 0
+    assert contents(tmp_path / "again", "sim0001") == contents(made, "sim0001")
+    assert not (tmp_path / "again" / "contact_sheet.png").exists()
+    # Also over itself, also when something of it is lost.
+    (made / "sim0001" / "sim0001_T2w.nii.gz").unlink()
+    assert main([*arguments[:-1], str(made)]) == 0
+    assert contents(made, "sim0001") == contents(tmp_path / "again", "sim0001")
+
+
+def test_a_replay_that_differs_is_told(
+    made: Path, maps: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = json.loads((made / "sim0000" / "sim0000_simulation.json").read_text())
+    arguments = ["simulate", "--anatomies", str(maps), "--output", str(tmp_path / "out"), "--replay"]
+    for changed, told in (
+        ({"source": "c.nii.gz"}, "expected the label map c.nii.gz, found none of that name"),
+        ({"sha256": "0" * 64}, "sim0000: expected the arrays of its record, found others"),
+        ({"scene": 3}, "expected the record of a simulated case"),
+    ):
+        path = tmp_path / "record.json"
+        path.write_text(json.dumps(record | changed))
+        assert main([*arguments, str(path)]) == 2
+        assert told in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    path.write_text(json.dumps(record))
+    assert main([*arguments, str(path), str(path)]) == 2
+    assert "expected records of different cases, found 1 doubled" in capsys.readouterr().err
+
+
+def test_a_set_goes_on_where_it_stopped(made: Path, maps: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["simulate", "--anatomies", str(maps), "--voxel-mm", "2", "2", "2", "--cache", str(made / ".cache")]
+    before = contents(made, "sim0000")
+    (made / "sim0001" / "sim0001_simulation.json").unlink()  # as if it was stopped while writing
+    assert main([*arguments, "--count", "2", "--output", str(made)]) == 0
+    assert "1 cases made, 1 were there already" in capsys.readouterr().out
+    assert contents(made, "sim0000") == before
+    # Another case of the same name is not taken for this one, nor lost, unless it is asked for.
+    assert main([*arguments[:-5], "3", "3", "3", "--output", str(made)]) == 2
+    told = capsys.readouterr().err
+    assert "expected a case of a.nii.gz, 3 x 3 x 3 mm, seed 0, found one of a.nii.gz, 2 x 2 x 2 mm, seed 0" in told
+    assert contents(made, "sim0000") == before
+
+
+def test_a_seed_has_its_case_in_every_set(maps: Path) -> None:
+    heads = sets.Heads(maps, None)
+    table = sets.plan_heads(13, 5, "table2", heads).orders
+    assert [order.protocol for order in table] == [TABLE_2[k % 11].name for k in range(5, 18)]
+    assert (
+        table[3] == sets.plan_heads(1, 8, "table2", heads).orders[0] == Order("sim0008", "a.nii.gz", TABLE_2[8].name, 8)
+    )
+    assert [o.protocol for o in sets.plan_heads(2, 0, on_grid((1.0, 1.0, 4.0)), heads).orders] == ["1 x 1 x 4 mm"] * 2
+    assert sets.plan_heads(1, 7, "random", sets.Heads(None, None)).orders == [
+        Order("sim0007", "phantom-7", "random", 7)
+    ]
+    with pytest.raises(PVSError, match="expected the label map phantom, found none"):
+        heads.find("phantom")
+
+
+def test_a_random_case_draws_all_there_is_and_saves_what_it_has(
+    maps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads = sets.Heads(maps, None)
+    monkeypatch.setattr("pvs_model.training.cases.draw_voxel", lambda seed, dimensions: ((2.0, 2.0, 2.4), "coronal"))
+    seed = next(s for s in range(99) if 0 < sum(draw_scan(s).present) < 3)
+    plan = sets.plan_heads(1, seed, "random", heads)
+    assert sets.write_set(tmp_path, plan) == 1
+    case = plan.make(plan.orders[0])
+    written = {p.name.split("_")[1].split(".")[0] for p in (tmp_path / plan.orders[0].case).glob("*.nii.gz")}
+    assert written - {"PVS", "BG", "CSO"} == {
+        n for n, there in zip(("T1w", "T2w", "FLAIR"), case.present, strict=True) if there
+    }
+    assert read_record(tmp_path / plan.orders[0].case / f"{plan.orders[0].case}_simulation.json").sha256 == digest(case)
+
+
+def test_masks_are_bytes_on_the_grid_of_the_images(made: Path) -> None:
+    import nibabel
+
+    folder = made / "sim0000"
+    image = read(folder / "sim0000_T2w.nii.gz")
+    for name in ("PVS", "BG", "CSO"):
+        mask = nibabel.load(folder / f"sim0000_{name}.nii.gz")
+        assert mask.get_data_dtype() == np.uint8 and mask.shape == image.data.shape  # type: ignore[attr-defined]
+        np.testing.assert_allclose(mask.affine, image.affine)  # type: ignore[attr-defined]
+
+
+# ---- the page ------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_shows_the_slices_with_most_to_see(tmp_path: Path) -> None:
+    images = np.zeros((3, 12, 10, 8), np.float32)
+    images[:, 2:10, 1:9, 1:7] = 100.0
+    images[1, 5, 4, 3] = 900.0
+    truth, cso, bg = np.zeros((3, 12, 10, 8), np.uint8)
+    cso[2:10, 1:9, 1:7] = 1
+    bg[4:7, 3:6, 2:4] = 1
+    truth[5, 4, 2:5] = 1
+    truth[6, 5, 4] = 1  # slice 4 has two
+    shown = row("one", images, (True, True, False), truth, (cso, bg), (1.0, 1.0, 1.0))
+    assert len(shown.panels) == 8 and [p.image is None for p in shown.panels] == [False, False, True, False] * 2
+    assert shown.panels[0].truth.shape == (8, 8) and not shown.panels[0].truth.any()  # cut to what is shown, upright
+    assert shown.panels[3].truth.sum() == 2 and shown.panels[7].truth.sum() == 1
+    assert shown.panels[3].truth[8 - 1 - (4 - 1), 5 - 2]  # rows run down, y up
+    # Thick slices are shown as they were acquired, whichever way they lie.
+    coronal = row("two", images, (True, True, True), truth, (cso, bg), (1.0, 5.0, 1.2))
+    assert coronal.panels[0].truth.shape == (6, 8) and coronal.panels[0].aspect == 1.2
+    path = tmp_path / "deep" / "page.png"
+    contact_sheet([shown, coronal], path)
+    from matplotlib.image import imread
+
+    page = imread(path)
+    assert page.shape[1] > 8 * 100 and page[..., :3].max() > 0.9

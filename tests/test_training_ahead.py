@@ -1,0 +1,130 @@
+"""Scenes from background processes: the same samples as without, in the same order, from anywhere."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pvs_model.config import NetworkConfig
+from pvs_model.errors import PVSError
+from pvs_model.synth.anatomy import Anatomy
+from pvs_model.training import ahead as ahead_module
+from pvs_model.training.ahead import DEPTH, RenderAhead
+from pvs_model.training.data import Batch, PatchStream, keep_anatomy, kept_anatomy
+from pvs_model.training.material import Material, samples_of
+from pvs_model.training.settings import TrainingConfig
+
+CPU = torch.device("cpu")
+
+
+def stream_of(anatomy: Anatomy, config: NetworkConfig, **changes: Any) -> PatchStream:
+    settings: dict[str, Any] = {"patch": 8, "seed": 5, "pool": 4, "refresh": 2}
+    return PatchStream([anatomy], config, **settings | changes)
+
+
+def equal(a: Batch, b: Batch) -> bool:
+    return torch.equal(a.images, b.images) and torch.equal(a.label, b.label) and a.prompts == b.prompts
+
+
+def test_workers_change_nothing_but_the_time(anatomy: Anatomy, tiny: dict[str, NetworkConfig]) -> None:
+    plain = stream_of(anatomy, tiny["2d"])
+    expected = [plain.batch(1) for _ in range(14)]
+    stream = stream_of(anatomy, tiny["2d"])
+    ahead = stream.source = RenderAhead(stream, workers=2)
+    try:
+        assert all(equal(stream.batch(1), batch) for batch in expected)
+        # Also when it begins in the middle, as after a resume.
+        resumed = stream_of(anatomy, tiny["2d"])
+        resumed.visits, resumed.source, ahead.stream, ahead.looked = 9, ahead, resumed, 0
+        ahead.pending.clear()
+        assert all(equal(resumed.batch(1), batch) for batch in expected[9:])
+        # A process that the system kills is told in a sentence.
+        for process in ahead.pool._processes.values():
+            os.kill(process.pid, signal.SIGKILL)
+        with pytest.raises(PVSError, match=r"--workers: a rendering process was killed \(too little memory\?\)"):
+            resumed.batch(100)
+    finally:
+        ahead.close()
+    assert not Path(ahead.folder.name).exists()
+
+
+class Immediate:
+    """In place of the processes: notes what is asked for."""
+
+    def __init__(self, *_: Any) -> None:
+        self.asked: list[int] = []
+
+    def submit(self, _: Any, number: int) -> Future[dict[str, Any]]:
+        self.asked.append(number)
+        future: Future[dict[str, Any]] = Future()
+        future.set_result({})
+        return future
+
+    def shutdown(self, **_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def immediate(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(ahead_module, "ProcessPoolExecutor", Immediate)
+    monkeypatch.setattr(ahead_module, "_unpacked", lambda values: None)
+    yield
+
+
+@pytest.mark.usefixtures("immediate")
+@pytest.mark.parametrize("start", [0, 37])
+def test_each_scene_is_asked_for_once_in_the_order_in_which_it_is_taken(
+    anatomy: Anatomy, tiny: dict[str, NetworkConfig], monkeypatch: pytest.MonkeyPatch, start: int
+) -> None:
+    stream = stream_of(anatomy, tiny["2d"], pool=5)
+    stream.visits = start
+    monkeypatch.setattr(stream, "sample", lambda scene, seed: Batch(torch.zeros(1), torch.zeros(1), [""]))
+    taken: list[int] = []
+    ahead = RenderAhead(stream, workers=2)
+    stream.source = lambda number: taken.append(number) or ahead(number)  # type: ignore[func-returns-value]
+    stream.batch(300)
+    asked = ahead.pool.asked  # type: ignore[attr-defined]
+    assert asked[: len(taken)] == taken and len(set(asked)) == len(asked)
+    assert len(asked) - len(taken) <= 2 * DEPTH, "no more than a few are held"
+    ahead.close()
+
+
+@pytest.mark.usefixtures("immediate")
+def test_no_worker_none_started(anatomy: Anatomy, tiny: dict[str, NetworkConfig]) -> None:
+    material = Material(anatomies=[anatomy])
+    with samples_of(material, tiny["2d"], TrainingConfig(patch=8), CPU) as samples:
+        assert samples.stream is not None and samples.stream.source is None
+    with samples_of(material, tiny["2d"], TrainingConfig(patch=8, workers=1), CPU) as samples:
+        assert samples.stream is not None and isinstance(samples.stream.source, RenderAhead)
+        folder = Path(samples.stream.source.folder.name)
+        assert [path.name for path in folder.iterdir()] == ["0000.safetensors"]
+    assert not folder.exists()
+
+
+def test_anatomies_are_moved_to_where_they_are_to_be_simulated(
+    anatomy: Anatomy, tiny: dict[str, NetworkConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved: list[Any] = []
+    real = Anatomy.to
+    monkeypatch.setattr(Anatomy, "to", lambda self, device: moved.append(device) or real(self, "cpu"))
+    for choice in ("cpu", "device"):
+        training = TrainingConfig(patch=8, simulate_on=choice)
+        with samples_of(Material(anatomies=[anatomy]), tiny["2d"], training, torch.device("meta")):
+            pass
+    assert moved == [CPU, torch.device("meta")]
+
+
+def test_an_anatomy_is_kept_whole(anatomy: Anatomy, tmp_path: Path) -> None:
+    keep_anatomy(tmp_path / "a.safetensors", anatomy)
+    found = kept_anatomy(tmp_path / "a.safetensors")
+    assert (found.name, found.whole_head) == (anatomy.name, anatomy.whole_head)
+    for name in ("tissues", "regions", "field", "histogram"):
+        assert torch.equal(getattr(found, name), getattr(anatomy, name))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
