@@ -45,7 +45,8 @@ def _simulate(args: argparse.Namespace) -> int:
     from pvs_model.training import sets
     from pvs_model.training.backgrounds import load_backgrounds
 
-    given = [f"--{name.replace('_', '-')}" for name in ("protocol", "voxel_mm", "backgrounds") if getattr(args, name)]
+    ways = ("protocol", "voxel_mm", "replay" if args.replay else "backgrounds")
+    given = [f"--{name.replace('_', '-')}" for name in ways if getattr(args, name)]
     low, high = args.contrast
     if len(given) > 1:
         raise PVSError(f"{' and '.join(given)}: expected one of them, since each says which grid a case lies on")
@@ -57,8 +58,9 @@ def _simulate(args: argparse.Namespace) -> int:
     if args.voxel_mm and not all(0.2 <= v <= 10 for v in args.voxel_mm):
         raise PVSError(f"--voxel-mm: expected 0.2 to 10 mm, found {' '.join(f'{v:g}' for v in args.voxel_mm)}")
     heads = sets.Heads(args.anatomies, args.cache)
-    scans = load_backgrounds(args.backgrounds, args.anatomies, args.cache or args.output / ".cache") \
-        if args.backgrounds else []  # fmt: skip
+    scans = []
+    if args.backgrounds:
+        scans = load_backgrounds(args.backgrounds, args.anatomies, args.cache or args.output / ".cache")
     if args.replay:
         plan = sets.plan_replays(args.replay, heads, scans)
     elif scans:

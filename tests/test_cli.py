@@ -62,6 +62,7 @@ def test_errors_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ["simulate", "--contrast", "0.7", "0.2", "--backgrounds", "MAPS", "--output", "OUT"],
         ["simulate", "--backgrounds", "OUT", "--anatomies", "MAPS", "--output", "OUT"],
         ["simulate", "--replay", "nowhere.json", "--output", "OUT"],
+        ["simulate", "--replay", "nowhere.json", "--protocol", "sg70", "--output", "OUT"],
         ["train", "--network", "3d", "--patch", "47", "--output", "OUT", "--anatomies", "MAPS", "--encoder", "OUT"],
         ["release", "nowhere", "--network", "3d", "--threshold", "0.5", "--window", "96", "--weights", "OUT"],
     ],

@@ -62,6 +62,17 @@ def register(scan: FloatArray, grid: Grid, inside: npt.NDArray[np.bool_], sequen
         atlases: brain only (``atlas``). All are moved by an affine map; the one that then
             shares most information with the scan is deformed.
     """
+    sitk = _sitk()
+    threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # sums over threads come in another order each time
+    try:
+        return _register(scan, grid, inside, sequence, atlases)
+    finally:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
+
+
+def _register(scan: FloatArray, grid: Grid, inside: npt.NDArray[np.bool_], sequence: str,
+              atlases: Sequence[Atlas]) -> Registered:  # fmt: skip
     from pvs_model.volume.geometry import crop_to
 
     box = crop_to(inside, margin=SCAN_MARGIN)
@@ -131,7 +142,6 @@ def _affine(fixed: Any, moving: Any) -> tuple[Any, float]:
     metric = 0.0
     for spacing in AFFINE_MM:
         method = sitk.ImageRegistrationMethod()
-        method.SetNumberOfThreads(1)  # sums over threads would come in another order each time
         method.SetMetricAsMattesMutualInformation(32)
         method.SetMetricSamplingStrategy(method.RANDOM)
         method.SetMetricSamplingPercentage(0.5, SEED)
@@ -167,7 +177,6 @@ def _demons(image: Any, labels: Any, transform: Any, prior: FloatArray, spacing_
     made.CopyInformation(labels)
     moving = _resample(_coarse(made, spacing_mm), fixed, transform)
     demons = sitk.DiffeomorphicDemonsRegistrationFilter()
-    demons.SetNumberOfThreads(1)
     demons.SetNumberOfIterations(iterations)
     demons.SetSmoothDisplacementField(True)
     demons.SetStandardDeviations(1.5)
