@@ -21,9 +21,8 @@ from pvs_model.errors import VolumeError
 from pvs_model.evaluation.metrics import Scores
 from pvs_model.layouts import choose
 from pvs_model.pipeline import Prepared, prepare, read
+from pvs_model.training.labelled_files import beside, read_mask
 from pvs_model.types import Volume
-from pvs_model.volume.geometry import to_ras
-from pvs_model.volume.io import read as read_volume
 
 Bool = npt.NDArray[np.bool_]
 
@@ -57,22 +56,18 @@ def cases_of(folder: Path, count: int | None = None) -> Iterator[LabelledCase]:
     """The labelled cases of a set, by name.
 
     Raises:
-        VolumeError: when a truth or region mask is missing or lies on another grid.
+        VolumeError: when a truth or region mask is missing, lies on another grid, or marks nothing.
     """
     for case in choose(folder).find_cases(folder)[:count]:
         volumes = read(case)
         prepared = prepare(volumes)
-        here = next(iter(case.images.values())).parent
-
-        def mask(label: str, here: Path = here, prepared: Prepared = prepared) -> Bool:
-            path = here / f"{here.name}_{label}.nii.gz"
-            volume, _ = to_ras(read_volume(path))
-            if volume.data.shape != prepared.grid.shape:
-                raise VolumeError(f"{path}: expected a mask of {prepared.grid.shape}, found one of {volume.data.shape}")
-            return np.asarray(volume.data > 0.5)
-
-        regions = {"BG": mask("BG"), "CSO": mask("CSO")}
-        yield LabelledCase(case.name, volumes, prepared, mask("PVS"), regions)
+        masks: dict[str, Bool] = {}
+        for label in ("PVS", "BG", "CSO"):
+            path = beside(case, label)
+            if path is None:
+                raise VolumeError(f"{case.name}: expected a mask <case>_{label}.nii.gz beside its images, found none")
+            masks[label] = read_mask(path, volumes[prepared.reference]) > 0
+        yield LabelledCase(case.name, volumes, prepared, masks["PVS"], {"BG": masks["BG"], "CSO": masks["CSO"]})
 
 
 #: Columns of a table: the challenge's four, then cluster precision by predicted clusters and its F1.

@@ -8,6 +8,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 
@@ -38,7 +39,19 @@ def test_a_case_without_truth_is_named(labelled: Path, tmp_path: Path) -> None:
     copied = tmp_path / "set"
     shutil.copytree(labelled, copied)
     (copied / "one" / "one_BG.nii.gz").unlink()
-    with pytest.raises(VolumeError, match="one_BG.nii.gz"):
+    with pytest.raises(VolumeError, match="_BG.nii.gz beside its images"):
+        list(cases_of(copied))
+
+
+def test_a_truth_that_lies_elsewhere_is_refused(labelled: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "set"
+    shutil.copytree(labelled, copied)
+    path = copied / "one" / "one_PVS.nii.gz"
+    stored = nibabel.load(path)
+    moved = stored.affine.copy()  # type: ignore[attr-defined]
+    moved[0, 3] += 5  # the same shape, 5 mm away
+    nibabel.save(nibabel.Nifti1Image(np.asarray(stored.dataobj), moved), path)  # type: ignore[attr-defined]
+    with pytest.raises(VolumeError, match="one_PVS.nii.gz: expected the grid of"):
         list(cases_of(copied))
 
 

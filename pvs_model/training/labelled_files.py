@@ -192,10 +192,10 @@ def _see(
         thickness = max(reference.spacing_mm)
         log.info("%s: left out, its slices of %.2f mm are for the %s network", case.name, thickness, kind)
         return None
-    pvs = _mask(label, reference)
+    pvs = read_mask(label, reference)
     regions = np.zeros(pvs.shape, np.uint8)
     for region, path in masks.items():
-        regions[_mask(path, reference) > 0] = REGION_VALUES[region]
+        regions[read_mask(path, reference) > 0] = REGION_VALUES[region]
     prepared = pipeline.prepare(volumes)
     for warning in prepared.warnings:
         log.warning("%s: %s", case.name, warning)
@@ -237,7 +237,7 @@ def _see(
     )
 
 
-def _mask(path: Path, reference: Volume) -> Mask:
+def read_mask(path: Path, reference: Volume) -> Mask:
     """A mask (x, y, z) in RAS+ order from a file on the reference's grid, in any order of its axes.
 
     Raises:
