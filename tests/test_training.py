@@ -38,6 +38,7 @@ from pvs_model.training.state import HEADER, HEADER_PER_TENSOR, MIB, pack, read_
 from pvs_model.training.validation import THRESHOLDS, dice_counts
 from pvs_model.types import SEQUENCES
 from pvs_model.volume.io import write_volume
+from tests.test_training_distributed import material
 
 ROOT = Path(__file__).parent.parent
 
@@ -390,19 +391,7 @@ def run_on_case(case: LabelledCase, config: NetworkConfig, output: Path, **chang
 @pytest.fixture(scope="module")
 def noise_case() -> LabelledCase:
     """A labelled case of noise."""
-    generator = torch.Generator().manual_seed(0)
-    label = (torch.rand((20, 20, 6), generator=generator) < 0.05).to(torch.uint8)
-    return LabelledCase(
-        name="noise",
-        image=torch.randn((3, 20, 20, 6), generator=generator).half(),
-        label=label,
-        inside=torch.ones_like(label),
-        regions=torch.zeros_like(label),
-        present=SEQUENCES,
-        asked=(),
-        thickness_mm=3.0,
-        points=torch.nonzero(label).int(),
-    )
+    return material().cases[0]
 
 
 def log_of(folder: Path) -> list[dict[str, str]]:
