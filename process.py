@@ -1,4 +1,7 @@
-"""The container's contract: cases in, masks out, exit status 0 only when every case was written."""
+"""The container's contract: cases in, masks out, exit status 0 only when every case was written.
+
+With ``predictions.json`` in the input it evaluates a submission to grand-challenge instead.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from pvs_model.pipeline import Settings, run
 
 HERE = Path(__file__).resolve().parent
 MOUNTED_WEIGHTS = Path("/opt/ml/model")  # where grand-challenge unpacks a model of its own
+GROUND_TRUTH = Path("/opt/ml/input/data/ground_truth")  # and an organiser's truth, to evaluate a submission with
 
 
 def default_weights() -> Path:
@@ -30,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--suffix", default="pred", help="masks are named CASE_SUFFIX.nii.gz (default: pred)")
     out.add_argument("--layout", choices=tuple(LAYOUTS), help="form of the input (default: look at it)")
     out.add_argument("--sockets", type=Path, help="JSON file naming grand-challenge sockets")
+    out.add_argument("--ground-truth", type=Path, default=GROUND_TRUTH, help="with predictions.json: folder of truth")
     out.add_argument("--prompt", help="a prompt of your own (needs a BERT encoder)")
     out.add_argument("--n4", action="store_true", help="correct the bias field first")
     out.add_argument("--mirror", action="store_true", help="average over mirror images (8 or 4 times slower)")
@@ -44,6 +49,10 @@ def main(arguments: list[str] | None = None) -> int:
     """
     args = parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
+    if (args.input / "predictions.json").is_file():
+        from pvs_model.evaluation.grand_challenge import evaluate_submission
+
+        return evaluate_submission(args.input, args.output, args.ground_truth, args.sockets)
     settings = Settings(args.weights, args.device, args.n4, args.mirror, args.prompt)
     try:
         failures = run(args.input, args.output, settings, args.layout, Options(args.suffix, args.sockets))

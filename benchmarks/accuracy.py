@@ -10,12 +10,9 @@ one costs; a set whose reference would be dropped is scored on the grid of what 
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 import numpy as np
 
-from benchmarks.cases import LabelledCase, arguments, cases_of, header, row, sets_of, write_json
-from pvs_model.evaluation.metrics import Scores, scores
+from benchmarks.cases import LabelledCase, arguments, cases_of, header, measured, row, sets_of, write_json
 from pvs_model.inference.ensemble import Weights
 from pvs_model.inference.postprocess import to_mask
 from pvs_model.inference.predict import choose_device
@@ -56,7 +53,7 @@ def main() -> None:
     kept: list[dict[str, object]] = []
     print(header("set", "network", "region"))
     for name, folder in sets_of(args.sets).items():
-        results: dict[str, list[Scores]] = {}
+        results: dict[str, list[dict[str, float | None]]] = {}
         for case in cases_of(folder, args.count):
             kind = network_kind(case.prepared.grid)
             threshold = weights.ensemble(kind).threshold
@@ -64,9 +61,9 @@ def main() -> None:
             mask = to_mask(found, threshold, case.prepared.inside) > 0
             everywhere = np.ones_like(mask)
             for region, inside in {"CSO": case.regions["CSO"], "BG": case.regions["BG"], "brain": everywhere}.items():
-                result = scores(mask & inside, case.truth & inside)
+                result = measured(mask & inside, case.truth & inside)
                 results.setdefault(region, []).append(result)
-                kept.append({"set": name, "case": case.name, "region": region, **asdict(result)})
+                kept.append({"set": name, "case": case.name, "region": region, **result})
         for region, values in results.items():
             print(row((name, kind, region), values), flush=True)
     write_json(args.json, kept)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pvs_model.errors import VolumeError
-from pvs_model.evaluation.metrics import Scores
+from pvs_model.evaluation.metrics import detection, official, overlap
 from pvs_model.layouts import choose
 from pvs_model.pipeline import Prepared, prepare, read
 from pvs_model.training.labelled_files import beside, read_mask
@@ -56,7 +57,7 @@ def cases_of(folder: Path, count: int | None = None) -> Iterator[LabelledCase]:
     """The labelled cases of a set, by name.
 
     Raises:
-        VolumeError: when a truth or region mask is missing, lies on another grid, or marks nothing.
+        VolumeError: when a truth or region mask is missing or lies on another grid. Any of them may mark nothing.
     """
     for case in choose(folder).find_cases(folder)[:count]:
         volumes = read(case)
@@ -71,14 +72,26 @@ def cases_of(folder: Path, count: int | None = None) -> Iterator[LabelledCase]:
 
 
 #: Columns of a table: the challenge's four, then cluster precision by predicted clusters and its F1.
-COLUMNS: dict[str, str] = {
-    "Dice": "dice",
-    "AVD": "volume_difference",
-    "recall": "recall",
-    "precision (challenge)": "challenge_precision",
-    "precision (clusters)": "precision",
-    "F1": "f1",
-}
+COLUMNS = ("Dice", "AVD", "recall", "precision (challenge)", "precision (clusters)", "F1")
+
+
+def measured(prediction: Bool, truth: Bool) -> dict[str, float | None]:
+    """The values of ``COLUMNS``; None where a score divides by nothing, so that means leave such a case out.
+
+    The challenge's script has 0 for some of these (``evaluation.metrics``): the heads here often have no PVS at all
+    in a region, which would count as a failure.
+    """
+    o = overlap(prediction, truth)
+    challenge, clusters = official(o), detection(o)
+    both = o.truth_clusters and o.predicted_clusters
+    return {
+        "Dice": challenge["dice"],
+        "AVD": challenge["avd_capped"] if o.truth_voxels else None,
+        "recall": clusters["recall"],
+        "precision (challenge)": challenge["precision"] if o.predicted_clusters else None,
+        "precision (clusters)": clusters["precision"],
+        "F1": clusters["f1"] if both else None,
+    }
 
 
 def header(*first: str) -> str:
@@ -87,22 +100,35 @@ def header(*first: str) -> str:
     return "| " + " | ".join(names) + " |\n|" + "---|" * len(names)
 
 
-def row(first: Iterable[str], values: list[Scores]) -> str:
+def row(first: Iterable[str], values: list[dict[str, float | None]]) -> str:
     """One line of a table: means over cases, those without a value left out."""
-    cells = [mean(getattr(v, attribute) for v in values) for attribute in COLUMNS.values()]
-    return "| " + " | ".join([*first, *(f"{c:.3f}" for c in cells)]) + " |"
+    cells = [told(mean(v[name] for v in values)) for name in COLUMNS]
+    return "| " + " | ".join([*first, *cells]) + " |"
 
 
-def mean(values: Iterable[float]) -> float:
-    """Mean of the numbers that are not NaN; NaN when there is none."""
-    kept = [v for v in values if not np.isnan(v)]
-    return statistics.fmean(kept) if kept else float("nan")
+def told(value: float | None) -> str:
+    """A number for a table."""
+    return "-" if value is None else f"{value:.3f}"
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Mean of the values that there are, neither None nor NaN; None without any."""
+    kept = [v for v in values if v is not None and not math.isnan(v)]
+    return statistics.fmean(kept) if kept else None
 
 
 def write_json(path: Path | None, content: Any) -> None:
     """JSON without NaN."""
     if path is not None:
-        path.write_text(json.dumps(content, indent=1).replace("NaN", "null") + "\n")
+        path.write_text(json.dumps(_plain(content), indent=1, allow_nan=False) + "\n")
+
+
+def _plain(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _plain(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_plain(value) for value in content]
+    return None if isinstance(content, float) and math.isnan(content) else content
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:

@@ -12,8 +12,8 @@ from __future__ import annotations
 import numpy as np
 from skimage.filters import frangi
 
-from benchmarks.cases import Bool, LabelledCase, arguments, cases_of, header, row, sets_of, write_json
-from pvs_model.evaluation.metrics import dice, scores
+from benchmarks.cases import Bool, LabelledCase, arguments, cases_of, header, measured, row, sets_of, write_json
+from pvs_model.evaluation.metrics import dice
 from pvs_model.types import SEQUENCES, FloatArray
 
 #: Radii (mm) that make up each choice of scales, as voxels of the finest axis.
@@ -55,7 +55,7 @@ def main() -> None:
                     best = max(best, (reached, scales, float(threshold)))
             _, scales, threshold = best
             results = [
-                scores((v >= threshold) & case.regions[region], truth)
+                measured((v >= threshold) & case.regions[region], truth)
                 for v, case, truth in zip(filtered[scales], cases, truths, strict=True)
             ]
             kept.append({"set": name, "region": region, "scales_mm": scales, "threshold": threshold, "dice": best[0]})

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from benchmarks.accuracy import probability
-from benchmarks.cases import arguments, cases_of, mean, sets_of, write_json
+from benchmarks.cases import arguments, cases_of, mean, sets_of, told, write_json
 from pvs_model.evaluation.metrics import dice
 from pvs_model.inference.ensemble import Weights
 from pvs_model.inference.predict import choose_device
@@ -36,18 +36,18 @@ def main() -> None:
             constant = (probability(case, weights, device) >= threshold) & case.prepared.inside
             for key, region in ASKED.items():
                 truth = case.within(key)
-                told = (probability(case, weights, device, region) >= threshold) & case.prepared.inside
+                answer = (probability(case, weights, device, region) >= threshold) & case.prepared.inside
                 unseen = [
                     (probability(case, weights, device, region, template=k) >= threshold) & case.prepared.inside
                     for k in HELD_OUT_TEMPLATES
                 ]
-                share = float((told & case.regions[key]).sum() / told.sum()) if told.any() else float("nan")
-                values = [dice(constant, truth), dice(told, truth), float(np.mean([dice(u, truth) for u in unseen]))]
+                share = float((answer & case.regions[key]).sum() / answer.sum()) if answer.any() else float("nan")
+                values = [dice(constant, truth), dice(answer, truth), float(np.mean([dice(u, truth) for u in unseen]))]
                 table[key].append([*values, share])
                 kept.append({"set": name, "case": case.name, "region": key, "values": [*values, share]})
         for key, rows in table.items():
             cells = [mean(column) for column in zip(*rows, strict=True)]
-            print(f"| {name} | {key} | " + " | ".join(f"{c:.3f}" for c in cells) + " |", flush=True)
+            print(f"| {name} | {key} | " + " | ".join(map(told, cells)) + " |", flush=True)
     write_json(args.json, kept)
 
 

@@ -1,4 +1,4 @@
-"""The commands of ``python -m pvs_model``: segment, demo, simulate, train, release."""
+"""The commands of ``python -m pvs_model``: segment, evaluate, rank, agreement, demo, simulate, train, release."""
 
 from __future__ import annotations
 
@@ -12,6 +12,14 @@ from typing import TYPE_CHECKING
 
 from pvs_model.config import NETWORKS, NetworkConfig
 from pvs_model.errors import PVSError
+from pvs_model.evaluation.commands import (
+    add_agreement,
+    add_evaluate,
+    add_rank,
+    run_agreement,
+    run_evaluate,
+    run_rank,
+)
 from pvs_model.training.settings import FINE_TUNING_RATE, LEARNING_RATE, LOSSES, PRECISIONS, SCHEDULES, SIMULATE_ON
 
 if TYPE_CHECKING:
@@ -264,6 +272,11 @@ def parser() -> argparse.ArgumentParser:
     train.epilog = (
         "Several GPUs of one machine: python -m torch.distributed.run --nproc-per-node 4 -m pvs_model train ..."
     )
+
+    summary = "Score a folder of masks against a folder of truth, as the challenge does."
+    add_evaluate(add("evaluate", run_evaluate, summary))
+    add_rank(add("rank", run_rank, "Rank teams as the challenge does, with tests and the stability of the ranks."))
+    add_agreement(add("agreement", run_agreement, "Volumes against visual scores, and between repeated measurements."))
 
     release = add("release", _release, "Copy trained networks into a weights folder and write its manifest.")
     release.add_argument("members", type=Path, nargs="+", help="network.safetensors of each fold")

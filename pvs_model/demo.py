@@ -6,13 +6,11 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from pvs_model.evaluation.metrics import scores
 from pvs_model.synth.phantom import phantom
 from pvs_model.training.cases import write_case
 
@@ -33,7 +31,11 @@ def demo(output: Path, weights: Path | None = None) -> int:
     Returns:
         the exit status of ``process.py``.
     """
+    from pvs_model.evaluation.commands import write
+    from pvs_model.evaluation.evaluate import evaluate
+    from pvs_model.evaluation.report import as_json, text
     from pvs_model.volume.io import read
+    from pvs_model.volume.masks import read_mask
 
     for part in ("input", "truth", "masks"):
         shutil.rmtree(output / part, ignore_errors=True)
@@ -45,26 +47,25 @@ def demo(output: Path, weights: Path | None = None) -> int:
     status = subprocess.run(command, check=False).returncode
     if status:
         return status
-    truth = read(output / "truth" / NAME / f"{NAME}_PVS.nii.gz").data > 0
+    report = evaluate(output / "truth", output / "masks", workers=1)
+    write(output / "scores.json", json.dumps(as_json(report), indent=1, allow_nan=False) + "\n")
+    truth = read_mask(output / "truth" / NAME / f"{NAME}_PVS.nii.gz").inside
     mask_path = output / "masks" / NAME / f"{NAME}_pred.nii.gz"
-    mask = _read_mask(mask_path)
-    result = scores(mask, truth)
-    (output / "scores.json").write_text(json.dumps(asdict(result), indent=1) + "\n")
-    print("against the simulated truth (not a result on real scans):")
-    print(f"  Dice      {result.dice:.3f}   (voxels: {result.predicted_voxels} found, {result.truth_voxels} true)")
-    print(f"  recall    {result.recall:.3f}   (clusters touched, of {result.truth_clusters} true ones)")
-    print(f"  precision {result.precision:.3f}   (clusters that touch the truth, of {result.predicted_clusters} found)")
+    mask = read_mask(mask_path).inside
+    (counts,) = [row.counts for row in report.rows if row.region == "all"]
+    print("against the simulated truth (not a result on real scans), by the challenge's metrics:")
+    print(text(report))
+    print(
+        f"clusters: {counts.touched_truth} of {counts.truth_clusters} true ones touched, "
+        f"{counts.touching_predicted} of {counts.predicted_clusters} found ones touch the truth; "
+        f"voxels: {counts.predicted_voxels} found, {counts.truth_voxels} true"
+    )
+    for warning in report.warnings:
+        print(f"note: {warning}")
     picture = output / "overlay.png"
     overlay(read(folder / f"{NAME}_T2w.nii.gz").data, truth, mask, picture)
     print(f"mask: {mask_path}\npicture: {picture} (blue: agreed, yellow: missed, magenta: extra)")
     return 0
-
-
-def _read_mask(path: Path) -> npt.NDArray[np.bool_]:
-    """A mask may be empty, which ``volume.io.read`` refuses for an image."""
-    import nibabel
-
-    return np.asarray(nibabel.load(path).dataobj) > 0  # type: ignore[attr-defined]
 
 
 def overlay(

@@ -12,10 +12,9 @@ import nibabel
 import numpy as np
 import pytest
 
-from benchmarks.cases import cases_of, header, mean, row, sets_of, write_json
+from benchmarks.cases import cases_of, header, mean, measured, row, sets_of, write_json
 from benchmarks.frangi import vesselness
 from pvs_model.errors import VolumeError
-from pvs_model.evaluation.metrics import scores
 from pvs_model.synth.anatomy import Anatomy
 from pvs_model.training.cases import write_case
 
@@ -43,6 +42,20 @@ def test_a_case_without_truth_is_named(labelled: Path, tmp_path: Path) -> None:
         list(cases_of(copied))
 
 
+def test_a_truth_that_marks_nothing_is_scored(labelled: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "set"
+    shutil.copytree(labelled, copied)
+    path = copied / "one" / "one_PVS.nii.gz"
+    stored = nibabel.load(path)
+    empty = np.zeros(stored.shape, np.uint8)  # type: ignore[attr-defined]
+    nibabel.save(nibabel.Nifti1Image(empty, stored.affine), path)  # type: ignore[attr-defined]
+    (case,) = cases_of(copied)
+    found = case.truth.copy()
+    found[5, 5, 5] = True
+    assert not case.truth.any()
+    assert measured(found, case.truth)["precision (clusters)"] == 0 and measured(found, case.truth)["recall"] is None
+
+
 def test_a_truth_that_lies_elsewhere_is_refused(labelled: Path, tmp_path: Path) -> None:
     copied = tmp_path / "set"
     shutil.copytree(labelled, copied)
@@ -67,11 +80,11 @@ def test_frangi_prefers_a_bright_tube_to_a_plain(labelled: Path) -> None:
 def test_a_table_row_is_the_mean_of_what_has_a_value() -> None:
     truth, none = np.zeros((4, 4, 4), bool), np.zeros((4, 4, 4), bool)
     truth[0, 0, 0] = True
-    line = row(("set", "CSO"), [scores(truth, truth), scores(none, none)])  # the second has no value at all
+    line = row(("set", "CSO"), [measured(truth, truth), measured(none, none)])  # the second has no value at all
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells == ["set", "CSO", "1.000", "0.000", "1.000", "1.000", "1.000", "1.000"]
     assert len(header("set", "region").splitlines()[0].split("|")) == len(line.split("|"))
-    assert mean([1.0, math.nan, 3.0]) == 2 and math.isnan(mean([math.nan]))
+    assert mean([1.0, math.nan, 3.0]) == 2 and mean([math.nan, None]) is None
 
 
 def test_sets_have_names_and_json_has_no_nan(tmp_path: Path) -> None:

@@ -171,12 +171,11 @@ def shifted(data: npt.NDArray[np.float32], affine: npt.NDArray[np.float64]) -> t
     [
         (shifted, r"a_PVS.nii.gz: expected the grid of .*a_T2w.nii.gz \(.* voxels of .* mm.*\), found .* voxels"),
         (lambda data, affine: (data[:-1], affine), r"a_PVS.nii.gz: expected the grid of .*a_T2w.nii.gz"),
-        (lambda data, affine: (data * 0, affine), r"a_PVS.nii.gz: .* found 0 in every voxel"),
-        (lambda data, affine: (-data, affine), r"a_PVS.nii.gz: expected voxels above 0, found none"),
+        (lambda data, affine: (-data, affine), r"a_PVS.nii.gz: expected voxels above 0.5, or 0 in all, found -1 "),
         (lambda data, affine: (np.eye(len(data), data.shape[1])[..., None] * (np.arange(data.shape[2]) < 1), affine),
          r"a_PVS.nii.gz: expected PVS within the head that the images show, found none"),
     ],
-    ids=["elsewhere", "another shape", "empty", "negative", "outside the head"],
+    ids=["elsewhere", "another shape", "negative", "outside the head"],
 )  # fmt: skip
 def test_labels_that_cannot_be_right(change: Any, told: str, simulated: Path, tmp_path: Path) -> None:
     folder = one("a", simulated, tmp_path)
@@ -185,6 +184,19 @@ def test_labels_that_cannot_be_right(change: Any, told: str, simulated: Path, tm
     with pytest.raises(VolumeError, match=told) as caught:
         load_cases(folder, NETWORK_3D, pipeline)
     assert str(caught.value).count("\n") == 0
+
+
+def test_a_label_that_marks_nothing_is_learnt_from_beside_one_that_does(own: Path) -> None:
+    path = own / "b" / "b_PVS.nii.gz"
+    label = io.read(path)
+    io.write_volume(path, label.data * 0, label.affine)
+    found = {case.name: case for case in load_cases(own, NETWORK_3D, pipeline)}
+    assert not found["b"].label.any() and len(found["b"].points) == 0 and len(found["a"].points)
+    patch = LabelledCases([found["b"]], NETWORK_3D, 16, seed=1).sample(0)
+    assert not patch.label.any() and patch.images.any()
+    (own / "a" / "a_PVS.nii.gz").unlink()
+    with pytest.raises(VolumeError, match=r"own: expected a PVS in at least one label, found 1 that mark nothing"):
+        load_cases(own, NETWORK_3D, pipeline)
 
 
 def test_folders_with_nothing_to_learn_from(own: Path, caplog: pytest.LogCaptureFixture) -> None:

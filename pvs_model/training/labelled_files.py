@@ -26,7 +26,9 @@ from pvs_model.training.data import REGION_VALUES
 from pvs_model.training.labelled import LabelledCase
 from pvs_model.training.release import TRAINED_RANGE
 from pvs_model.types import SEQUENCES, Case, Grid, Mask, Volume
-from pvs_model.volume import geometry, io
+from pvs_model.volume import geometry
+from pvs_model.volume.masks import aligned
+from pvs_model.volume.masks import read_mask as read_stored
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +38,6 @@ CACHE_FORMAT = 1
 REGION_FILES = {"basal ganglia": "BG", "centrum semiovale": "CSO"}
 #: Voxels kept around the head, as at run time.
 CROP_MARGIN = 4
-#: A label lies on its image's grid when no corner is further off than this, in voxels: headers are rounded.
-GRID_SLACK = 0.1
 #: The arrays of a ``LabelledCase``.
 TENSORS = ("image", "label", "inside", "regions", "points")
 
@@ -79,7 +79,8 @@ def load_cases(
     """The labelled cases of a folder that are for one network, sorted by name.
 
     A label lies beside the images of its case as ``<case>_PVS.nii.gz`` or ``PVS.nii.gz``, on the grid of the
-    reference image (T2w where there is one); so do ``BG`` and ``CSO`` masks, if any. Cases without a label,
+    reference image (T2w where there is one); so do ``BG`` and ``CSO`` masks, if any. A label may mark nothing: such
+    a case teaches what is no PVS. Cases without a label,
     and those whose slices are for the other network, are logged and left out.
 
     Args:
@@ -116,6 +117,8 @@ def load_cases(
             f"{folder}: expected cases with slices {wanted} for the {kind} network, found none among "
             f"{len(labelled)} labelled ones"
         )
+    if not any(len(case.points) for case in kept):
+        raise VolumeError(f"{folder}: expected a PVS in at least one label, found {len(kept)} that mark nothing")
     return kept
 
 
@@ -218,7 +221,7 @@ def _see(
     image = np.stack([seen(channel) for channel in prepared.image])
     inside = seen(prepared.inside, 0.5)
     marked = seen(pvs, coverage) * inside  # as at run time: nothing is found outside the head
-    if not marked.any():
+    if pvs.any() and not marked.any():
         raise VolumeError(f"{label}: expected PVS within the head that the images show, found none")
     by_region = np.zeros(marked.shape, np.uint8)
     for region in masks:
@@ -241,31 +244,6 @@ def read_mask(path: Path, reference: Volume) -> Mask:
     """A mask (x, y, z) in RAS+ order from a file on the reference's grid, in any order of its axes.
 
     Raises:
-        VolumeError: when it lies on another grid or holds no voxel above 0.
+        VolumeError: when it lies on another grid.
     """
-    try:
-        stored = io.read(path)
-    except VolumeError as error:
-        raise VolumeError(f"{error}; a label or region mask is 0 and 1, with some of each") from error
-    mask, _ = geometry.to_ras(stored)
-    wanted, _ = geometry.to_ras(reference)
-    same = mask.data.shape == wanted.data.shape
-    if same:
-        corners = np.array([[x, y, z, 1] for x in (0, 1) for y in (0, 1) for z in (0, 1)])
-        corners = corners * np.array([*(n - 1 for n in wanted.data.shape), 1])
-        away = corners @ (np.linalg.inv(wanted.affine) @ mask.affine - np.eye(4)).T
-        same = bool(np.abs(away).max() <= GRID_SLACK)
-    if not same:
-        raise VolumeError(
-            f"{path}: expected the grid of {reference.source} ({_told(reference.grid)}), found {_told(stored.grid)}"
-        )
-    values = (mask.data >= 0.5).astype(np.uint8)
-    if not values.any():
-        raise VolumeError(f"{path}: expected voxels above 0, found none")
-    return values
-
-
-def _told(grid: Grid) -> str:
-    shape, spacing = (" x ".join(f"{v:g}" for v in triple) for triple in (grid.shape, np.round(grid.spacing_mm, 3)))
-    place = ", ".join(f"{v:g}" for v in np.round(grid.affine[:3, 3], 2))
-    return f"{shape} voxels of {spacing} mm, the first at ({place})"
+    return aligned(read_stored(path, above=0.5), reference.grid, reference.source).astype(np.uint8)

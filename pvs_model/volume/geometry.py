@@ -61,7 +61,13 @@ def to_ras(volume: Volume) -> tuple[Volume, Reorientation]:
         The volume, with its affine adapted so that every voxel stays where it is in space, and
         what takes an array on its grid back to the stored order.
     """
-    cosines = volume.affine[:3, :3] / np.array(volume.spacing_mm)
+    grid, undo = to_ras_grid(volume.grid)
+    return Volume(np.ascontiguousarray(undo.apply(volume.data)), grid.affine, volume.source), undo
+
+
+def to_ras_grid(grid: Grid) -> tuple[Grid, Reorientation]:
+    """As ``to_ras``, of a grid alone."""
+    cosines = grid.affine[:3, :3] / np.array(grid.spacing_mm)
     x, y, z = max(
         itertools.permutations(range(3)),
         key=lambda axes: sum(abs(cosines[row, axis]) for row, axis in enumerate(axes)),
@@ -73,9 +79,9 @@ def to_ras(volume: Volume) -> tuple[Volume, Reorientation]:
     old_from_new[3, 3] = 1.0
     for new, (old, flip) in enumerate(zip(axes, flips, strict=True)):
         old_from_new[old, new] = -1.0 if flip else 1.0
-        old_from_new[old, 3] = volume.data.shape[old] - 1.0 if flip else 0.0
-    data = np.ascontiguousarray(undo.apply(volume.data))
-    return Volume(data, volume.affine @ old_from_new, volume.source), undo
+        old_from_new[old, 3] = grid.shape[old] - 1.0 if flip else 0.0
+    shape = (grid.shape[x], grid.shape[y], grid.shape[z])
+    return Grid(shape, grid.affine @ old_from_new), undo
 
 
 def resample_onto(volume: Volume, grid: Grid) -> Volume:

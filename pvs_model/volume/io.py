@@ -37,17 +37,7 @@ def read(path: Path) -> Volume:
             or all its voxels are the same.
     """
     path = Path(path)
-    opened = _open(path)
-    try:
-        # Values beyond float32 become infinite here, and 0 below.
-        with np.errstate(over="ignore", invalid="ignore"):
-            data: FloatArray = np.asarray(opened.load(), dtype=np.float32)
-    except MemoryError as error:
-        raise VolumeError(
-            f"{path}: expected an image that fits into memory, "
-            f"found {by(opened.grid.shape)} voxels"
-        ) from error
-    data = data.reshape(opened.grid.shape, order="F")
+    data, grid = read_values(path)
     finite = np.isfinite(data)
     if not finite.all():
         if not finite.any():
@@ -56,7 +46,29 @@ def read(path: Path) -> Volume:
     low, high = float(data.min()), float(data.max())
     if low == high:
         raise VolumeError(f"{path}: expected an image, found {low:g} in every voxel")
-    return Volume(data, opened.grid.affine, path)
+    return Volume(data, grid.affine, path)
+
+
+def read_values(path: Path) -> tuple[FloatArray, Grid]:
+    """The voxels of one volume as they are, float32 (x, y, z) in the file's voxel order, and their grid.
+
+    Unlike ``read`` it takes any values: one in every voxel, NaN, infinite ones.
+
+    Raises:
+        VolumeError: as ``read``, for all but the values.
+    """
+    path = Path(path)
+    opened = _open(path)
+    try:
+        # Values beyond float32 become infinite here.
+        with np.errstate(over="ignore", invalid="ignore"):
+            data: FloatArray = np.asarray(opened.load(), dtype=np.float32)
+    except MemoryError as error:
+        raise VolumeError(
+            f"{path}: expected an image that fits into memory, "
+            f"found {by(opened.grid.shape)} voxels"
+        ) from error
+    return data.reshape(opened.grid.shape, order="F"), opened.grid
 
 
 def read_grid(path: Path) -> Grid:

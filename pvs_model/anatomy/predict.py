@@ -1,0 +1,429 @@
+"""Brain and regions of a scan: upright grid, network, largest component, back to the scan's own voxels.
+
+The whole inference is ``find_regions``; ``write_regions`` puts files around it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pvs_model.anatomy.network import SPACING_MM, AnatomyNet, load
+from pvs_model.anatomy.prepare import background_of, normalise
+from pvs_model.anatomy.regions import CLASS, CLASSES, Anatomy, Bool, label_table, to_labels, values_of
+from pvs_model.errors import VolumeError, WeightsError
+from pvs_model.types import Affine, Grid, Volume
+
+MANIFEST = "MANIFEST.json"
+#: Voxels of the grids that the network was trained on.
+TRAINED_SHAPE = (80, 96, 80)
+#: Kept around the brain for the second look, voxels of ``SPACING_MM``.
+_MARGIN = 5
+#: Planes of the first look have this share of voxels above this value: air does not.
+_BRIGHT, _SPECKS = 0.12, 0.02
+#: Scans with a finer spacing are averaged in blocks first.
+_FINE_MM = 0.75
+#: A brain smaller than this is none, ml: what is left of one in a scan of a few slices is larger.
+LEAST_BRAIN_ML = 20.0
+#: Structures of which only pieces of at least this share of the largest one are kept.
+_PIECE = 0.2
+_COMPACT = ("CAU", "PUT", "PAL", "THA", "IC", "HIP", "AMY", "MID", "BST", "CBL")
+#: Voxels of the scan that are worked on at a time.
+_CHUNK = 150_000
+
+
+def find_regions(volume: Volume, weights: Path, device: torch.device | str = "cpu") -> Anatomy:
+    """Brain and regions of one scan.
+
+    Any contrast, resolution and orientation, whole head or skull-stripped; at least a good part of the brain must be
+    in the field of view.
+
+    Args:
+        volume: the scan as stored.
+        weights: the weights folder, whose manifest names the network, or a file of its weights.
+        device: where the network runs.
+
+    Returns:
+        Labels and brain on the scan's own grid, in the stored order of its voxels.
+
+    Raises:
+        VolumeError: for an image without contrast, or in which no brain is found.
+        WeightsError: when the weights are missing or damaged.
+    """
+    device = torch.device(device)
+    network = load_network(weights, device)
+    image, affine = working_image(volume)
+    if image.shape != TRAINED_SHAPE:
+        # A large field of view: a first look finds the brain, the second is at a grid like those of training.
+        image, affine = _cut(image, affine, _box(_bright(image)))
+        image, affine = _cut(image, affine, _box(_rough_brain(image, network, device)))
+    probability = classify(image, network, device)
+    only_brain(probability, volume)
+    labels = onto_grid(probability, affine, volume.grid)
+    return Anatomy(labels, _filled(np.isin(labels, values_of("brain"))))
+
+
+def load_network(weights: Path, device: torch.device | str = "cpu") -> AnatomyNet:
+    """The network that the manifest of a weights folder names, or that lies in a file; kept for the next call.
+
+    Raises:
+        WeightsError: when it is missing, damaged, or not the one that the manifest describes.
+    """
+    weights = Path(weights)
+    if weights.is_file():
+        return _cached(weights, None, weights.stat().st_mtime_ns, str(device))
+    path = weights / MANIFEST
+    try:
+        entry = json.loads(path.read_text())["anatomy"]
+        name, sha256 = str(entry["file"]), str(entry["sha256"])
+    except FileNotFoundError:
+        raise WeightsError(f"{path}: expected the manifest of the weights, found no such file") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f"{path}: expected the entry of the anatomy network, found {error!r}") from error
+    file = weights / name
+    if Path(name).name != name or not file.is_file():
+        raise WeightsError(f"{path}: expected the file of the anatomy network, found {name!r}, which is not there")
+    return _cached(file, sha256, file.stat().st_mtime_ns, str(device))
+
+
+@lru_cache(maxsize=2)
+def _cached(file: Path, sha256: str | None, modified: int, device: str) -> AnatomyNet:
+    return load(file, sha256, device)
+
+
+def working_image(volume: Volume) -> tuple[Tensor, Affine]:
+    """A scan on an upright grid of ``SPACING_MM``, values as the network takes them.
+
+    The axes run along those of the scanner, whatever way the slices were tilted, and the grid covers the whole scan:
+    ``TRAINED_SHAPE`` where that is enough, else more, in steps of 16.
+
+    Returns:
+        float32 (x, y, z), 0 to 1, and its affine.
+
+    Raises:
+        VolumeError: when every voxel has the same value.
+    """
+    from pvs_model.volume.geometry import resample_onto
+
+    data = np.nan_to_num(volume.data.astype(np.float32, copy=False), posinf=0.0, neginf=0.0)
+    source = volume.source or "the scan"
+    if data.min() == data.max():
+        raise VolumeError(f"{source}: expected an image of a head, found one value in every voxel")
+    data = data - np.float32(background_of(data))
+    small = _shrunk(Volume(data, volume.affine))
+    corners = np.array([[x, y, z, 1] for x in (0, 1) for y in (0, 1) for z in (0, 1)], float)
+    corners[:, :3] = corners[:, :3] * np.array(data.shape) - 0.5
+    places = corners @ volume.affine.T
+    low, high = places[:, :3].min(0), places[:, :3].max(0)
+    needed = np.ceil((high - low) / SPACING_MM - 0.01).astype(int)
+    x, y, z = (max(least, -(-int(n) // 16) * 16) for n, least in zip(needed, TRAINED_SHAPE, strict=True))
+    affine = np.diag([SPACING_MM] * 3 + [1.0])
+    affine[:3, 3] = (low + high) / 2 - (np.array((x, y, z)) - 1) / 2 * SPACING_MM
+    image = normalise(torch.from_numpy(resample_onto(small, Grid((x, y, z), affine)).data))
+    if not image.any():
+        raise VolumeError(f"{source}: expected an image of a head, found next to nothing but background")
+    return image, affine
+
+
+def _shrunk(volume: Volume) -> Volume:
+    """Blocks averaged along the axes that are finer than need be."""
+    factors = [max(1, int(SPACING_MM / s)) if s <= _FINE_MM else 1 for s in volume.spacing_mm]
+    data = volume.data
+    affine = volume.affine.copy()
+    for axis, factor in enumerate(factors):
+        if factor == 1:
+            continue
+        n = data.shape[axis]
+        extra = -n % factor
+        if extra:
+            data = np.concatenate([data, np.repeat(data.take([n - 1], axis), extra, axis)], axis)
+        shape = (*data.shape[:axis], data.shape[axis] // factor, factor, *data.shape[axis + 1 :])
+        data = data.reshape(shape).mean(axis + 1, dtype=np.float32)
+        affine[:3, 3] += affine[:3, axis] * (factor - 1) / 2
+        affine[:3, axis] *= factor
+    return Volume(data, affine)
+
+
+def classify(image: Tensor, network: AnatomyNet, device: torch.device) -> Tensor:
+    """Probabilities (classes + 1, x, y, z), float32 on the CPU; the last channel is "right"."""
+    from pvs_model.inference.predict import autocast
+
+    with torch.no_grad():
+        with autocast(device):
+            logits = network(image[None, None].to(device))[0].float()
+        logits[:CLASSES] = logits[:CLASSES].softmax(0)
+        logits[CLASSES] = logits[CLASSES].sigmoid()
+    return logits.cpu()
+
+
+def _bright(image: Tensor) -> Bool:
+    """The planes that hold more than specks of signal, as a mask of their common box (x, y, z)."""
+    above = image.numpy() > _BRIGHT
+    mask = np.ones(image.shape, bool)
+    for axis in range(3):
+        planes = above.mean(tuple(other for other in range(3) if other != axis)) > _SPECKS
+        mask &= planes.reshape([-1 if other == axis else 1 for other in range(3)])
+    return mask
+
+
+def _rough_brain(image: Tensor, network: AnatomyNet, device: torch.device) -> Bool:
+    from pvs_model.inference.predict import autocast
+
+    with torch.no_grad(), autocast(device):
+        classes = network(image[None, None].to(device))[0, :CLASSES].argmax(0).cpu().numpy()
+    return _largest((classes != 0) & (classes != CLASS["CSF"]))
+
+
+def _box(mask: Bool) -> tuple[slice, slice, slice]:
+    """The box around a mask: at least ``TRAINED_SHAPE`` where there is as much, sides multiples of 16."""
+    parts = []
+    for axis, (length, least) in enumerate(zip(mask.shape, TRAINED_SHAPE, strict=True)):
+        hit = np.flatnonzero(mask.any(tuple(other for other in range(3) if other != axis)))
+        low, high = (int(hit[0]), int(hit[-1]) + 1) if len(hit) else (0, length)
+        n = min(length, max(least, -(-(high - low + 2 * _MARGIN) // 16) * 16))
+        start = min(max(0, (low + high - n) // 2), length - n)
+        parts.append(slice(start, start + n))
+    return parts[0], parts[1], parts[2]
+
+
+def _cut(image: Tensor, affine: Affine, box: tuple[slice, slice, slice]) -> tuple[Tensor, Affine]:
+    shift = np.eye(4)
+    shift[:3, 3] = [part.start for part in box]
+    return image[box].contiguous(), affine @ shift
+
+
+def only_brain(probability: Tensor, volume: Volume) -> None:
+    """Leave the largest component of the brain and, of compact structures, what is no stray piece; in place.
+
+    Raises:
+        VolumeError: when no brain is found.
+    """
+    classes = probability[:CLASSES].argmax(0).numpy()
+    brain = (classes != 0) & (classes != CLASS["CSF"])
+    kept = _largest(brain)
+    found_ml = kept.sum() * SPACING_MM**3 / 1000
+    if found_ml < LEAST_BRAIN_ML:
+        raise VolumeError(
+            f"{volume.source or 'the scan'}: expected a brain in the image, found {found_ml:.0f} ml that might be one"
+        )
+    inside = torch.from_numpy(_component_with(classes > 0, kept) & ~(brain & ~kept))
+    probability[1:CLASSES] *= inside
+    probability[0][~inside] = 1.0
+    right = probability[CLASSES].numpy() > 0.5
+    for name in _COMPACT:
+        for side in (False, True):
+            stray = torch.from_numpy(_stray((classes == CLASS[name]) & (right == side) & kept))
+            probability[CLASS[name]][stray] = 0.0
+
+
+def _largest(mask: Bool) -> Bool:
+    from scipy import ndimage
+
+    labels, number = ndimage.label(mask)
+    if number < 2:
+        return mask
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    return np.asarray(labels == sizes.argmax())
+
+
+def _component_with(mask: Bool, seed: Bool) -> Bool:
+    """The components of a mask that touch a seed within it."""
+    from scipy import ndimage
+
+    labels, number = ndimage.label(mask)
+    table = np.zeros(number + 1, bool)
+    table[np.unique(labels[seed & mask])] = True
+    table[0] = False
+    return np.asarray(table[labels])
+
+
+def _stray(mask: Bool) -> Bool:
+    """Components that are small beside the largest one."""
+    from scipy import ndimage
+
+    labels, number = ndimage.label(mask)
+    if number < 2:
+        return np.zeros_like(mask)
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    small = sizes < _PIECE * sizes.max()
+    small[0] = False
+    return np.asarray(small[labels])
+
+
+def onto_grid(probability: Tensor, affine: Affine, grid: Grid) -> npt.NDArray[np.uint8]:
+    """Labels on another grid: probabilities are interpolated, then the largest is taken.
+
+    Where the eight probabilities around a voxel agree on the class and the side there is nothing to interpolate.
+
+    Args:
+        probability: (classes + 1, x, y, z) from ``classify``.
+        affine: of their grid.
+        grid: of the labels.
+    """
+    shape = probability.shape[1:]
+    classes = probability[:CLASSES].argmax(0)
+    labels = to_labels(classes.numpy(), probability[CLASSES].numpy() > 0.5)
+    agreed, certain = _agreement(labels)
+    rows = probability.flatten(1).T.contiguous()  # (voxels, classes + 1): a corner is one row
+    out = np.zeros(grid.shape, np.uint8)
+    index = np.linalg.inv(affine) @ grid.affine
+    box = _box_of(labels > 0, index, grid.shape)
+    if box is None:
+        return out
+    ranges = [torch.arange(part.start, part.stop, dtype=torch.float32) for part in box]
+    flat = torch.from_numpy(agreed.reshape(-1)), torch.from_numpy(certain.reshape(-1))
+    strides = (shape[1] * shape[2], shape[2], 1)
+    step = max(1, _CHUNK // max(1, len(ranges[1]) * len(ranges[2])))
+    for first in range(0, len(ranges[0]), step):
+        part = ranges[0][first : first + step]
+        floors: list[Tensor] = []
+        fractions: list[Tensor] = []
+        for axis, row in enumerate(index[:3]):
+            place = (
+                (part * row[0])[:, None, None] + (ranges[1] * row[1])[:, None] + (ranges[2] * row[2] + row[3])
+            ).reshape(-1)
+            floor = place.floor().clamp_(0, shape[axis] - 2)
+            fractions.append((place - floor).clamp_(0, 1))
+            floors.append(floor.long())
+        cell = floors[0] * strides[0] + floors[1] * strides[1] + floors[2]
+        values = flat[0][cell]
+        open_ = torch.nonzero(~flat[1][cell])[:, 0]
+        cell, fractions = cell[open_], [f[open_] for f in fractions]
+        total = torch.zeros((len(open_), CLASSES + 1))
+        for corner in range(8):
+            bits = [(corner >> k) & 1 for k in range(3)]
+            weight = torch.ones(len(open_))
+            for bit, fraction in zip(bits, fractions, strict=True):
+                weight = weight * (fraction if bit else 1 - fraction)
+            offset = sum(bit * stride for bit, stride in zip(bits, strides, strict=True))
+            total.addcmul_(rows[cell + offset], weight[:, None])
+        found = to_labels(total[:, :CLASSES].argmax(1).numpy(), total[:, CLASSES].numpy() > 0.5)
+        values[open_] = torch.from_numpy(found)
+        slab = slice(box[0].start + first, box[0].start + first + len(part))
+        out[slab, box[1], box[2]] = values.numpy().reshape(len(part), len(ranges[1]), len(ranges[2]))
+    return out
+
+
+def _agreement(labels: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint8], Bool]:
+    """The label of each voxel, and whether the seven others of its cell (upwards) have the same."""
+    certain = np.ones(labels.shape, bool)
+    for corner in range(1, 8):
+        bits = [(corner >> k) & 1 for k in range(3)]
+        here = tuple(slice(0, n - bit) for n, bit in zip(labels.shape, bits, strict=True))
+        there = tuple(slice(bit, n) for n, bit in zip(labels.shape, bits, strict=True))
+        certain[here] &= labels[here] == labels[there]
+    return labels, certain
+
+
+def _box_of(mask: Bool, index: Affine, shape: tuple[int, int, int]) -> tuple[slice, slice, slice] | None:
+    """Box in a grid around a mask of another; ``index`` maps voxels of the grid to those of the mask."""
+    if not mask.any():
+        return None
+    bounds = []
+    for axis in range(3):
+        hit = np.flatnonzero(mask.any(tuple(other for other in range(3) if other != axis)))
+        bounds.append((hit[0] - 1.0, hit[-1] + 1.0))
+    corners = np.array([[x, y, z, 1.0] for x in bounds[0] for y in bounds[1] for z in bounds[2]])
+    places = corners @ np.linalg.inv(index).T
+    low = np.maximum(0, np.floor(places[:, :3].min(0)).astype(int))
+    high = np.minimum(shape, np.ceil(places[:, :3].max(0)).astype(int) + 1)
+    if (high <= low).any():
+        return None
+    x, y, z = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+    return x, y, z
+
+
+def _filled(brain: Bool) -> Bool:
+    from scipy import ndimage
+
+    box = ndimage.find_objects(brain.astype(np.uint8))
+    if box:
+        brain = brain.copy()
+        brain[box[0]] = ndimage.binary_fill_holes(brain[box[0]])
+    return brain
+
+
+@dataclass(frozen=True)
+class Written:
+    """Files that ``write_regions`` wrote."""
+
+    brain: Path
+    regions: Path
+    table: Path
+
+
+def write_regions(scan: Path, folder: Path, weights: Path, device: torch.device | str = "cpu") -> Written:
+    """Find the regions of a scan in a file and write them onto exactly its grid.
+
+    Writes ``<name>_brain.nii.gz`` (0 and 1), ``<name>_regions.nii.gz`` (values of the table) and
+    ``<name>_regions.tsv`` (index, name, abbreviation). Each file appears under its name only once it is complete.
+
+    Args:
+        scan: any image that ``volume.io.read`` reads.
+        folder: where the files go; made if need be.
+        weights: as ``find_regions``.
+        device: where the network runs.
+
+    Raises:
+        VolumeError: when the scan cannot be read, is empty, shows no brain, or a file cannot be written.
+        WeightsError: when the weights are missing or damaged.
+    """
+    from pvs_model.volume.io import read, write_mask
+
+    scan, folder = Path(scan), Path(folder)
+    anatomy = find_regions(read(scan), weights, device)
+    name = _bare_name(scan)
+    written = Written(*(folder / f"{name}_{end}" for end in ("brain.nii.gz", "regions.nii.gz", "regions.tsv")))
+    write_mask(written.brain, anatomy.brain, scan)
+    _write_labels(written.regions, anatomy.labels, scan)
+    write_table(written.table)
+    return written
+
+
+def _bare_name(path: Path) -> str:
+    from pvs_model.volume.itk import ITK_IO
+    from pvs_model.volume.nifti import NIBABEL
+
+    ending = next((e for e in (*NIBABEL, *ITK_IO) if path.name.lower().endswith(e)), path.suffix)
+    return path.name[: len(path.name) - len(ending)]
+
+
+def _write_labels(path: Path, labels: npt.NDArray[np.uint8], like: Path) -> None:
+    """The header of a NIfTI is copied bit for bit, as ``write_mask`` does."""
+    from pvs_model.volume.io import read_grid
+    from pvs_model.volume.nifti import NIBABEL, nifti_header, open_nibabel, write_nifti
+
+    extension = next((e for e in NIBABEL if like.name.lower().endswith(e)), None)
+    header = open_nibabel(like, extension).nifti if extension is not None else None
+    write_nifti(path, labels, nifti_header(read_grid(like).affine) if header is None else header.copy())
+
+
+def write_table(path: Path) -> None:
+    """The label table as BIDS has it: tab-separated index, name, abbreviation.
+
+    Raises:
+        VolumeError: when it cannot be written.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter="\t", lineterminator="\n")
+    writer.writerow(("index", "name", "abbreviation"))
+    writer.writerows((row.value, row.name, row.abbreviation) for row in label_table())
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(text.getvalue(), encoding="utf-8")
+        os.replace(part, path)
+    except OSError as error:
+        raise VolumeError(f"{path}: expected to write the label table, found: {error.strerror}") from error

@@ -1,0 +1,147 @@
+"""What the regions are called, which values they have in a label map, and which of them make up a larger one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Bool = npt.NDArray[np.bool_]
+Labels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Structure:
+    """One class of the network.
+
+    Attributes:
+        name: as the field says it.
+        abbreviation: for tables; ``L-`` or ``R-`` goes before it where there are two sides.
+        left: value on the left, or on both sides alike. FreeSurfer's, where it has the structure.
+        right: value on the right; None for what lies in the middle.
+    """
+
+    name: str
+    abbreviation: str
+    left: int
+    right: int | None = None
+
+
+#: In the order of the network's classes; class 0 is everything else.
+STRUCTURES = (
+    Structure("cerebral white matter", "CSO", 2, 41),
+    Structure("cerebral cortex", "CTX", 3, 42),
+    Structure("caudate nucleus and accumbens", "CAU", 11, 50),
+    Structure("putamen", "PUT", 12, 51),
+    Structure("globus pallidus", "PAL", 13, 52),
+    Structure("thalamus", "THA", 10, 49),
+    Structure("internal capsule", "IC", 155, 156),
+    Structure("hippocampus", "HIP", 17, 53),
+    Structure("amygdala", "AMY", 18, 54),
+    Structure("ventral diencephalon", "VDC", 28, 60),
+    Structure("lateral ventricle", "LV", 4, 43),
+    Structure("third and fourth ventricle", "V34", 14),
+    Structure("midbrain", "MID", 173),
+    Structure("pons and medulla", "BST", 16),
+    Structure("cerebellum", "CBL", 8, 47),
+    Structure("other cerebrospinal fluid", "CSF", 24),
+)
+#: Number of classes with the background.
+CLASSES = len(STRUCTURES) + 1
+#: Class of each structure by its abbreviation.
+CLASS = {structure.abbreviation: k for k, structure in enumerate(STRUCTURES, 1)}
+
+#: Larger regions, by the abbreviations of their parts.
+REGIONS: dict[str, tuple[str, ...]] = {
+    "BG": ("CAU", "PUT", "PAL", "THA", "IC"),
+    "ventricles": ("LV", "V34"),
+    "brainstem": ("MID", "BST"),
+    "brain": tuple(s.abbreviation for s in STRUCTURES if s.abbreviation != "CSF"),
+    "parenchyma": tuple(s.abbreviation for s in STRUCTURES if s.abbreviation not in ("CSF", "LV", "V34")),
+    "intracranial": tuple(s.abbreviation for s in STRUCTURES),
+}
+
+
+@dataclass(frozen=True)
+class Label:
+    """One value of a label map."""
+
+    value: int
+    name: str
+    abbreviation: str
+
+
+def label_table() -> list[Label]:
+    """Every value that ``Anatomy.labels`` can have, rising, the background first."""
+    rows = [Label(0, "background", "BKG")]
+    for s in STRUCTURES:
+        if s.right is None:
+            rows.append(Label(s.left, s.name, s.abbreviation))
+            continue
+        rows.append(Label(s.left, f"left {s.name}", f"L-{s.abbreviation}"))
+        rows.append(Label(s.right, f"right {s.name}", f"R-{s.abbreviation}"))
+    return sorted(rows, key=lambda row: row.value)
+
+
+def values_of(name: str) -> tuple[int, ...]:
+    """Values that make up a region.
+
+    Args:
+        name: a key of ``REGIONS``, or an abbreviation of ``label_table``, with or without its side. A side may stand
+            before a region, too: ``L-BG``.
+
+    Raises:
+        KeyError: for a name that there is not.
+    """
+    side, _, bare = name.rpartition("-")
+    if side not in ("", "L", "R") or (bare not in REGIONS and bare not in CLASS):
+        raise KeyError(f"expected a region, one of {', '.join((*REGIONS, *CLASS))}, found {name!r}")
+    parts = [STRUCTURES[CLASS[part] - 1] for part in REGIONS.get(bare, (bare,))]
+    if side:
+        parts = [s for s in parts if s.right is not None]
+        if not parts:
+            raise KeyError(f"expected a region with two sides, found {name!r}")
+    values: list[int] = []
+    for s in parts:
+        if side != "R":
+            values.append(s.left)
+        if side != "L" and s.right is not None:
+            values.append(s.right)
+    return tuple(values)
+
+
+def to_labels(classes: npt.NDArray[np.integer], right: Bool) -> Labels:
+    """Classes of the network and the side of each voxel -> values of the label table; any shape."""
+    table = np.zeros((2, CLASSES), np.uint8)
+    for k, s in enumerate(STRUCTURES, 1):
+        table[:, k] = s.left, s.left if s.right is None else s.right
+    return table[right.astype(np.intp), classes]
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Brain and regions of one scan, on its own grid and in the stored order of its voxels.
+
+    Attributes:
+        labels: uint8 (x, y, z), values of ``label_table``.
+        brain: bool (x, y, z), parenchyma and ventricles without holes; every region but CSF lies in it.
+    """
+
+    labels: Labels
+    brain: Bool
+
+    def mask(self, name: str) -> Bool:
+        """Where a region lies, bool (x, y, z).
+
+        Args:
+            name: "brain" for the attribute itself, else as ``values_of``: "BG", "CSO", "HIP", "MID", "L-BG", ...
+
+        Raises:
+            KeyError: for a name that there is not.
+        """
+        if name == "brain":
+            return self.brain
+        table = np.zeros(256, bool)
+        table[list(values_of(name))] = True
+        return table[self.labels]

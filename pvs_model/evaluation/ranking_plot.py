@@ -1,0 +1,71 @@
+"""The stability of a ranking as a picture: one blob per team and place, its area the share of resamples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from pvs_model.errors import PVSError
+from pvs_model.evaluation.ranking import Stability
+
+FORMATS = (".png", ".svg")
+
+
+class PlotError(PVSError):
+    """A picture cannot be drawn, since the file's ending is of no form that we draw."""
+
+
+def plot_stability(stability: Stability, target: Path) -> None:
+    """Draw a blob plot, as PNG or SVG by the ending of ``target``.
+
+    Teams stand from left to right in the order of the full ranking, places from the best at the top. A blob's area is
+    the share of resamples, a cross the place in the full ranking, a line the 95 % interval: nothing hangs on colour.
+
+    Raises:
+        PlotError: another ending.
+    """
+    if target.suffix.lower() not in FORMATS:
+        raise PlotError(
+            f"{target}: expected a name that ends in {' or '.join(FORMATS)}, found {target.suffix or 'none'}"
+        )
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    k = len(stability.teams)
+    at = np.arange(k)
+    cell_inches = 0.62
+    longest = max(len(team) for team in stability.teams)
+    below = 0.5 + 0.065 * longest  # room for slanted names
+    width, height = 1.4 + cell_inches * k, 0.7 + below + cell_inches * k
+    figure = Figure(figsize=(max(width, 5.2), height))
+    axes = figure.subplots()
+    left = 0.8 / figure.get_figwidth()
+    figure.subplots_adjust(left, below / height, left + cell_inches * k / figure.get_figwidth(), 1 - 0.6 / height)
+    teams, places = np.nonzero(stability.frequency)
+    largest = (0.92 * cell_inches * 72) ** 2  # points squared: all resamples on one place nearly fill its cell
+    axes.vlines(at, stability.low, stability.high, color="black", linewidth=1.5, zorder=3, label="95 % of resamples")
+    axes.scatter(
+        teams, places + 1, s=largest * stability.frequency[teams, places],
+        color="#56b4e9", edgecolors="#0072b2", linewidths=0.8, zorder=2,
+    )  # fmt: skip
+    axes.scatter(at, stability.places, marker="x", color="black", s=45, zorder=4, label="full ranking")
+    axes.set_xticks(at, stability.teams, rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(1, k + 1))
+    axes.set_xlim(-0.6, k - 0.4)
+    axes.set_ylim(k + 0.6, 0.4)
+    axes.set_ylabel("place")
+    axes.set_axisbelow(True)
+    axes.grid(color="0.9")
+    figure.legend(
+        *axes.get_legend_handles_labels(), loc="upper left", ncols=2, frameon=False, fontsize=8,
+        title=f"area: share of {stability.resamples} bootstrap samples", title_fontsize=8, alignment="left",
+    )  # fmt: skip
+    form = target.suffix.lower()[1:]
+    part = target.with_name(target.name + ".part")
+    # Without a date and with a fixed salt the same ranking gives the same file.
+    with matplotlib.rc_context({"svg.hashsalt": "pvs_model"}):
+        figure.savefig(
+            part, dpi=150, format=form, bbox_inches="tight", metadata={"Date": None} if form == "svg" else None
+        )
+    part.replace(target)
