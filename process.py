@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pvs_model.errors import PVSError
 from pvs_model.layouts import LAYOUTS, Options
-from pvs_model.pipeline import Settings, run
+from pvs_model.pipeline import Reports, Settings, run
 
 HERE = Path(__file__).resolve().parent
 MOUNTED_WEIGHTS = Path("/opt/ml/model")  # where grand-challenge unpacks a model of its own
@@ -36,6 +36,9 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--sockets", type=Path, help="JSON file naming grand-challenge sockets")
     out.add_argument("--ground-truth", type=Path, default=GROUND_TRUTH, help="with predictions.json: folder of truth")
     out.add_argument("--prompt", help="a prompt of your own (needs a BERT encoder)")
+    out.add_argument("--report", type=Path, metavar="DIR", help="burden tables and pages to look at (not in --output)")
+    out.add_argument("--probability", action="store_true", help="with --report: keep probability maps there")
+    out.add_argument("--no-anatomy", action="store_true", help="no brain mask, no regions")
     out.add_argument("--n4", action="store_true", help="correct the bias field first")
     out.add_argument("--mirror", action="store_true", help="average over mirror images (8 or 4 times slower)")
     return out
@@ -53,9 +56,10 @@ def main(arguments: list[str] | None = None) -> int:
         from pvs_model.evaluation.grand_challenge import evaluate_submission
 
         return evaluate_submission(args.input, args.output, args.ground_truth, args.sockets)
-    settings = Settings(args.weights, args.device, args.n4, args.mirror, args.prompt)
+    settings = Settings(args.weights, args.device, args.n4, args.mirror, args.prompt, not args.no_anatomy)
+    reports = Reports(args.report, args.probability) if args.report else None
     try:
-        failures = run(args.input, args.output, settings, args.layout, Options(args.suffix, args.sockets))
+        failures = run(args.input, args.output, settings, args.layout, Options(args.suffix, args.sockets), reports)
     except PVSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

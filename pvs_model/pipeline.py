@@ -23,6 +23,8 @@ from pvs_model.layouts import Layout, Options, choose
 from pvs_model.types import SEQUENCES, Case, FloatArray, Grid, Mask, Volume
 
 if TYPE_CHECKING:
+    from pvs_model.anatomy.regions import Anatomy
+    from pvs_model.burden.report import Report
     from pvs_model.inference.ensemble import Ensemble, Weights
 
 log = logging.getLogger(__name__)
@@ -31,6 +33,10 @@ log = logging.getLogger(__name__)
 LEAST_OVERLAP = 0.05
 #: Below this share of the reference covered, the user is warned.
 GOOD_OVERLAP = 0.8
+#: A foreground so many times as large as the brain is a head with its skull.
+SKULL = 1.5
+#: Millimetres that are kept around the brain where the skull is taken off.
+BRAIN_MARGIN_MM = 1.0
 #: Axes are permuted to put slices last when one spacing is this much larger than the others.
 ANISOTROPIC = 1.2
 
@@ -44,6 +50,29 @@ class Settings:
     n4: bool = False
     mirror: bool = False
     prompt: str | None = None
+    anatomy: bool = True
+
+
+@dataclass(frozen=True)
+class Reports:
+    """Where reports go: a folder of their own, and whether probabilities are kept there."""
+
+    folder: Path
+    probability: bool = False
+
+    def open(self, output: Path) -> Report:
+        """Make the folder.
+
+        Raises:
+            PVSError: it lies among the masks, or cannot be made.
+        """
+        if self.folder.resolve().is_relative_to(output.resolve()):
+            raise PVSError(
+                f"{self.folder}: expected a folder for reports outside that of the masks, found it in {output}"
+            )
+        from pvs_model.burden.report import Report
+
+        return Report(self.folder)
 
 
 @dataclass(frozen=True)
@@ -57,6 +86,8 @@ class Prepared:
         reference: the sequence whose grid it is.
         undo: takes a mask (x, y, z) back to the stored order of the reference file.
         warnings: what the user should know.
+        anatomy: brain and regions on the grid, in RAS+ order; None where they were not asked for or not found.
+        stripped: whether the skull was taken off here.
     """
 
     image: FloatArray
@@ -65,16 +96,23 @@ class Prepared:
     reference: str
     undo: Any
     warnings: tuple[str, ...]
+    anatomy: Anatomy | None = None
+    stripped: bool = False
 
 
 @dataclass(frozen=True)
 class Segmentation:
-    """The mask of a case in the stored order of its reference file, and the facts of how it was made."""
+    """The mask of a case in the stored order of its reference file, and the facts of how it was made.
+
+    ``upright`` is the mask in RAS+ order, on the grid of ``prepared``.
+    """
 
     mask: Mask
     probability: FloatArray
     reference: str
     facts: dict[str, Any]
+    prepared: Prepared
+    upright: Mask
 
 
 @contextmanager
@@ -97,8 +135,23 @@ def read(case: Case) -> dict[str, Volume]:
     return {name: io.read(case.images[name]) for name in SEQUENCES if name in case.images}
 
 
-def prepare(volumes: dict[str, Volume], n4: bool = False) -> Prepared:
-    """One grid, one orientation, one scale.
+def find_anatomy(volumes: dict[str, Volume], weights: Path, device: Any = "cpu") -> Anatomy:
+    """Brain and regions on the reference's grid in RAS+ order, from the sequence with the thinnest slices.
+
+    Raises:
+        VolumeError: when no brain is found.
+        WeightsError: when the anatomy network's weights are damaged or missing.
+    """
+    from pvs_model.anatomy.predict import find_regions
+    from pvs_model.volume import geometry
+
+    grid, _ = geometry.to_ras_grid(volumes[geometry.choose_reference(volumes)].grid)
+    thinnest = min(volumes, key=lambda name: (round(max(volumes[name].spacing_mm), 1), SEQUENCES.index(name)))
+    return find_regions(volumes[thinnest], weights, device, grid)
+
+
+def prepare(volumes: dict[str, Volume], n4: bool = False, anatomy: Anatomy | None = None) -> Prepared:
+    """One grid, one orientation, one scale; without the skull, where the anatomy says which part is brain.
 
     Raises:
         VolumeError: when a sequence and the reference do not overlap in space.
@@ -110,6 +163,9 @@ def prepare(volumes: dict[str, Volume], n4: bool = False) -> Prepared:
     warnings = []
     image = np.zeros((len(SEQUENCES), *upright.data.shape), np.float32)
     inside = intensity.foreground(upright.data)
+    stripped = anatomy is not None and inside.sum() > SKULL * anatomy.brain.sum()
+    if anatomy is not None and stripped:
+        inside &= geometry.widened(anatomy.brain, BRAIN_MARGIN_MM, upright.spacing_mm)
     for channel, name in enumerate(SEQUENCES):
         if name not in volumes:
             continue
@@ -124,9 +180,12 @@ def prepare(volumes: dict[str, Volume], n4: bool = False) -> Prepared:
             if covered < GOOD_OVERLAP:
                 warnings.append(f"{name} covers only {covered:.0%} of the field of view of {reference}")
             volume = geometry.resample_onto(geometry.to_ras(volumes[name])[0], upright.grid)
-        head = (
-            inside if name == reference else intensity.foreground(volume.data) if volume.data.any() else inside & False
-        )
+        head = inside
+        if stripped:
+            head = inside & (volume.data != 0)
+            volume = Volume(np.where(inside, volume.data, np.float32(0)), volume.affine, volume.source)
+        elif name != reference:
+            head = intensity.foreground(volume.data) if volume.data.any() else inside & False
         if not head.any():
             warnings.append(f"{name} is empty where {reference} lies and was left out")
             continue
@@ -138,7 +197,7 @@ def prepare(volumes: dict[str, Volume], n4: bool = False) -> Prepared:
         if name == reference:
             raise VolumeError(f"{volume.source}: expected contrast within the head, found one value in all of it")
         warnings.append(f"{name} has one value in all of the head and was left out")
-    return Prepared(image, inside, upright.grid, reference, undo, tuple(warnings))
+    return Prepared(image, inside, upright.grid, reference, undo, tuple(warnings), anatomy, bool(stripped))
 
 
 def network_kind(grid: Grid) -> str:
@@ -250,8 +309,9 @@ class Segmenter:
         seconds: dict[str, float] = {}
         with stage(case.name, "read", seconds):
             volumes = read(case)
+        anatomy = self._anatomy(case.name, volumes, seconds) if self.settings.anatomy else None
         with stage(case.name, "prepare", seconds):
-            prepared = prepare(volumes, self.settings.n4)
+            prepared = prepare(volumes, self.settings.n4, anatomy)
         for warning in prepared.warnings:
             log.warning("%s: %s", case.name, warning)
         with stage(case.name, "load", seconds):
@@ -264,9 +324,12 @@ class Segmenter:
         with stage(case.name, f"predict ({kind}, {len(ensemble.networks)} networks, {device.type})", seconds):
             with _bar(case.name) as bar:
                 probability = predict(prepared, ensemble, text, device, self.settings.mirror, bar)
-        from pvs_model.inference.postprocess import to_mask
+        from pvs_model.inference.postprocess import keep_within, to_mask
 
         mask = to_mask(probability, ensemble.threshold, prepared.inside)
+        outside = 0
+        if anatomy is not None:
+            mask, outside = keep_within(mask, anatomy.mask("parenchyma"))
         facts = {
             "network": kind,
             "members": len(ensemble.networks),
@@ -276,11 +339,27 @@ class Segmenter:
             "reference": prepared.reference,
             "spacing_mm": [round(s, 4) for s in prepared.grid.spacing_mm],
             "voxels": int(mask.sum()),
+            "anatomy": anatomy is not None,
+            "skull_taken_off": prepared.stripped,
+            "removed_outside_parenchyma": outside,
             "warnings": list(prepared.warnings),
             "seconds": {name.split(" ")[0]: round(value, 2) for name, value in seconds.items()},
             "version": __version__,
         }
-        return Segmentation(prepared.undo(mask), prepared.undo(probability), prepared.reference, facts)
+        return Segmentation(
+            prepared.undo(mask), prepared.undo(probability), prepared.reference, facts, prepared, mask
+        )
+
+    def _anatomy(self, name: str, volumes: dict[str, Volume], seconds: dict[str, float]) -> Anatomy | None:
+        """The case's anatomy; None where there is no network for it, and where it finds no brain, which is told."""
+        if not (self.settings.weights / "anatomy.safetensors").is_file():
+            return None
+        with stage(name, "anatomy", seconds):
+            try:
+                return find_anatomy(volumes, self.settings.weights, self.device)
+            except VolumeError as error:
+                log.warning("%s: the skull stays, no regions: %s", name, error)
+                return None
 
     def _prompt(self, present: Sequence[str], grid: Grid) -> str:
         from pvs_model.nets.text import prompt
@@ -318,8 +397,30 @@ def write(case: Case, result: Segmentation, layout: Layout, output: Path) -> Pat
     return path
 
 
+def report_case(case: Case, result: Segmentation, report: Report, probability: bool = False) -> None:
+    """Measure a case, and write its page, its numbers and, if asked for, its probabilities among the reports.
+
+    Raises:
+        PVSError: when something cannot be written.
+    """
+    from pvs_model.burden.report import view_of
+    from pvs_model.volume.io import read_grid, write_volume
+
+    prepared = result.prepared
+    images = dict(zip(SEQUENCES, prepared.image, strict=True))
+    report.add(view_of(case.name, images, result.upright, prepared.grid, prepared.anatomy, result.facts))
+    if probability:
+        stored = read_grid(case.images[result.reference])
+        write_volume(report.folder / "probability" / f"{case.name}_prob.nii.gz", result.probability, stored.affine)
+
+
 def run(
-    source: Path, output: Path, settings: Settings, layout_name: str | None = None, options: Options | None = None
+    source: Path,
+    output: Path,
+    settings: Settings,
+    layout_name: str | None = None,
+    options: Options | None = None,
+    reports: Reports | None = None,
 ) -> list[str]:
     """Segment every case of a folder; a case that fails is told and the others go on.
 
@@ -329,6 +430,7 @@ def run(
         settings: how to run.
         layout_name: one of ``layouts.LAYOUTS``, or None to look at the folder.
         options: suffix and sockets.
+        reports: where to write reports, if anywhere.
 
     Returns:
         one sentence per failed case; empty when every mask was written.
@@ -341,12 +443,15 @@ def run(
     log.info("%s: %d case%s (%s)", source, len(cases), "" if len(cases) == 1 else "s", layout.name)
     segmenter = Segmenter(settings)
     layout.prepare_output(output)
+    report = reports.open(output) if reports is not None else None
     failures: list[str] = []
     for number, case in enumerate(cases, 1):
         began = time.perf_counter()
         try:
             result = segmenter.segment(case)
             path = write(case, result, layout, output)
+            if report is not None and reports is not None:
+                report_case(case, result, report, reports.probability)
         except PVSError as error:
             failures.append(f"{case.name}: {error}")
         except Exception as error:  # a bug of ours or of a library: the other cases still go on
@@ -365,4 +470,8 @@ def run(
             )
             continue
         log.error("%s", failures[-1])
+        if report is not None:
+            report.fail(case.name, failures[-1])
+    if report is not None:
+        report.finish()
     return failures

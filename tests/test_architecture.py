@@ -32,7 +32,7 @@ GROUPS: tuple[frozenset[str], ...] = (
 SIBLINGS = GROUPS[2]
 
 #: Where a run of the container can come by, and what it must never reach.
-RUN_TIME = ("process", "pipeline", "layouts", "volume", "nets", "inference")
+RUN_TIME = ("process", "pipeline", "layouts", "volume", "nets", "inference", "anatomy", "burden", "evaluation")
 NOT_AT_RUN_TIME = frozenset({"training", "synth"})
 
 LONGEST_PROCESS = 80

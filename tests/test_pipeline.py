@@ -336,10 +336,10 @@ def test_a_bug_in_one_case_leaves_the_others(
         write_body(tmp_path / "in" / name / f"{name}_{{}}.nii.gz", ("T2w",))
     real = pipeline.prepare
 
-    def broken(volumes: dict[str, Volume], n4: bool = False) -> Any:
+    def broken(volumes: dict[str, Volume], n4: bool = False, anatomy: Any = None) -> Any:
         if volumes["T2w"].source == tmp_path / "in" / "a" / "a_T2w.nii.gz":
             raise KeyError("a bug\nof ours")
-        return real(volumes, n4)
+        return real(volumes, n4, anatomy)
 
     monkeypatch.setattr(pipeline, "prepare", broken)
     failures = pipeline.run(tmp_path / "in", tmp_path / "out", Settings(weights, "cpu"))

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -21,6 +22,11 @@ from pvs_model.errors import WeightsError
 #: Working resolution in mm, isotropic.
 SPACING_MM = 2.0
 
+#: Side of the cells over which the signal of a class is local, voxels.
+CELL = 16
+#: Of the signal within a class, of a range of 1.
+LEAST_VARIANCE = 0.03**2
+
 CONFIG_KEY = "config"
 
 
@@ -31,10 +37,14 @@ class AnatomyConfig:
     Attributes:
         widths: channels per level, the finest at twice ``SPACING_MM``.
         classes: structures and background.
+        guides: channels that the U-Net hands to the borders besides the classes.
+        border_width: channels of the convolution that draws borders.
     """
 
     widths: tuple[int, ...] = (32, 64, 112, 144)
     classes: int = CLASSES
+    guides: int = 6
+    border_width: int = 16
 
     @property
     def multiple(self) -> int:
@@ -54,8 +64,10 @@ class AnatomyConfig:
 class AnatomyNet(nn.Module):
     """An image (B, 1, x, y, z) -> logits (B, classes + 1, x, y, z): classes, then "right rather than left".
 
-    Every 2 x 2 x 2 voxels become 8 channels and every output voxel is one of 8 channels again, so that all
-    convolutions run on an eighth of the voxels.
+    A U-Net finds what lies where on a grid folded by two: every 2 x 2 x 2 voxels become 8 channels and every voxel
+    is one of 8 channels again, so that its convolutions run on an eighth of the voxels. What it says is where classes
+    may be; how bright each of them is in this very scan follows from it (``likelihoods``), and one convolution over
+    both draws the borders. So no contrast has to be learnt by heart.
     """
 
     def __init__(self, config: AnatomyConfig) -> None:
@@ -67,17 +79,62 @@ class AnatomyNet(nn.Module):
         self.core = DynUNet(
             spatial_dims=3,
             in_channels=8,
-            out_channels=8 * (config.classes + 1),
+            out_channels=8 * (config.classes + 1 + config.guides),
             kernel_size=[3] * levels,
             strides=[1] + [2] * (levels - 1),
             upsample_kernel_size=[2] * (levels - 1),
             filters=config.widths,
             norm_name=("INSTANCE", {"affine": True}),
         )
+        self.borders = nn.Sequential(
+            nn.Conv3d(1 + 2 * config.classes + 1 + config.guides, config.border_width, 3, padding=1),
+            nn.InstanceNorm3d(config.border_width, affine=True),
+            nn.LeakyReLU(0.01),
+            nn.Conv3d(config.border_width, config.classes + 1, 1),
+        )
+        self.trust = nn.Parameter(torch.full((config.classes, 1, 1, 1), 0.7))
 
     def forward(self, image: Tensor) -> Tensor:
         cells = rearrange(image, "b c (x i) (y j) (z k) -> b (c i j k) x y z", i=2, j=2, k=2)
-        return rearrange(self.core(cells), "b (c i j k) x y z -> b c (x i) (y j) (z k)", i=2, j=2, k=2)
+        coarse = rearrange(self.core(cells), "b (c i j k) x y z -> b c (x i) (y j) (z k)", i=2, j=2, k=2)
+        classes = self.config.classes
+        likelihood = likelihoods(image, coarse[:, :classes])
+        fine: Tensor = self.borders(torch.cat([image.to(coarse.dtype), coarse, likelihood.to(coarse.dtype)], 1))
+        logits = coarse[:, : classes + 1].float() + fine.float()
+        return torch.cat([logits[:, :classes] + self.trust * likelihood, logits[:, classes:]], 1)
+
+
+@torch.no_grad()
+def likelihoods(image: Tensor, logits: Tensor, rounds: int = 2) -> Tensor:
+    """Log-likelihood of each voxel's signal under each class, as a mixture of Gaussians fitted to this image.
+
+    Expectation and maximisation (Ashburner and Friston 2005, doi:10.1016/j.neuroimage.2005.02.018) with the softmax of
+    ``logits`` as prior. In the last round the means follow the coil's field: they are local, over ``CELL`` voxels.
+
+    Args:
+        image: (B, 1, x, y, z), 0 to 1.
+        logits: (B, classes, x, y, z).
+        rounds: of the fit.
+
+    Returns:
+        float32 (B, classes, x, y, z), in -6 to 6. No gradient passes.
+    """
+    signal, prior = image.float(), logits.float()
+    volume = signal[0].numel()
+    out = torch.zeros_like(prior)
+    for turn in range(rounds):
+        share = (prior + out).softmax(1)
+        total = share.sum((2, 3, 4), keepdim=True) + 1e-4 * volume
+        mean = ((share * signal).sum((2, 3, 4), keepdim=True) + 5e-5 * volume) / total
+        local = mean
+        if turn == rounds - 1:
+            weight = F.avg_pool3d(share, CELL, ceil_mode=True)
+            nearby = (F.avg_pool3d(share * signal, CELL, ceil_mode=True) + 0.02 * mean) / (weight + 0.02)
+            local = F.interpolate(nearby, size=signal.shape[2:], mode="trilinear")
+        off = (signal - local).square_()
+        variance = ((share * off).sum((2, 3, 4), keepdim=True) + 1e-4 * volume * 0.01) / total + LEAST_VARIANCE
+        out = (off.div_(-2 * variance) - 0.5 * (variance / 0.01).log()).clamp_(-6, 6)
+    return out
 
 
 def fill(network: AnatomyNet, tensors: Mapping[str, Tensor]) -> None:

@@ -42,7 +42,9 @@ _COMPACT = ("CAU", "PUT", "PAL", "THA", "IC", "HIP", "AMY", "MID", "BST", "CBL")
 _CHUNK = 150_000
 
 
-def find_regions(volume: Volume, weights: Path, device: torch.device | str = "cpu") -> Anatomy:
+def find_regions(
+    volume: Volume, weights: Path, device: torch.device | str = "cpu", grid: Grid | None = None
+) -> Anatomy:
     """Brain and regions of one scan.
 
     Any contrast, resolution and orientation, whole head or skull-stripped; at least a good part of the brain must be
@@ -52,9 +54,10 @@ def find_regions(volume: Volume, weights: Path, device: torch.device | str = "cp
         volume: the scan as stored.
         weights: the weights folder, whose manifest names the network, or a file of its weights.
         device: where the network runs.
+        grid: where the labels are wanted; None for the scan's own grid.
 
     Returns:
-        Labels and brain on the scan's own grid, in the stored order of its voxels.
+        Labels and brain on that grid; on the scan's own, in the stored order of its voxels.
 
     Raises:
         VolumeError: for an image without contrast, or in which no brain is found.
@@ -69,7 +72,7 @@ def find_regions(volume: Volume, weights: Path, device: torch.device | str = "cp
         image, affine = _cut(image, affine, _box(_rough_brain(image, network, device)))
     probability = classify(image, network, device)
     only_brain(probability, volume)
-    labels = onto_grid(probability, affine, volume.grid)
+    labels = onto_grid(probability, affine, volume.grid if grid is None else grid)
     return Anatomy(labels, _filled(np.isin(labels, values_of("brain"))))
 
 

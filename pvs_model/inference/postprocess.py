@@ -20,3 +20,27 @@ def to_mask(probability: FloatArray, threshold: float, inside: npt.NDArray[np.bo
         uint8 (x, y, z), 0 and 1.
     """
     return ((probability >= threshold) & inside).astype(np.uint8)
+
+
+def keep_within(mask: Mask, region: npt.NDArray[np.bool_]) -> tuple[Mask, int]:
+    """Without the clusters of which less than half lies in a region.
+
+    A cluster is kept or dropped whole: regions come from a coarse grid, and would nibble at those on their border.
+
+    Args:
+        mask: uint8 (x, y, z), 0 and 1.
+        region: bool (x, y, z).
+
+    Returns:
+        the mask that is left, and the number of 26-connected clusters that were dropped.
+    """
+    from scipy import ndimage
+
+    labels, count = ndimage.label(mask, np.ones((3, 3, 3)))
+    if not count:
+        return mask, 0
+    sizes = np.bincount(labels.ravel(), minlength=count + 1)
+    within = np.bincount(labels[region], minlength=count + 1)
+    keep = 2 * within >= sizes
+    keep[0] = False
+    return keep[labels].astype(np.uint8), int(count - keep.sum())

@@ -263,6 +263,18 @@ def crop_to(mask: npt.NDArray[Any], margin: int | tuple[int, int, int] = 0) -> C
     return Crop((bounds[0], bounds[1], bounds[2]), (x, y, z))
 
 
+def widened(mask: npt.NDArray[np.bool_], margin_mm: float, spacing_mm: tuple[float, float, float]) -> Any:
+    """The mask (x, y, z) and all that lies within ``margin_mm`` of it, between voxel centres."""
+    from scipy import ndimage
+
+    if not mask.any():
+        return mask
+    reach = int(np.ceil(margin_mm / min(spacing_mm)))
+    crop = crop_to(mask, reach)
+    near = ndimage.distance_transform_edt(~crop.apply(mask), spacing_mm) <= margin_mm + 1e-4
+    return crop.undo(near)
+
+
 def thick_axis(spacing_mm: tuple[float, float, float]) -> int:
     """The axis that slices are perpendicular to: that of the largest spacing, the last of equals.
 

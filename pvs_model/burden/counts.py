@@ -1,0 +1,99 @@
+"""Which PVS belongs where, and what each region holds.
+
+A PVS is a 26-connected cluster of the whole mask. It is counted once: in the region that has most of its voxels, on
+the side that has most of them. Volumes go by voxels, so a PVS that crosses a border adds to the volumes on both sides
+of it, and the volumes of regions add up. A voxel that several regions claim belongs to the one named first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from pvs_model.burden.records import ALL, BOTH, LEFT, OTHER, RIGHT, Pvs, RegionBurden
+
+Bool = npt.NDArray[np.bool_]
+Bytes = npt.NDArray[np.uint8]
+
+#: Values of a map of hemispheres; 0 is neither.
+SIDES = {LEFT: 1, RIGHT: 2}
+
+
+def region_map(regions: Mapping[str, Bool], shape: tuple[int, ...]) -> Bytes:
+    """Regions as one map: 1, 2, ... in the order of names, 0 outside all; ``ALL`` is left out."""
+    found = np.zeros(shape, np.uint8)
+    names = [name for name in regions if name != ALL]
+    for value, name in reversed(list(enumerate(names, 1))):
+        found[regions[name] != 0] = value
+    return found
+
+
+def region_of(values: Bytes, names: Sequence[str]) -> str:
+    """The region of a PVS.
+
+    Args:
+        values: of the region map at its voxels.
+        names: of the regions 1, 2, ...
+
+    Returns:
+        The region with most of its voxels, among equals the one named first; ``OTHER`` where more of its voxels lie
+        outside all regions than in any.
+    """
+    votes = np.bincount(values, minlength=len(names) + 1)
+    best = int(votes[1:].argmax()) + 1 if len(names) else 0
+    return names[best - 1] if best and votes[best] >= votes[0] else OTHER
+
+
+def side_of(values: Bytes) -> str | None:
+    """The side of a PVS: that of most of its voxels, left among equals; None where none of them has a side.
+
+    Args:
+        values: of the map of hemispheres at its voxels.
+    """
+    left, right = (int((values == SIDES[side]).sum()) for side in (LEFT, RIGHT))
+    return None if left == right == 0 else LEFT if left >= right else RIGHT
+
+
+def region_burden(
+    pvs: Sequence[Pvs],
+    region: str,
+    hemisphere: str,
+    volume_mm3: float,
+    region_mm3: float | None,
+    intracranial_mm3: float | None,
+) -> RegionBurden:
+    """One row: the PVS that are counted here out of all, and the volumes given."""
+    here = [p.shape for p in pvs if region in (ALL, p.region) and hemisphere in (BOTH, p.hemisphere)]
+    lengths, widths = [shape.length_mm for shape in here], [shape.width_mm for shape in here]
+    return RegionBurden(
+        region,
+        hemisphere,
+        count=len(here),
+        volume_mm3=volume_mm3,
+        region_mm3=region_mm3,
+        intracranial_mm3=intracranial_mm3,
+        mean_length_mm=float(np.mean(lengths)) if here else None,
+        median_length_mm=float(np.median(lengths)) if here else None,
+        mean_width_mm=float(np.mean(widths)) if here else None,
+        median_width_mm=float(np.median(widths)) if here else None,
+    )
+
+
+def voxels_by_region(found: Bytes, hemispheres: Bytes | None, names: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Voxels of each region and side.
+
+    Args:
+        found: values of the region map, any shape.
+        hemispheres: values of the map of hemispheres at the same places, or None.
+        names: of the regions 1, 2, ...
+
+    Returns:
+        (regions + 1, 3): by region, 0 for outside; by side: neither, left, right.
+    """
+    # Bytes are compared many times rather than made into 64-bit numbers once, as counting of bins would: less time.
+    code = found if hemispheres is None else found * np.uint8(3) + hemispheres
+    wide = 1 if hemispheres is None else 3
+    counts = [np.count_nonzero(code == value) for value in range(wide * (len(names) + 1))]
+    return np.pad(np.array(counts, np.int64).reshape(-1, wide), ((0, 0), (0, 3 - wide)))

@@ -1,0 +1,147 @@
+"""The burden of one case: a mask, its regions and its grid in, everything that can be counted out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pvs_model.burden.counts import SIDES, region_burden, region_map, region_of, side_of, voxels_by_region
+from pvs_model.burden.morphology import Bool, shape_of, voxel_volume_mm3
+from pvs_model.burden.ratings import estimate, slices_per_slab
+from pvs_model.burden.records import ALL, BOTH, OTHER, Burden, Pvs, RegionBurden
+from pvs_model.types import Affine, Grid
+from pvs_model.volume.geometry import to_ras_grid
+
+#: Slices from here on are thick: PVS of a mask are then fatter than they are.
+THICK_MM = 2.5
+#: More than any anatomy has, and few enough for a map of regions and sides in bytes.
+_MOST_REGIONS = 84
+
+Array = npt.NDArray[Any]
+
+
+def measure(
+    mask: Array,
+    regions: Mapping[str, Array],
+    affine: Affine,
+    intracranial: Array | None = None,
+    hemispheres: Array | None = None,
+) -> Burden:
+    """Count, measure and rate the PVS of a mask. All arrays lie on one grid, in any order of its axes.
+
+    Args:
+        mask: (x, y, z), PVS where not 0; may be empty.
+        regions: names -> masks (x, y, z), in the order of the rows. "BG", "CSO" and "midbrain" get estimated scores.
+            A mask named "all" says only how large the whole is: PVS are counted everywhere in any case.
+        affine: (4, 4), voxel index to RAS mm.
+        intracranial: (x, y, z), inside of the skull where not 0; None where it is unknown: then PVSnm is, too. An
+            empty one counts as unknown.
+        hemispheres: (x, y, z), 1 left, 2 right, 0 neither; None where sides are unknown: then rows of sides and
+            Potter scores are left out.
+
+    Raises:
+        ValueError: arrays of unequal shape or not of three axes, an affine that is not a finite, invertible (4, 4), a
+            region without a name or named "other", or other values than 0, 1 and 2 for hemispheres.
+    """
+    grid = _checked(mask, regions, affine, intracranial, hemispheres)
+    grid, turn = to_ras_grid(grid)
+    names = [name for name in regions if name != ALL]
+    where = region_map({name: turn.apply(regions[name]) != 0 for name in names}, grid.shape)
+    sides = None if hemispheres is None else turn.apply(hemispheres).astype(np.uint8)
+    pvs, inside = _every_pvs(turn.apply(mask) != 0, grid.affine, where, sides, names)
+
+    voxel_mm3 = voxel_volume_mm3(grid.affine)
+    of_pvs = voxel_mm3 * voxels_by_region(where[inside], None if sides is None else sides[inside], names)
+    of_region = voxel_mm3 * voxels_by_region(where, sides, names)
+    whole = np.full(3, np.nan) if ALL not in regions else voxel_mm3 * _voxels(turn.apply(regions[ALL]) != 0, sides)
+    head = None if intracranial is None else voxel_mm3 * int(np.count_nonzero(intracranial)) or None
+
+    rows: list[RegionBurden] = []
+    for value, name in enumerate((*names, ALL), 1):
+        filled, size = (of_pvs.sum(0), whole) if name == ALL else (of_pvs[value], of_region[value])
+        for side in (BOTH,) if sides is None else (BOTH, *SIDES):
+            part = slice(None) if side == BOTH else SIDES[side]
+            volume, region_mm3 = float(filled[part].sum()), float(size[part].sum())
+            known = None if np.isnan(region_mm3) else region_mm3
+            rows.append(region_burden(pvs, name, side, volume, known, head))
+
+    slices = slices_per_slab(grid.spacing_mm[2])
+    return Burden(
+        pvs=pvs,
+        regions=tuple(rows),
+        scores=estimate(pvs, names, slices, sides is not None),
+        spacing_mm=grid.spacing_mm,
+        slices_per_slab=slices,
+        warnings=_warnings(grid, head, sides is not None),
+    )
+
+
+def _every_pvs(
+    mask: Bool, affine: Affine, where: npt.NDArray[np.uint8], sides: npt.NDArray[np.uint8] | None, names: list[str]
+) -> tuple[tuple[Pvs, ...], tuple[npt.NDArray[np.intp], ...]]:
+    """The PVS of a mask with RAS+ axes, and the indices of all its voxels."""
+    from scipy import ndimage
+
+    inside = np.nonzero(mask)
+    if not len(inside[0]):
+        return (), inside
+    corner = [int(index.min()) for index in inside]
+    box = tuple(slice(low, int(index.max()) + 1) for low, index in zip(corner, inside, strict=True))
+    labels, _ = ndimage.label(mask[box], np.ones((3, 3, 3)))
+    found = []
+    for number, part in enumerate(ndimage.find_objects(labels), 1):
+        cluster = labels[part] == number
+        first = np.array([low + s.start for low, s in zip(corner, part, strict=True)])
+        placed = affine.astype(np.float64)
+        placed[:3, 3] += placed[:3, :3] @ first
+        here = tuple(slice(int(low), int(low) + n) for low, n in zip(first, cluster.shape, strict=True))
+        found.append(
+            Pvs(
+                number,
+                region=region_of(where[here][cluster], names),
+                hemisphere=None if sides is None else side_of(sides[here][cluster]),
+                shape=shape_of(cluster, placed),
+                slices=(int(first[2]), int(first[2]) + cluster.shape[2] - 1),
+            )
+        )
+    return tuple(found), inside
+
+
+def _voxels(whole: Bool, sides: npt.NDArray[np.uint8] | None) -> npt.NDArray[np.int64]:
+    """Voxels of a mask by side: neither, left, right; all neither where sides are unknown."""
+    return voxels_by_region(whole.astype(np.uint8), sides, [ALL])[1]
+
+
+def _warnings(grid: Grid, head: float | None, sides: bool) -> tuple[str, ...]:
+    found = []
+    thick = max(grid.spacing_mm)
+    if thick >= THICK_MM:
+        found.append(f"Slices of {thick:g} mm: volumes and widths of PVS are overestimated, directions uncertain.")
+    if not sides:
+        found.append("Left and right are unknown: no estimated Potter scores of BG and CSO.")
+    if head is None:
+        found.append("The intracranial volume is unknown: no PVSnm.")
+    return tuple(found)
+
+
+def _checked(
+    mask: Array, regions: Mapping[str, Array], affine: Affine, intracranial: Array | None, hemispheres: Array | None
+) -> Grid:
+    """The grid of the mask, once everything else fits to it."""
+    if mask.ndim != 3:
+        raise ValueError(f"expected a mask (x, y, z), found {mask.ndim} axes")
+    arrays = {**regions, "intracranial mask": intracranial, "map of hemispheres": hemispheres}
+    for name, array in arrays.items():
+        if array is not None and array.shape != mask.shape:
+            raise ValueError(f"{name}: expected the shape of the mask, {mask.shape}, found {array.shape}")
+    if any(not name or name == OTHER for name in regions) or len(regions) > _MOST_REGIONS:
+        raise ValueError(f"expected up to {_MOST_REGIONS} regions with names, none of them {OTHER!r}")
+    if affine.shape != (4, 4) or not np.isfinite(affine).all() or voxel_volume_mm3(affine) == 0:
+        raise ValueError("expected a finite, invertible affine (4, 4)")
+    if hemispheres is not None and (hemispheres != hemispheres.clip(0, 2).astype(np.uint8)).any():
+        raise ValueError("expected 0, 1 (left) and 2 (right) as values of hemispheres")
+    x, y, z = mask.shape
+    return Grid((x, y, z), affine)

@@ -1,0 +1,147 @@
+"""A folder of reports: what was measured in each case, and tables and an index over all of them.
+
+``cases/<case>.json`` and ``.html`` per case, written when it ends; ``burden.csv``, ``pvs.csv`` and ``index.html``
+from all that lie there, so that a run that is stopped and started again ends with the same tables as one in one go.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pvs_model.anatomy.regions import Anatomy, values_of
+from pvs_model.burden.measure import measure
+from pvs_model.burden.page import CaseView, entry_of, write_case_page, write_index
+from pvs_model.burden.records import ALL, Burden
+from pvs_model.burden.table import PVS_COLUMNS, REGION_COLUMNS, plain
+from pvs_model.errors import PVSError
+from pvs_model.types import Affine, FloatArray, Grid, Mask
+
+log = logging.getLogger(__name__)
+
+#: Regions of a report, by the anatomy's names.
+REGIONS = {"CSO": "CSO", "BG": "BG", "hippocampus": "HIP", "midbrain": "MID"}
+
+
+def burden_of(mask: Mask, affine: Affine, anatomy: Anatomy | None) -> Burden:
+    """Measure a mask (x, y, z) in the regions of its anatomy, all on one grid; without one, in the whole alone."""
+    if anatomy is None:
+        return measure(mask, {}, affine)
+    sides = np.zeros(mask.shape, np.uint8)
+    for value, side in ((1, "L"), (2, "R")):
+        sides[np.isin(anatomy.labels, values_of(f"{side}-intracranial"))] = value
+    regions = {name: anatomy.mask(label) for name, label in REGIONS.items()}
+    regions[ALL] = anatomy.mask("parenchyma")
+    return measure(mask, regions, affine, anatomy.mask("intracranial"), sides)
+
+
+class Report:
+    """The reports of a run, in a folder of their own, never among the masks.
+
+    Args:
+        folder: made if need be.
+
+    Raises:
+        PVSError: the folder cannot be made.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            (folder / "cases").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise PVSError(
+                f"{folder}: expected a folder for reports that can be made, found: {error.strerror}"
+            ) from error
+
+    def add(self, view: CaseView) -> None:
+        """Write the page and the JSON of a case that went well."""
+        page = self._place(view.name, ".html")
+        page.parent.mkdir(parents=True, exist_ok=True)
+        write_case_page(page, view)
+        burden = None if view.burden is None else view.burden.as_json()
+        self._write_case(view.name, {"facts": dict(view.facts), "burden": burden, "problem": None})
+
+    def fail(self, case: str, problem: str) -> None:
+        """Keep the sentence of a case that failed."""
+        self._place(case, ".html").unlink(missing_ok=True)
+        self._write_case(case, {"facts": None, "burden": None, "problem": problem})
+
+    def finish(self) -> None:
+        """Write the tables and the index of every case in the folder."""
+        cases = []
+        for path in sorted((self.folder / "cases").rglob("*.json")):
+            try:
+                cases.append(json.loads(path.read_text(encoding="utf-8")))
+                entry_of(cases[-1])
+            except (OSError, ValueError, PVSError) as error:
+                raise PVSError(f"{path}: expected the JSON of a case, found: {error}") from error
+        measured = [case for case in cases if case["burden"] is not None]
+        for name, columns, part in (("burden", REGION_COLUMNS, "regions"), ("pvs", PVS_COLUMNS, "pvs")):
+            _write(self.folder / f"{name}.csv", _csv(columns, measured, part))
+        try:
+            write_index(self.folder / "index.html", (entry_of(case) for case in cases))
+        except OSError as error:
+            raise PVSError(f"{self.folder}: expected to write the index, found: {error.strerror}") from error
+
+    def _place(self, case: str, ending: str) -> Path:
+        place = self.folder / "cases" / f"{case}{ending}"
+        if not place.resolve().is_relative_to((self.folder / "cases").resolve()):
+            raise PVSError(f"{case}: expected the name of a case, found one that leaves the folder of reports")
+        return place
+
+    def _write_case(self, case: str, content: Mapping[str, Any]) -> None:
+        page = self._place(case, ".html")
+        shown = page.relative_to(self.folder).as_posix() if page.is_file() else None
+        path = self._place(case, ".json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        entry = {"case": case, "page": shown, **content}
+        _write(path, json.dumps(entry, indent=1, allow_nan=False, default=str) + "\n")
+
+
+def view_of(
+    name: str,
+    images: Mapping[str, FloatArray],
+    mask: Mask,
+    grid: Grid,
+    anatomy: Anatomy | None,
+    facts: Mapping[str, Any],
+) -> CaseView:
+    """What a report shows of a case, measured. All arrays (x, y, z) lie on the grid, in RAS+ order."""
+    return CaseView(
+        name=name,
+        images={sequence: image for sequence, image in images.items() if image.any()},
+        mask=mask != 0,
+        regions={} if anatomy is None else {shown: anatomy.mask(label) for shown, label in REGIONS.items()},
+        spacing_mm=grid.spacing_mm,
+        burden=burden_of(mask, grid.affine, anatomy),
+        facts=facts,
+        affine=grid.affine,
+    )
+
+
+def _csv(columns: tuple[str, ...], cases: list[dict[str, Any]], part: str) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["case", *columns])
+    for case in cases:
+        for row in case["burden"][part]:
+            writer.writerow([plain(case["case"]), *(plain(row[column]) for column in columns)])
+    return text.getvalue()
+
+
+def _write(path: Path, content: str) -> None:
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_text(content, encoding="utf-8")
+        os.replace(part, path)
+    except OSError as error:
+        raise PVSError(f"{path}: expected to write it, found: {error.strerror}") from error

@@ -1,0 +1,208 @@
+"""What the pipeline does with brain and regions: the skull off, PVS outside the parenchyma gone, reports beside.
+
+The anatomy network is stood in for by what the body of conftest.py is made of; its own tests are in test_anatomy.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+import process
+from pvs_model import pipeline
+from pvs_model.anatomy.regions import Anatomy, values_of
+from pvs_model.inference.postprocess import keep_within
+from pvs_model.pipeline import prepare
+from pvs_model.types import Grid, Volume
+from pvs_model.volume import intensity
+from pvs_model.volume.geometry import choose_reference, to_ras_grid, widened
+
+WriteBody = Callable[..., dict[str, Path]]
+
+
+def anatomy_on(shape: tuple[int, ...], brain: npt.NDArray[np.bool_]) -> Anatomy:
+    """White matter throughout the brain, left and right of the middle, and a ventricle at its first voxels."""
+    labels = np.zeros(shape, np.uint8)
+    left, right = values_of("CSO")
+    half = np.zeros(shape, bool)
+    half[: shape[0] // 2] = True
+    labels[brain & half], labels[brain & ~half] = left, right
+    return Anatomy(labels, brain)
+
+
+def ball(grid: Grid, radius: float) -> npt.NDArray[np.bool_]:
+    """Voxels within ``radius`` voxels of the middle."""
+    places = np.indices(grid.shape) - np.array([(n - 1) / 2 for n in grid.shape])[:, None, None, None]
+    return np.asarray((places**2).sum(0) <= radius**2)
+
+
+# ---- arrays --------------------------------------------------------------------------------------------------------
+
+
+def test_clusters_are_kept_whole_or_not_at_all() -> None:
+    mask, region = np.zeros((8, 5, 5), np.uint8), np.zeros((8, 5, 5), bool)
+    region[:4] = True
+    mask[2:6, 1, 1] = 1  # half inside: kept
+    mask[3:6, 3, 3] = 1  # a third inside: dropped
+    mask[7, 4, 4] = 1  # outside
+    mask[0, 0, 4] = 1  # inside
+    kept, dropped = keep_within(mask, region)
+    assert dropped == 2 and kept.sum() == 5 and kept[2:6, 1, 1].all() and kept[0, 0, 4] and kept.dtype == np.uint8
+    assert keep_within(mask * 0, region)[1] == 0
+    assert np.array_equal(keep_within(mask, np.ones_like(region))[0], mask)
+
+
+@pytest.mark.parametrize(("spacing", "margin", "reach"), [((1, 1, 1), 1.0, (1, 1, 1)), ((0.5, 1, 3), 1.0, (2, 1, 0))])
+def test_a_margin_is_in_millimetres(spacing: Any, margin: float, reach: tuple[int, int, int]) -> None:
+    mask = np.zeros((9, 9, 9), bool)
+    mask[4, 4, 4] = True
+    wide = widened(mask, margin, spacing)
+    for axis, voxels in enumerate(reach):
+        line = [4, 4, 4]
+        for k in range(9):
+            line[axis] = k
+            assert wide[tuple(line)] == (abs(k - 4) <= voxels)
+    assert not widened(mask & False, 1.0, spacing).any() and wide.shape == mask.shape
+
+
+# ---- prepare -------------------------------------------------------------------------------------------------------
+
+
+def test_a_skull_is_taken_off(body: Any) -> None:
+    volumes = {name: body.volume(name) for name in ("T1w", "T2w")}
+    grid, _ = to_ras_grid(volumes[choose_reference(volumes)].grid)
+    brain = ball(grid, 4)
+    prepared = prepare(volumes, anatomy=anatomy_on(grid.shape, brain))
+    assert prepared.stripped and prepared.anatomy is not None
+    near = widened(brain, 1.0, grid.spacing_mm)
+    assert np.array_equal(prepared.inside, near & intensity.foreground(volumes["T2w"].data))
+    for channel in prepared.image[:2]:
+        assert channel[near].any() and not channel[~near].any()
+
+
+def test_a_scan_without_skull_is_left_as_it_is(body: Any) -> None:
+    volumes = {name: body.volume(name) for name in ("T1w", "T2w")}
+    grid, _ = to_ras_grid(volumes[choose_reference(volumes)].grid)
+    brain = intensity.foreground(volumes["T2w"].data)
+    found, plain = prepare(volumes, anatomy=anatomy_on(grid.shape, brain)), prepare(volumes)
+    assert not found.stripped and np.array_equal(found.image, plain.image)
+    assert np.array_equal(found.inside, plain.inside)
+
+
+# ---- from files ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def with_anatomy(own_weights: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A weights folder for which the body's foreground is brain."""
+
+    def find(volumes: dict[str, Volume], weights: Path, device: Any = "cpu") -> Anatomy:
+        reference = volumes[choose_reference(volumes)]
+        grid, turn = to_ras_grid(reference.grid)
+        return anatomy_on(grid.shape, turn.apply(intensity.foreground(reference.data)))
+
+    (own_weights / "anatomy.safetensors").write_bytes(b"stands in")
+    monkeypatch.setattr(pipeline, "find_anatomy", find)
+    return own_weights
+
+
+def run(*arguments: object) -> int:
+    return process.main([str(argument) for argument in arguments])
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_reports_of_a_run(write_body: WriteBody, with_anatomy: Path, tmp_path: Path) -> None:
+    write_body(tmp_path / "in" / "s1" / "a" / "a_{}.nii.gz", ("T1w", "T2w"))
+    write_body(tmp_path / "in" / "s1" / "b" / "b_{}.nii.gz", ("T2w",), axes=(2, 0, 1), signs=(-1, 1, -1))
+    (tmp_path / "in" / "s1" / "c").mkdir()
+    (tmp_path / "in" / "s1" / "c" / "c_T2w.nii.gz").write_bytes(b"broken")
+    out, report = tmp_path / "out", tmp_path / "report"
+    common = ("--input", tmp_path / "in", "--output", out, "--weights", with_anatomy, "--report", report)
+    assert run(*common, "--probability") == 1
+    assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*.*")) == [
+        "s1/a/a_pred.nii.gz", "s1/b/b_pred.nii.gz",
+    ]  # fmt: skip
+    rows = table(report / "burden.csv")
+    assert {row["case"] for row in rows} == {"s1/a", "s1/b"}
+    whole = {row["case"]: row for row in rows if (row["region"], row["hemisphere"]) == ("all", "both")}
+    for case, name in (("s1/a", "a"), ("s1/b", "b")):
+        mask = nib.load(out / case / f"{name}_pred.nii.gz")  # type: ignore[attr-defined]
+        voxel = abs(np.linalg.det(mask.affine[:3, :3]))
+        assert float(whole[case]["pvs_volume_mm3"]) == pytest.approx(np.asarray(mask.dataobj).sum() * voxel)
+        assert int(whole[case]["pvs_count"]) == sum(row["case"] == case for row in table(report / "pvs.csv"))
+        probability = nib.load(report / "probability" / f"{case}_prob.nii.gz")  # type: ignore[attr-defined]
+        np.testing.assert_allclose(probability.affine, mask.affine, atol=1e-5)
+        assert (np.asarray(mask.dataobj) <= (probability.get_fdata() >= 0.5)).all()
+    entry = json.loads((report / "cases" / "s1" / "a.json").read_text())
+    assert entry["page"] == "cases/s1/a.html" and (report / entry["page"]).is_file() and entry["facts"]["anatomy"]
+    failed = json.loads((report / "cases" / "s1" / "c.json").read_text())
+    assert failed["burden"] is None and failed["page"] is None and "c_T2w.nii.gz" in failed["problem"]
+    index = (report / "index.html").read_text()
+    assert "cases/s1/a.html" in index and "c_T2w.nii.gz" in index
+
+    # A later run adds its cases to the same tables, and mends the one that failed.
+    write_body(tmp_path / "in" / "s1" / "c" / "c_{}.nii.gz", ("T2w",))
+    before = (report / "cases" / "s1" / "a.html").read_bytes()
+    only = tmp_path / "more" / "s1" / "c"
+    only.parent.mkdir(parents=True)
+    (tmp_path / "in" / "s1" / "c").rename(only)
+    assert run("--input", tmp_path / "more", *common[2:]) == 0
+    assert {row["case"] for row in table(report / "burden.csv")} == {"s1/a", "s1/b", "s1/c"}
+    assert (report / "cases" / "s1" / "a.html").read_bytes() == before
+    assert "c_T2w.nii.gz" not in (report / "index.html").read_text()
+
+
+def test_without_the_anatomy_network_the_whole_is_measured(
+    write_body: WriteBody, weights: Path, tmp_path: Path
+) -> None:
+    write_body(tmp_path / "in" / "a" / "a_{}.nii.gz", ("T2w",))
+    common = ("--input", tmp_path / "in", "--output", tmp_path / "out", "--weights", weights)
+    assert run(*common, "--report", tmp_path / "report") == 0
+    assert {row["region"] for row in table(tmp_path / "report" / "burden.csv")} == {"all"}
+    assert all(row["pvsnm_mm3_per_million_mm3"] == "" for row in table(tmp_path / "report" / "burden.csv"))
+
+
+def test_a_brain_that_is_not_found_does_not_stop_a_case(
+    write_body: WriteBody, with_anatomy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    from pvs_model.errors import VolumeError
+
+    def fail(*_: Any) -> Anatomy:
+        raise VolumeError("x.nii.gz: expected a brain, found none")
+
+    monkeypatch.setattr(pipeline, "find_anatomy", fail)
+    write_body(tmp_path / "in" / "a" / "a_{}.nii.gz", ("T2w",))
+    assert run("--input", tmp_path / "in", "--output", tmp_path / "out", "--weights", with_anatomy) == 0
+    assert "the skull stays, no regions: x.nii.gz: expected a brain, found none" in caplog.text
+
+
+def test_anatomy_can_be_left_out(
+    write_body: WriteBody, with_anatomy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "find_anatomy", lambda *_: pytest.fail("asked for"))
+    write_body(tmp_path / "in" / "a" / "a_{}.nii.gz", ("T2w",))
+    common = ("--input", tmp_path / "in", "--output", tmp_path / "out", "--weights", with_anatomy)
+    assert run(*common, "--no-anatomy") == 0
+
+
+@pytest.mark.parametrize("inside", [".", "reports", "a/reports"])
+def test_reports_never_lie_among_the_masks(
+    inside: str, write_body: WriteBody, weights: Path, tmp_path: Path, capsys: Any
+) -> None:
+    write_body(tmp_path / "in" / "a" / "a_{}.nii.gz", ("T2w",))
+    out = tmp_path / "out"
+    assert run("--input", tmp_path / "in", "--output", out, "--weights", weights, "--report", out / inside) == 2
+    assert "expected a folder for reports outside that of the masks" in capsys.readouterr().err
+    assert not list(out.rglob("*.nii.gz"))
