@@ -1,4 +1,4 @@
-"""The commands of ``python -m pvs_model``: segment, evaluate, rank, agreement, demo, simulate, train, release."""
+"""The commands of ``python -m pvs_model``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pvs_model.anatomy.commands import add_regions, run_regions
 from pvs_model.config import NETWORKS, NetworkConfig
 from pvs_model.errors import PVSError
 from pvs_model.evaluation.commands import (
@@ -179,6 +180,8 @@ def parser() -> argparse.ArgumentParser:
         return command
 
     commands.add_parser("segment", help="segment every case of a folder (the same as process.py)", add_help=False)
+
+    add_regions(add("regions", run_regions, "Write the brain mask and the regions of scans, on their own grids."))
 
     demo = add("demo", _demo, "Simulate one subject, segment it, print scores, write a picture.")
     demo.add_argument("--output", type=Path, default=Path("demo_output"))

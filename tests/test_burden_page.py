@@ -635,9 +635,3 @@ def test_five_thousand_cases_stay_light(tmp_path: Path) -> None:
     write_index(tmp_path / "index.html", reversed(entries))
     assert (tmp_path / "index.html").read_text() == html, "the order of entries does not matter"
     assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
-
-
-def test_only_finished_text_reaches_the_page() -> None:
-    for value in (None, 0.5, float("nan"), True, ["x"]):
-        with pytest.raises(TypeError, match="expected text or a count"):
-            module._finished(value)

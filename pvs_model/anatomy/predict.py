@@ -116,8 +116,9 @@ def working_image(volume: Volume) -> tuple[Tensor, Affine]:
     Raises:
         VolumeError: when every voxel has the same value.
     """
-    from pvs_model.volume.geometry import resample_onto
+    from pvs_model.volume.geometry import resample_onto, to_ras
 
+    volume, _ = to_ras(volume)  # so that the order in which voxels are stored changes nothing
     data = np.nan_to_num(volume.data.astype(np.float32, copy=False), posinf=0.0, neginf=0.0)
     source = volume.source or "the scan"
     if data.min() == data.max():

@@ -1,27 +1,20 @@
 """What was found in one case as one HTML file, and one file for a cohort: to look at, print and keep.
 
-Names of cases, warnings and prompts come from others. They reach a page only through the templates' own escaping and
-``_finished``, which writes out what a browser would hide; the content security policy admits the page's own style and
-script, pictures within the page, and nothing else.
+``pages`` makes it safe to show names of cases, warnings and prompts, which come from others.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-from markupsafe import Markup
 
-from pvs_model import __version__
+from pvs_model import __version__, pages
 from pvs_model.burden.pictures import (
     AXIAL,
     CORONAL,
@@ -46,9 +39,6 @@ from pvs_model.burden.records import ALL, BOTH, MCPVS, OTHER, POTTER, Burden, Es
 from pvs_model.config import THICK_SLICE_MM
 from pvs_model.errors import PVSError
 from pvs_model.types import SEQUENCES, Affine, FloatArray
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
 
 #: Pixels of all pictures together, a byte or so each; where there would be more, fewer are shown, and the page says so.
 MOST_PIXELS = 2_500_000
@@ -164,7 +154,7 @@ def write_case_page(path: Path, view: CaseView) -> None:
         path: the file.
         view: what to show.
     """
-    _replace(path, case_page(view))
+    pages.replace(path, case_page(view))
 
 
 def write_index(path: Path, entries: Iterable[Entry]) -> None:
@@ -174,7 +164,7 @@ def write_index(path: Path, entries: Iterable[Entry]) -> None:
         path: the file; pages of cases are linked relative to it.
         entries: of all cases, of ``entry_of``.
     """
-    _replace(path, index_page(entries))
+    pages.replace(path, index_page(entries))
 
 
 def case_page(view: CaseView) -> str:
@@ -205,7 +195,7 @@ def case_page(view: CaseView) -> str:
         "legend": [_Sign(_style(name), _region(name), _count(view.burden, name)) for name in by_region],
         "projections": [_projection(p, view, head, named, by_region) for p in (AXIAL, CORONAL, SAGITTAL)],
     }
-    return _rendered("page.html", parts, "img-src data:; ")
+    return pages.render(Path(__file__).parent, "page.html", parts, "img-src data:; ")
 
 
 # --- words ----------------------------------------------------------------------------------------------
@@ -622,7 +612,7 @@ def _finite(value: float) -> float:
 
 def index_page(entries: Iterable[Entry]) -> str:
     """The text of the index; see ``write_index``."""
-    cases = sorted(entries, key=lambda entry: (_natural(entry.case), entry.case))
+    cases = sorted(entries, key=lambda entry: (pages.natural(entry.case), entry.case))
     regions = _in_order(region for entry in cases for region in entry.volumes_mm3)
     scores = _in_order_of_scores(key for entry in cases for key in entry.scores)
     failed = [entry for entry in cases if entry.problem is not None]
@@ -640,7 +630,7 @@ def index_page(entries: Iterable[Entry]) -> str:
         "box_from": BOX_FROM,
         "usual": f"{USUAL:g}",
     }
-    return _rendered("index.html", parts, "")
+    return pages.render(Path(__file__).parent, "index.html", parts)
 
 
 def _short(region: str) -> str:
@@ -656,14 +646,6 @@ def _in_order(names: Iterable[str]) -> list[str]:
 def _in_order_of_scores(keys: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     found = list(dict.fromkeys(keys))
     return sorted(found, key=lambda key: (list(SCALES).index(key[0]) if key[0] in SCALES else 9, _style(key[1])))
-
-
-def _natural(text: str) -> tuple[tuple[int, int, str], ...]:
-    """Sorts "case 2" before "case 10"."""
-    import re
-
-    parts = re.split(r"([0-9]+)", text)
-    return tuple((1, int(part), "") if index % 2 else (0, 0, part) for index, part in enumerate(parts))
 
 
 @dataclass(frozen=True)
@@ -821,58 +803,3 @@ def _spread(values: Sequence[tuple[float, Entry]], most: int) -> Iterator[tuple[
         return
     for index in range(most):
         yield values[round(index * (len(values) - 1) / (most - 1))]
-
-
-# --- files ----------------------------------------------------------------------------------------------
-
-
-def _replace(path: Path, html: str) -> None:
-    part = path.with_name(f"{path.name}.part")
-    part.write_bytes(html.encode())
-    os.replace(part, path)
-
-
-def _rendered(name: str, parts: Mapping[str, object], more_policy: str) -> str:
-    environment = _environment()
-    assert environment.loader is not None
-    style, script = (environment.loader.get_source(environment, name)[0] for name in ("page.css", "page.js"))
-    policy = (
-        f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; {more_policy}"
-        "base-uri 'none'; form-action 'none'"
-    )
-    own = {"style": Markup(style), "script": Markup(script), "policy": policy}  # both are the package's own files
-    return environment.get_template(name).render({**parts, **own})
-
-
-@cache
-def _environment() -> Environment:
-    import jinja2
-
-    return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        finalize=_finished,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-
-
-def _finished(value: object) -> object:
-    """What a template may put out: text, with unprintable and direction-changing characters spelt, and counts.
-
-    Raises:
-        TypeError: for anything else: a number that is not yet formatted, or None.
-    """
-    if isinstance(value, Markup) or (isinstance(value, int) and not isinstance(value, bool)):
-        return value
-    if not isinstance(value, str):
-        raise TypeError(f"expected text or a count to put on the page, found {value!r}")
-    if value.isprintable():
-        return value
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in value)
-
-
-def _hash(text: str) -> str:
-    """A source expression of a content security policy that admits ``text`` only."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -1,36 +1,25 @@
 """An evaluation as one HTML file that needs nothing else: tables, figures, and the cases worth opening.
 
-Names of cases, sites and files come from folders that others made. They reach the page only through the template's
-own escaping and ``_finished``, which writes out what a terminal or a browser would hide; no script sees them but as
-text, and the page's content security policy admits no script but its own.
-
+``pages`` makes it safe to show names of cases, sites and files, which come from folders that others made.
 Figures are drawn here as positions and by the template as SVG, so that style sheets (dark, print) reach them.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
-import os
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
-from markupsafe import Markup
 
-from pvs_model import __version__
+from pvs_model import __version__, pages
 from pvs_model.evaluation.metrics import PAPERS, SETS
 from pvs_model.evaluation.records import MISSING, REFUSED, SCORED, Report, Row, Summary, values_of
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
 
 #: What is drawn or listed at most; the page says what it leaves out.
 DOTS_PER_FIGURE = 1000
@@ -116,26 +105,17 @@ def write_page(path: Path, report: Report, when: datetime | None = None) -> None
         report: what to show.
         when: time to put on the page, in its own zone; None for now, in UTC.
     """
-    html = page(report, when or datetime.now(UTC))
-    part = path.with_name(f"{path.name}.part")
-    part.write_bytes(html.encode())
-    os.replace(part, path)
+    pages.replace(path, page(report, when or datetime.now(UTC)))
 
 
 def page(report: Report, when: datetime) -> str:
     """The text of the page; see ``write_page``."""
-    environment = _environment()
-    style, script = (_source(environment, name) for name in ("page.css", "page.js"))
     rows = report.rows
     without = [row for row in _each_case(rows) if row.status != SCORED]
     of_others = set(report.faults)
     faults = [problem for problem in report.problems if problem in of_others]
     own = [problem for problem in report.problems if problem not in of_others]
     parts = {
-        "style": Markup(style),  # both are the package's own files
-        "script": Markup(script),
-        "policy": f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; "
-        "base-uri 'none'; form-action 'none'",
         "truth_folder": report.names[0],
         "predicted_folder": report.names[1],
         "when": f"{when:%Y-%m-%d %H:%M} {when.tzname() or ''}".strip(),
@@ -167,46 +147,7 @@ def page(report: Report, when: datetime) -> str:
         "row_count": len(rows),
         "more_cases": len(rows[TABLE_ROWS:]),
     }
-    return environment.get_template("page.html").render(parts)
-
-
-@cache
-def _environment() -> Environment:
-    import jinja2
-
-    return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        finalize=_finished,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-
-
-def _finished(value: object) -> object:
-    """What the template may put out: text, with unprintable and direction-changing characters spelt, and counts.
-
-    Raises:
-        TypeError: for anything else: a number that is not yet formatted, or None.
-    """
-    if isinstance(value, Markup) or (isinstance(value, int) and not isinstance(value, bool)):
-        return value
-    if not isinstance(value, str):
-        raise TypeError(f"expected text or a count to put on the page, found {value!r}")
-    if value.isprintable():
-        return value
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in value)
-
-
-def _source(environment: Environment, name: str) -> str:
-    assert environment.loader is not None
-    return environment.loader.get_source(environment, name)[0]
-
-
-def _hash(text: str) -> str:
-    """A source expression of a content security policy that admits ``text`` only."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+    return pages.render(Path(__file__).parent, "page.html", parts)
 
 
 # --- numbers and words ----------------------------------------------------------------------------------
@@ -337,7 +278,7 @@ class Groups:
 def _groups(report: Report, by: str) -> Groups | None:
     """None where there are not several."""
     found = {(s.region, s.group, s.score): s for s in report.summaries if s.by == by and s.score_set == "official"}
-    names = sorted({group for _, group, _ in found}, key=_natural)
+    names = sorted({group for _, group, _ in found}, key=pages.natural)
     if len(names) < 2:
         return None
     regions = []
@@ -359,14 +300,6 @@ def _group_cell(summary: Summary) -> tuple[Cell, str, str]:
         "" if interval == NONE else interval,
         f"n = {summary.n}" if summary.without else "",
     )
-
-
-def _natural(text: str) -> tuple[tuple[int, int, str], ...]:
-    """Sorts "site 2" before "site 10"."""
-    import re
-
-    parts = re.split(r"([0-9]+)", text)
-    return tuple((1, int(part), "") if index % 2 else (0, 0, part) for index, part in enumerate(parts))
 
 
 @dataclass(frozen=True)
@@ -539,7 +472,7 @@ class _Group:
 def _box_groups(report: Report) -> tuple[list[_Group], int]:
     """The lines of every box plot, and the number of sites left out."""
     sites = Counter(row.site for row in _each_case(report.rows))
-    drawn = sorted((site for site, _ in sites.most_common(SITES_DRAWN)), key=_natural) if len(sites) > 1 else []
+    drawn = sorted((site for site, _ in sites.most_common(SITES_DRAWN)), key=pages.natural) if len(sites) > 1 else []
     groups = []
     for style, region in enumerate(report.regions):
         rows = [row for row in report.rows if row.region == region]
@@ -644,7 +577,7 @@ def _spread(values: Sequence[T], most: int) -> Sequence[T]:
 
 def _shortened(text: str, most: int) -> str:
     """The text within ``most`` columns, with an ellipsis where it is cut."""
-    shown = str(_finished(text))
+    shown = str(pages.finished(text))
     width: Callable[[str], int] = lambda c: 2 if unicodedata.east_asian_width(c) in "WF" else 1  # noqa: E731
     if sum(map(width, shown)) <= most:
         return shown

@@ -18,6 +18,7 @@ import pytest
 from pvs_model.evaluation import metrics
 from pvs_model.evaluation.page import LABELS, NONE, SET_NAMES, page, write_page
 from pvs_model.evaluation.records import MISSING, REFUSED, SCORED, Report, Row, Summary, every_score, values_of
+from pvs_model.pages import finished
 
 WHEN = datetime(2025, 11, 2, 14, 5, tzinfo=UTC)
 SPACING = (1.0, 1.0, 2.0)
@@ -313,11 +314,9 @@ def test_names_are_shown_as_they_are_or_spelt() -> None:
 
 
 def test_only_finished_text_reaches_the_page() -> None:
-    from pvs_model.evaluation.page import _finished
-
     for value in (None, 0.5, float("nan"), True, ["x"]):
         with pytest.raises(TypeError, match="expected text or a count"):
-            _finished(value)
+            finished(value)
 
 
 def test_worst_cases_are_scored_ones_with_the_lowest_dice() -> None:
