@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 LEAST_OVERLAP = 0.05
 #: Below this share of the reference covered, the user is warned.
 GOOD_OVERLAP = 0.8
-#: A foreground so many times as large as the brain is a head with its skull.
+#: A foreground so many times as large as brain and fluid around it is a head with its skull.
 SKULL = 1.5
 #: Millimetres that are kept around the brain where the skull is taken off.
 BRAIN_MARGIN_MM = 1.0
@@ -163,8 +163,9 @@ def prepare(volumes: dict[str, Volume], n4: bool = False, anatomy: Anatomy | Non
     warnings = []
     image = np.zeros((len(SEQUENCES), *upright.data.shape), np.float32)
     inside = intensity.foreground(upright.data)
-    stripped = anatomy is not None and inside.sum() > SKULL * anatomy.brain.sum()
+    stripped = anatomy is not None and has_skull(inside, anatomy)
     if anatomy is not None and stripped:
+        warnings.append("a skull was found and taken off by the anatomy network: look at what it left")
         inside &= geometry.widened(anatomy.brain, BRAIN_MARGIN_MM, upright.spacing_mm)
     for channel, name in enumerate(SEQUENCES):
         if name not in volumes:
@@ -197,7 +198,13 @@ def prepare(volumes: dict[str, Volume], n4: bool = False, anatomy: Anatomy | Non
         if name == reference:
             raise VolumeError(f"{volume.source}: expected contrast within the head, found one value in all of it")
         warnings.append(f"{name} has one value in all of the head and was left out")
-    return Prepared(image, inside, upright.grid, reference, undo, tuple(warnings), anatomy, bool(stripped))
+    return Prepared(image, inside, upright.grid, reference, undo, tuple(warnings), anatomy, stripped)
+
+
+def has_skull(foreground: Any, anatomy: Anatomy) -> bool:
+    """Whether a foreground (x, y, z) is much more than what lies within the skull."""
+    within = anatomy.brain | anatomy.mask("intracranial")
+    return bool(foreground.sum() > SKULL * within.sum())
 
 
 def network_kind(grid: Grid) -> str:
@@ -328,7 +335,7 @@ class Segmenter:
 
         mask = to_mask(probability, ensemble.threshold, prepared.inside)
         outside = 0
-        if anatomy is not None:
+        if anatomy is not None and prepared.stripped:  # the mask of a stripped scan is trusted more than ours
             mask, outside = keep_within(mask, anatomy.mask("parenchyma"))
         facts = {
             "network": kind,

@@ -82,6 +82,7 @@ def test_a_skull_is_taken_off(body: Any) -> None:
     brain = ball(grid, 4)
     prepared = prepare(volumes, anatomy=anatomy_on(grid.shape, brain))
     assert prepared.stripped and prepared.anatomy is not None
+    assert any("a skull was found and taken off" in warning for warning in prepared.warnings)
     near = widened(brain, 1.0, grid.spacing_mm)
     assert np.array_equal(prepared.inside, near & intensity.foreground(volumes["T2w"].data))
     for channel in prepared.image[:2]:

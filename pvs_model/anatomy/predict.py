@@ -35,6 +35,8 @@ _BRIGHT, _SPECKS = 0.12, 0.02
 _FINE_MM = 0.75
 #: A brain smaller than this is none, ml: what is left of one in a scan of a few slices is larger.
 LEAST_BRAIN_ML = 20.0
+#: Voxels that a bridge to the scalp is eroded by from each side.
+_BRIDGE = 2
 #: Structures of which only pieces of at least this share of the largest one are kept.
 _PIECE = 0.2
 _COMPACT = ("CAU", "PUT", "PAL", "THA", "IC", "HIP", "AMY", "MID", "BST", "CBL")
@@ -214,7 +216,7 @@ def only_brain(probability: Tensor, volume: Volume) -> None:
     """
     classes = probability[:CLASSES].argmax(0).numpy()
     brain = (classes != 0) & (classes != CLASS["CSF"])
-    kept = _largest(brain)
+    kept = _without_scalp(brain)
     found_ml = kept.sum() * SPACING_MM**3 / 1000
     if found_ml < LEAST_BRAIN_ML:
         raise VolumeError(
@@ -239,6 +241,17 @@ def _largest(mask: Bool) -> Bool:
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
     return np.asarray(labels == sizes.argmax())
+
+
+def _without_scalp(brain: Bool) -> Bool:
+    """The largest component, but for what hangs on it by less than ``_BRIDGE`` voxels on each side, as scalp does."""
+    from scipy import ndimage
+
+    core = _largest(ndimage.binary_erosion(brain, iterations=_BRIDGE))
+    if not core.any():
+        return _largest(brain)
+    cube = np.ones((3, 3, 3), bool)  # so that no corner is lost
+    return np.asarray(ndimage.binary_dilation(core, cube, iterations=_BRIDGE + 1, mask=brain))
 
 
 def _component_with(mask: Bool, seed: Bool) -> Bool:
