@@ -415,3 +415,16 @@ def test_each_pvs_is_measured_as_if_it_were_alone() -> None:
     assert [p.shape.voxels for p in found.pvs] == [9, 1]
     assert found.pvs[0].shape.length_mm == pytest.approx(shape_of(alone, HALF).length_mm)
     assert math.isclose(found.pvs[0].shape.volume_mm3, 9 / 8)
+
+
+def test_a_region_in_the_middle_has_no_rows_of_sides() -> None:
+    mask = np.zeros((9, 5, 5), bool)
+    mask[4, 2, 2] = True
+    middle, left = np.zeros_like(mask), np.zeros_like(mask)
+    middle[3:6], left[:3] = True, True
+    sides = np.zeros(mask.shape, np.uint8)
+    sides[:3], sides[6:] = 1, 2
+    found = measure(mask, {"midbrain": middle, "BG": left}, np.eye(4), None, sides)
+    assert [row.hemisphere for row in found.regions if row.region == "midbrain"] == ["both"]
+    assert [row.hemisphere for row in found.regions if row.region == "BG"] == ["both", "left", "right"]
+    assert found.row("midbrain").count == 1

@@ -65,6 +65,8 @@ def measure(
         for side in (BOTH,) if sides is None else (BOTH, *SIDES):
             part = slice(None) if side == BOTH else SIDES[side]
             volume, region_mm3 = float(filled[part].sum()), float(size[part].sum())
+            if side != BOTH and size.sum() > 0 and not size[1:].any():
+                continue  # a region in the middle, of which no side is known
             known = None if np.isnan(region_mm3) else region_mm3
             rows.append(region_burden(pvs, name, side, volume, known, head))
 
