@@ -6,7 +6,9 @@ import os
 import signal
 from collections.abc import Iterator
 from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -53,6 +55,34 @@ def test_workers_change_nothing_but_the_time(anatomy: Anatomy, tiny: dict[str, N
     finally:
         ahead.close()
     assert not Path(ahead.folder.name).exists()
+
+
+def test_a_process_killed_amid_handing_over_does_not_hang_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pool is stood in for: half a message has come, and its future would wait for the rest for ever."""
+    future: Future[dict[str, Any]] = Future()
+    killed: list[int] = []
+
+    class Process:
+        def __init__(self, number: int, exitcode: int | None) -> None:
+            self.number, self.exitcode = number, exitcode
+
+        def kill(self) -> None:
+            killed.append(self.number)
+
+    class Writer:
+        def close(self) -> None:
+            if not future.done():
+                future.set_exception(BrokenProcessPool("the end of the pipe"))
+
+    pool = SimpleNamespace(
+        _processes={1: Process(1, -9), 2: Process(2, None)}, _result_queue=SimpleNamespace(_writer=Writer())
+    )
+    monkeypatch.setattr(ahead_module, "CHECK_S", 0.01)
+    rendering = RenderAhead.__new__(RenderAhead)
+    rendering.pool = pool  # type: ignore[assignment]
+    with pytest.raises(BrokenProcessPool):
+        rendering._waited(future)
+    assert killed == [1, 2]
 
 
 class Immediate:

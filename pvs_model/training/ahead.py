@@ -24,6 +24,8 @@ from pvs_model.training.data import PatchStream, keep_anatomy, kept_anatomy
 
 #: Scenes under way or waiting, per process; visits looked ahead for them at the most.
 DEPTH, HORIZON = 3, 2000
+#: Seconds after which a scene that is waited for is taken for a sign to see whether all processes are alive.
+CHECK_S = 5.0
 
 
 class RenderAhead:
@@ -62,9 +64,26 @@ class RenderAhead:
         """
         try:
             self._look_ahead()
-            return _unpacked(self.pending.pop(number).result())
+            return _unpacked(self._waited(self.pending.pop(number)))
         except BrokenProcessPool as error:
             raise PVSError("--workers: a rendering process was killed (too little memory?); try fewer") from error
+
+    def _waited(self, future: Future[dict[str, Any]]) -> dict[str, Any]:
+        """The result of a future, once it is there.
+
+        A process that is killed while it hands over a scene leaves half a message, for whose rest the pool would
+        wait for ever: its own end of the pipe keeps it open.
+        """
+        while True:
+            try:
+                return future.result(timeout=CHECK_S)
+            except TimeoutError:
+                processes = list((self.pool._processes or {}).values())
+                if any(process.exitcode is not None for process in processes):
+                    for process in processes:
+                        process.kill()
+                    results: Any = self.pool._result_queue
+                    results._writer.close()  # the pool sees the end, and that it is broken
 
     def _look_ahead(self) -> None:
         visit = self.stream.visits
