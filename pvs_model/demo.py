@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from pvs_model import pages
 from pvs_model.synth.phantom import phantom
 from pvs_model.training.cases import write_case
 
@@ -31,7 +32,6 @@ def demo(output: Path, weights: Path | None = None) -> int:
     Returns:
         the exit status of ``process.py``.
     """
-    from pvs_model.evaluation.commands import write
     from pvs_model.evaluation.evaluate import evaluate
     from pvs_model.evaluation.report import as_json, text
     from pvs_model.volume.io import read
@@ -48,7 +48,7 @@ def demo(output: Path, weights: Path | None = None) -> int:
     if status:
         return status
     report = evaluate(output / "truth", output / "masks", workers=1)
-    write(output / "scores.json", json.dumps(as_json(report), indent=1, allow_nan=False) + "\n")
+    pages.replace(output / "scores.json", json.dumps(as_json(report), indent=1, allow_nan=False) + "\n")
     truth = read_mask(output / "truth" / NAME / f"{NAME}_PVS.nii.gz").inside
     mask_path = output / "masks" / NAME / f"{NAME}_pred.nii.gz"
     mask = read_mask(mask_path).inside

@@ -10,13 +10,13 @@ import csv
 import io
 import json
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pvs_model import pages
 from pvs_model.anatomy.regions import Anatomy, values_of
 from pvs_model.burden.measure import measure
 from pvs_model.burden.page import CaseView, entry_of, write_case_page, write_index
@@ -65,7 +65,6 @@ class Report:
     def add(self, view: CaseView) -> None:
         """Write the page and the JSON of a case that went well."""
         page = self._place(view.name, ".html")
-        page.parent.mkdir(parents=True, exist_ok=True)
         write_case_page(page, view)
         burden = None if view.burden is None else view.burden.as_json()
         self._write_case(view.name, {"facts": dict(view.facts), "burden": burden, "problem": None})
@@ -86,11 +85,8 @@ class Report:
                 raise PVSError(f"{path}: expected the JSON of a case, found: {error}") from error
         measured = [case for case in cases if case["burden"] is not None]
         for name, columns, part in (("burden", REGION_COLUMNS, "regions"), ("pvs", PVS_COLUMNS, "pvs")):
-            _write(self.folder / f"{name}.csv", _csv(columns, measured, part))
-        try:
-            write_index(self.folder / "index.html", (entry_of(case) for case in cases))
-        except OSError as error:
-            raise PVSError(f"{self.folder}: expected to write the index, found: {error.strerror}") from error
+            pages.replace(self.folder / f"{name}.csv", _csv(columns, measured, part))
+        write_index(self.folder / "index.html", (entry_of(case) for case in cases))
 
     def _place(self, case: str, ending: str) -> Path:
         place = self.folder / "cases" / f"{case}{ending}"
@@ -102,9 +98,8 @@ class Report:
         page = self._place(case, ".html")
         shown = page.relative_to(self.folder).as_posix() if page.is_file() else None
         path = self._place(case, ".json")
-        path.parent.mkdir(parents=True, exist_ok=True)
         entry = {"case": case, "page": shown, **content}
-        _write(path, json.dumps(entry, indent=1, allow_nan=False, default=str) + "\n")
+        pages.replace(path, json.dumps(entry, indent=1, allow_nan=False, default=str) + "\n")
 
 
 def view_of(
@@ -136,12 +131,3 @@ def _csv(columns: tuple[str, ...], cases: list[dict[str, Any]], part: str) -> st
         for row in case["burden"][part]:
             writer.writerow([plain(case["case"]), *(plain(row[column]) for column in columns)])
     return text.getvalue()
-
-
-def _write(path: Path, content: str) -> None:
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_text(content, encoding="utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        raise PVSError(f"{path}: expected to write it, found: {error.strerror}") from error

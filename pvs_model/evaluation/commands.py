@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pvs_model import pages
 from pvs_model.errors import PVSError
 from pvs_model.evaluation.metrics import PAPERS
 from pvs_model.evaluation.records import MISSING, REFUSED, SCORED, Report
@@ -65,9 +65,9 @@ def run_evaluate(args: argparse.Namespace) -> int:
     print(text(report, args.names_of))
     print(_told(report))
     if args.json:
-        write(args.json, json.dumps(as_json(report), indent=1, allow_nan=False) + "\n")
+        pages.replace(args.json, json.dumps(as_json(report), indent=1, allow_nan=False) + "\n")
     if args.csv:
-        write(args.csv, as_csv(report.rows))
+        pages.replace(args.csv, as_csv(report.rows))
     if args.html:
         from pvs_model.evaluation.page import write_page
 
@@ -157,9 +157,9 @@ def run_rank(args: argparse.Namespace) -> int:
             if args.plot:
                 plot_stability(stable, args.plot)
     if args.json:
-        write(args.json, json.dumps(content, indent=1, allow_nan=False) + "\n")
+        pages.replace(args.json, json.dumps(content, indent=1, allow_nan=False) + "\n")
     if args.csv:
-        write(args.csv, ranking.as_csv())
+        pages.replace(args.csv, ranking.as_csv())
     for line in problems:
         print(f"error: {line}", file=sys.stderr)
     return 1 if problems else 0
@@ -216,7 +216,7 @@ def run_agreement(args: argparse.Namespace) -> int:
     found = agree(read_measurements(args.table, args.group, args.volume))
     print(found.text())
     if args.json:
-        write(args.json, json.dumps(found.as_json(), indent=1, allow_nan=False) + "\n")
+        pages.replace(args.json, json.dumps(found.as_json(), indent=1, allow_nan=False) + "\n")
     return 0
 
 
@@ -232,18 +232,3 @@ def _told(report: Report) -> str:
         if counts[status]:
             told += f", {counts[status]} {status} (worst scores)"
     return f"{told}; regions: {report.regions_from}. Means ± SD over cases, 95 % bootstrap interval of the mean."
-
-
-def write(path: Path, content: str) -> None:
-    """Write a text by way of a temporary name.
-
-    Raises:
-        PVSError: when it cannot be written.
-    """
-    part = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(content, encoding="utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        raise PVSError(f"{path}: expected to write it, found: {error.strerror}") from error

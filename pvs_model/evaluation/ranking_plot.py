@@ -63,9 +63,13 @@ def plot_stability(stability: Stability, target: Path) -> None:
     )  # fmt: skip
     form = target.suffix.lower()[1:]
     part = target.with_name(target.name + ".part")
-    # Without a date and with a fixed salt the same ranking gives the same file.
-    with matplotlib.rc_context({"svg.hashsalt": "pvs_model"}):
-        figure.savefig(
-            part, dpi=150, format=form, bbox_inches="tight", metadata={"Date": None} if form == "svg" else None
-        )
-    part.replace(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # Without a date and with a fixed salt the same ranking gives the same file.
+        with matplotlib.rc_context({"svg.hashsalt": "pvs_model"}):
+            figure.savefig(
+                part, dpi=150, format=form, bbox_inches="tight", metadata={"Date": None} if form == "svg" else None
+            )
+        part.replace(target)
+    except OSError as error:
+        raise PlotError(f"{target}: expected to write it, found: {error.strerror}") from error

@@ -88,6 +88,19 @@ def test_what_cannot_be_ranked_is_told(arguments: list[str], said: str, capsys: 
     assert said in error and error.startswith("error: ") and error.count("\n") == 1
 
 
+def test_what_cannot_be_written_is_told(teams: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    blocked = teams / "a file"
+    blocked.write_text("in the way")
+    folders = ["--truth", str(teams / "truth" / "test"), "--workers", "1"]
+    for option, name in (("--html", "x.html"), ("--json", "x.json"), ("--csv", "x.csv")):
+        command = ["evaluate", *folders, "--pred", str(teams / "good" / "test"), option, str(blocked / name)]
+        assert main(command) == 2
+        assert f"error: {blocked / name}: expected to write it" in capsys.readouterr().err
+    both = [f"--team={name}={teams / name / 'test'}" for name in ("good", "half")]
+    assert main(["rank", *both, *folders, "--bootstrap", "9", "--plot", str(blocked / "x.png")]) == 2
+    assert f"error: {blocked / 'x.png'}: expected to write it" in capsys.readouterr().err
+
+
 def test_agreement_of_volumes_and_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = [f"s{k},{100 * k + k % 3},{1 + k // 6},{'GE' if k % 2 else 'Siemens'}" for k in range(18)]
     table = tmp_path / "volumes.csv"
