@@ -13,13 +13,13 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from pvs_model.anatomy.borders import onto_grid
 from pvs_model.anatomy.network import AnatomyConfig, AnatomyNet, load, save
 from pvs_model.anatomy.predict import (
     TRAINED_SHAPE,
     find_regions,
     load_network,
     only_brain,
-    onto_grid,
     working_image,
     write_regions,
     write_table,

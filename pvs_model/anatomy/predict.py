@@ -18,9 +18,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pvs_model.anatomy.borders import onto_grid
 from pvs_model.anatomy.network import SPACING_MM, AnatomyNet, load
 from pvs_model.anatomy.prepare import background_of, normalise
-from pvs_model.anatomy.regions import CLASS, CLASSES, Anatomy, Bool, label_table, to_labels, values_of
+from pvs_model.anatomy.regions import CLASS, CLASSES, Anatomy, Bool, label_table, values_of
 from pvs_model.errors import VolumeError, WeightsError
 from pvs_model.types import Affine, Grid, Volume
 
@@ -40,8 +41,8 @@ _BRIDGE = 2
 #: Structures of which only pieces of at least this share of the largest one are kept.
 _PIECE = 0.2
 _COMPACT = ("CAU", "PUT", "PAL", "THA", "IC", "HIP", "AMY", "MID", "BST", "CBL")
-#: Voxels of the scan that are worked on at a time.
-_CHUNK = 150_000
+#: Labels are drawn on voxels of this size, mm, where the scan's are smaller by a whole factor.
+_LABELS_MM = 1.0
 
 
 def find_regions(
@@ -65,6 +66,8 @@ def find_regions(
         VolumeError: for an image without contrast, or in which no brain is found.
         WeightsError: when the weights are missing or damaged.
     """
+    from pvs_model.volume.geometry import to_ras
+
     device = torch.device(device)
     network = load_network(weights, device)
     image, affine = working_image(volume)
@@ -74,8 +77,32 @@ def find_regions(
         image, affine = _cut(image, affine, _box(_rough_brain(image, network, device)))
     probability = classify(image, network, device)
     only_brain(probability, volume)
-    labels = onto_grid(probability, affine, volume.grid if grid is None else grid)
+    if grid is None:
+        upright, undo = to_ras(volume)  # so that the order in which voxels are stored changes nothing
+        labels = undo(_drawn(probability, affine, upright, upright.grid))
+    else:
+        labels = _drawn(probability, affine, volume, grid)
     return Anatomy(labels, _filled(np.isin(labels, values_of("brain"))))
+
+
+def _drawn(probability: Tensor, affine: Affine, volume: Volume, grid: Grid) -> npt.NDArray[np.uint8]:
+    """Labels on a grid, their borders drawn by the scan's signal there."""
+    from pvs_model.volume.geometry import resample_onto
+
+    factors = [max(1, int(_LABELS_MM / s + 1e-3)) for s in grid.spacing_mm]
+    data = _clean(volume)
+    if grid.shape == volume.grid.shape and np.allclose(grid.affine, volume.grid.affine, atol=1e-4):
+        signal = _averaged(Volume(data, grid.affine), factors)
+    else:
+        x, y, z = (-(-n // f) for n, f in zip(grid.shape, factors, strict=True))
+        shift = np.diag([*factors, 1.0])
+        shift[:3, 3] = (np.array(factors) - 1) / 2
+        signal = resample_onto(Volume(data, volume.affine), Grid((x, y, z), grid.affine @ shift))
+    labels = onto_grid(probability, affine, signal.grid, signal.data)
+    for axis, (factor, length) in enumerate(zip(factors, grid.shape, strict=True)):
+        if factor > 1:
+            labels = labels.repeat(factor, axis).take(range(length), axis)
+    return np.ascontiguousarray(labels)
 
 
 def load_network(weights: Path, device: torch.device | str = "cpu") -> AnatomyNet:
@@ -121,12 +148,13 @@ def working_image(volume: Volume) -> tuple[Tensor, Affine]:
     from pvs_model.volume.geometry import resample_onto, to_ras
 
     volume, _ = to_ras(volume)  # so that the order in which voxels are stored changes nothing
-    data = np.nan_to_num(volume.data.astype(np.float32, copy=False), posinf=0.0, neginf=0.0)
+    data = _clean(volume)
     source = volume.source or "the scan"
     if data.min() == data.max():
         raise VolumeError(f"{source}: expected an image of a head, found one value in every voxel")
-    data = data - np.float32(background_of(data))
-    small = _shrunk(Volume(data, volume.affine))
+    small = _averaged(
+        Volume(data, volume.affine), [max(1, int(SPACING_MM / s)) if s <= _FINE_MM else 1 for s in volume.spacing_mm]
+    )
     corners = np.array([[x, y, z, 1] for x in (0, 1) for y in (0, 1) for z in (0, 1)], float)
     corners[:, :3] = corners[:, :3] * np.array(data.shape) - 0.5
     places = corners @ volume.affine.T
@@ -141,9 +169,14 @@ def working_image(volume: Volume) -> tuple[Tensor, Affine]:
     return image, affine
 
 
-def _shrunk(volume: Volume) -> Volume:
-    """Blocks averaged along the axes that are finer than need be."""
-    factors = [max(1, int(SPACING_MM / s)) if s <= _FINE_MM else 1 for s in volume.spacing_mm]
+def _clean(volume: Volume) -> npt.NDArray[np.float32]:
+    """Finite values, the background 0."""
+    data = np.nan_to_num(volume.data.astype(np.float32, copy=False), posinf=0.0, neginf=0.0)
+    return data - np.float32(background_of(data))
+
+
+def _averaged(volume: Volume, factors: list[int]) -> Volume:
+    """Blocks of voxels averaged; the last of an axis is as if its outermost voxels went on."""
     data = volume.data
     affine = volume.affine.copy()
     for axis, factor in enumerate(factors):
@@ -277,89 +310,6 @@ def _stray(mask: Bool) -> Bool:
     small = sizes < _PIECE * sizes.max()
     small[0] = False
     return np.asarray(small[labels])
-
-
-def onto_grid(probability: Tensor, affine: Affine, grid: Grid) -> npt.NDArray[np.uint8]:
-    """Labels on another grid: probabilities are interpolated, then the largest is taken.
-
-    Where the eight probabilities around a voxel agree on the class and the side there is nothing to interpolate.
-
-    Args:
-        probability: (classes + 1, x, y, z) from ``classify``.
-        affine: of their grid.
-        grid: of the labels.
-    """
-    shape = probability.shape[1:]
-    classes = probability[:CLASSES].argmax(0)
-    labels = to_labels(classes.numpy(), probability[CLASSES].numpy() > 0.5)
-    agreed, certain = _agreement(labels)
-    rows = probability.flatten(1).T.contiguous()  # (voxels, classes + 1): a corner is one row
-    out = np.zeros(grid.shape, np.uint8)
-    index = np.linalg.inv(affine) @ grid.affine
-    box = _box_of(labels > 0, index, grid.shape)
-    if box is None:
-        return out
-    ranges = [torch.arange(part.start, part.stop, dtype=torch.float32) for part in box]
-    flat = torch.from_numpy(agreed.reshape(-1)), torch.from_numpy(certain.reshape(-1))
-    strides = (shape[1] * shape[2], shape[2], 1)
-    step = max(1, _CHUNK // max(1, len(ranges[1]) * len(ranges[2])))
-    for first in range(0, len(ranges[0]), step):
-        part = ranges[0][first : first + step]
-        floors: list[Tensor] = []
-        fractions: list[Tensor] = []
-        for axis, row in enumerate(index[:3]):
-            place = (
-                (part * row[0])[:, None, None] + (ranges[1] * row[1])[:, None] + (ranges[2] * row[2] + row[3])
-            ).reshape(-1)
-            floor = place.floor().clamp_(0, shape[axis] - 2)
-            fractions.append((place - floor).clamp_(0, 1))
-            floors.append(floor.long())
-        cell = floors[0] * strides[0] + floors[1] * strides[1] + floors[2]
-        values = flat[0][cell]
-        open_ = torch.nonzero(~flat[1][cell])[:, 0]
-        cell, fractions = cell[open_], [f[open_] for f in fractions]
-        total = torch.zeros((len(open_), CLASSES + 1))
-        for corner in range(8):
-            bits = [(corner >> k) & 1 for k in range(3)]
-            weight = torch.ones(len(open_))
-            for bit, fraction in zip(bits, fractions, strict=True):
-                weight = weight * (fraction if bit else 1 - fraction)
-            offset = sum(bit * stride for bit, stride in zip(bits, strides, strict=True))
-            total.addcmul_(rows[cell + offset], weight[:, None])
-        found = to_labels(total[:, :CLASSES].argmax(1).numpy(), total[:, CLASSES].numpy() > 0.5)
-        values[open_] = torch.from_numpy(found)
-        slab = slice(box[0].start + first, box[0].start + first + len(part))
-        out[slab, box[1], box[2]] = values.numpy().reshape(len(part), len(ranges[1]), len(ranges[2]))
-    return out
-
-
-def _agreement(labels: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint8], Bool]:
-    """The label of each voxel, and whether the seven others of its cell (upwards) have the same."""
-    certain = np.ones(labels.shape, bool)
-    for corner in range(1, 8):
-        bits = [(corner >> k) & 1 for k in range(3)]
-        here = tuple(slice(0, n - bit) for n, bit in zip(labels.shape, bits, strict=True))
-        there = tuple(slice(bit, n) for n, bit in zip(labels.shape, bits, strict=True))
-        certain[here] &= labels[here] == labels[there]
-    return labels, certain
-
-
-def _box_of(mask: Bool, index: Affine, shape: tuple[int, int, int]) -> tuple[slice, slice, slice] | None:
-    """Box in a grid around a mask of another; ``index`` maps voxels of the grid to those of the mask."""
-    if not mask.any():
-        return None
-    bounds = []
-    for axis in range(3):
-        hit = np.flatnonzero(mask.any(tuple(other for other in range(3) if other != axis)))
-        bounds.append((hit[0] - 1.0, hit[-1] + 1.0))
-    corners = np.array([[x, y, z, 1.0] for x in bounds[0] for y in bounds[1] for z in bounds[2]])
-    places = corners @ np.linalg.inv(index).T
-    low = np.maximum(0, np.floor(places[:, :3].min(0)).astype(int))
-    high = np.minimum(shape, np.ceil(places[:, :3].max(0)).astype(int) + 1)
-    if (high <= low).any():
-        return None
-    x, y, z = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
-    return x, y, z
 
 
 def _filled(brain: Bool) -> Bool:

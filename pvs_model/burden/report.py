@@ -18,6 +18,7 @@ import numpy as np
 
 from pvs_model import pages
 from pvs_model.anatomy.regions import Anatomy, values_of
+from pvs_model.burden.counts import region_map
 from pvs_model.burden.measure import measure
 from pvs_model.burden.page import CaseView, entry_of, write_case_page, write_index
 from pvs_model.burden.records import ALL, Burden
@@ -29,6 +30,9 @@ log = logging.getLogger(__name__)
 
 #: Regions of a report, by the anatomy's names.
 REGIONS = {"CSO": "CSO", "BG": "BG", "hippocampus": "HIP", "midbrain": "MID"}
+#: A voxel of a PVS that lies in no region belongs to the nearest one this close, mm: PVS of the white matter reach into
+#: the cortex, and one that is as bright as fluid may be taken for fluid.
+NEAR_MM = 2.0
 
 
 def burden_of(mask: Mask, affine: Affine, anatomy: Anatomy | None) -> Burden:
@@ -38,9 +42,35 @@ def burden_of(mask: Mask, affine: Affine, anatomy: Anatomy | None) -> Burden:
     sides = np.zeros(mask.shape, np.uint8)
     for value, side in ((1, "L"), (2, "R")):
         sides[np.isin(anatomy.labels, values_of(f"{side}-intracranial"))] = value
-    regions = {name: anatomy.mask(label) for name, label in REGIONS.items()}
-    regions[ALL] = anatomy.mask("parenchyma")
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    where = nearest_region(mask, region_map({n: anatomy.mask(r) for n, r in REGIONS.items()}, mask.shape), spacing)
+    regions = {name: where == value for value, name in enumerate(REGIONS, 1)}
+    regions[ALL] = anatomy.mask("parenchyma") | (where > 0)
     return measure(mask, regions, affine, anatomy.mask("intracranial"), sides)
+
+
+def nearest_region(mask: Mask, where: Mask, spacing_mm: FloatArray) -> Mask:
+    """A map of regions in which the voxels of a mask that lie in none are given to the nearest within ``NEAR_MM``.
+
+    Args:
+        mask: uint8 (x, y, z), 0 and 1.
+        where: uint8 (x, y, z), 0 outside all regions.
+        spacing_mm: of the voxels.
+    """
+    out = where.copy()
+    reach = [range(-int(NEAR_MM / s), int(NEAR_MM / s) + 1) for s in spacing_mm]
+    steps = np.stack(np.meshgrid(*reach, indexing="ij"), -1).reshape(-1, 3)
+    far = np.linalg.norm(steps * spacing_mm, axis=1)
+    order = np.argsort(far, kind="stable")
+    left = np.argwhere((mask != 0) & (where == 0))
+    for step in steps[order[far[order] <= NEAR_MM]]:
+        there = left + step
+        inside = ((there >= 0) & (there < where.shape)).all(1)
+        values = np.zeros(len(left), where.dtype)
+        values[inside] = where[tuple(there[inside].T)]
+        out[tuple(left[values > 0].T)] = values[values > 0]
+        left = left[values == 0]
+    return out
 
 
 class Report:

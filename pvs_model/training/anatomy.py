@@ -8,9 +8,10 @@ import logging
 import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pvs_model.anatomy.network import AnatomyConfig, AnatomyNet, fill, save
+from pvs_model.anatomy.network import AnatomyConfig, AnatomyNet, fill, load, save
 from pvs_model.errors import VolumeError, WeightsError
 from pvs_model.nets.precision import cpu_has_bfloat16
 from pvs_model.training.anatomy_maps import NO_SIDE, RIGHT, Head, load_head
@@ -34,6 +35,14 @@ SIDE_WEIGHT = 0.3
 _FEW = 200
 #: Label maps that are kept for validation.
 HELD_OUT = 3
+#: Settings of a run that does not begin from nothing: no easy scans, smaller steps, a longer average.
+LATER: Mapping[str, Any] = {
+    "one_contrast_until": 0.0,
+    "harder_until": 0.0,
+    "balance_until": 0.5,
+    "learning_rate": 1e-3,
+    "ema": 0.998,
+}
 
 
 @dataclass(frozen=True)
@@ -116,7 +125,7 @@ def dice_of(logits: Tensor, scan: Scan) -> list[float]:
 
 
 class Run:
-    """A run in a folder: network, averaged weights, optimiser and step."""
+    """A run in a folder: network, averaged weights, optimiser and step; ``earlier`` is what a start had behind it."""
 
     def __init__(self, folder: Path, config: AnatomyConfig, training: AnatomyTraining) -> None:
         self.folder, self.config, self.training = folder, config, training
@@ -127,6 +136,22 @@ class Run:
             self.network.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
         )
         self.step, self.seconds = 0, 0.0
+        self.earlier = {"steps": 0, "minutes": 0.0}
+
+    def start_from(self, path: Path) -> None:
+        """Begin with the weights of a file instead of random ones; the optimiser begins anew.
+
+        Raises:
+            WeightsError: when it is missing, damaged or of another network.
+        """
+        network = load(path)
+        if network.config != self.config:
+            raise WeightsError(f"{path}: expected a network of {self.config}, found {network.config}")
+        for own in (self.network, self.average):
+            fill(own, dict(network.named_parameters()))
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads((file.metadata() or {}).get("facts", "{}"))
+        self.earlier = {"steps": int(facts.get("steps", 0)), "minutes": float(facts.get("minutes", 0))}
 
     def advance(self, head: Head, seed: int) -> float:
         """One step on one simulated scan; returns the loss."""
@@ -167,7 +192,12 @@ class Run:
         for name, parameter in self.network.named_parameters():
             for moment, value in self.optimiser.state.get(parameter, {}).items():
                 tensors[f"optimiser.{moment}.{name}"] = torch.as_tensor(value, dtype=torch.float32)
-        facts = {"step": self.step, "seconds": self.seconds, "config": self.config.to_json()}
+        facts = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "earlier": self.earlier,
+            "config": self.config.to_json(),
+        }
         part = self.folder / f"{STATE}.part"
         copies = {k: v.detach().clone().contiguous() for k, v in tensors.items()}
         save_file(copies, part, metadata={"facts": json.dumps(facts)})
@@ -194,6 +224,7 @@ class Run:
                     if key in tensors:
                         self.optimiser.state[parameter][moment] = tensors[key]
             self.step, self.seconds = int(facts["step"]), float(facts["seconds"])
+            self.earlier = facts.get("earlier", self.earlier)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise WeightsError(f"{path}: expected the state of a run of this network, found {first}") from error
@@ -246,7 +277,10 @@ def validate(run: Run, heads: Sequence[Head]) -> list[float]:
 
 def keep(run: Run) -> None:
     """Write the averaged weights as they would be shipped."""
-    facts = {"steps": run.step, "minutes": round(run.seconds / 60, 1)}
+    facts = {
+        "steps": run.step + run.earlier["steps"],
+        "minutes": round(run.seconds / 60 + run.earlier["minutes"], 1),
+    }
     metadata = {"facts": json.dumps(facts), "training": json.dumps(asdict(run.training), default=str)}
     save(run.folder / "anatomy.safetensors", run.average, metadata)
 
@@ -256,6 +290,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m pvs_model.training.anatomy", description=__doc__)
     parser.add_argument("maps", type=Path, help=f"folder of label maps; the last {HELD_OUT} by name are held out")
     parser.add_argument("run", type=Path, help="folder of the run; it goes on from a state that lies there")
+    parser.add_argument("--start", type=Path, help="weights to begin with; scans are as hard as they get at once")
     parser.add_argument("--steps", type=int, default=AnatomyTraining.steps)
     parser.add_argument("--minutes", type=float, default=AnatomyTraining.minutes)
     parser.add_argument("--seed", type=int, default=AnatomyTraining.seed)
@@ -270,7 +305,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if len(heads) <= HELD_OUT:
             raise VolumeError(f"{options.maps}: expected more than {HELD_OUT} label maps, found {len(heads)}")
         training = AnatomyTraining(steps=options.steps, minutes=options.minutes, seed=options.seed)
-        train(heads[:-HELD_OUT], heads[-HELD_OUT:], Run(options.run, AnatomyConfig(), training))
+        if options.start is not None:
+            training = replace(training, **LATER)
+        run = Run(options.run, AnatomyConfig(), training)
+        if options.start is not None:
+            run.start_from(options.start)
+        train(heads[:-HELD_OUT], heads[-HELD_OUT:], run)
     except (VolumeError, WeightsError) as error:
         log.error("%s", error)
         return 1

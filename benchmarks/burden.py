@@ -1,0 +1,295 @@
+"""Counts and volumes of simulated cohorts against the truth; one subject under several protocols.
+
+``python -m benchmarks.burden cohort WORK --anatomies MAPS --protocol NAME ...`` and ``retest WORK --anatomies MAPS``.
+
+A cohort is ``--cases`` subjects of one protocol. The first has no PVS, the last hundreds; densities rise by a constant
+factor between them, those of the basal ganglia in another order. The retest renders a subject once at 0.5 mm; every
+protocol averages that same subject onto its grid and draws its own contrast and noise.
+
+The cases are made, then masked by the pipeline, then counted by ``pvs_model.burden`` in the regions that the anatomy
+network finds. What lies in WORK already is not made again. Truth is counted in the simulator's regions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from benchmarks.cases import WEIGHTS, LabelledCase, cases_of, told, write_json
+from pvs_model.burden.measure import measure
+from pvs_model.burden.records import ALL, BOTH, Burden
+from pvs_model.burden.report import burden_of
+from pvs_model.evaluation.agreement import intraclass, spearman
+from pvs_model.layouts import choose
+from pvs_model.pipeline import Settings, find_anatomy, run
+from pvs_model.synth.anatomy import BASAL_GANGLIA, CENTRUM_SEMIOVALE, Anatomy
+from pvs_model.synth.case import SimulatedCase, simulate, whole_scene
+from pvs_model.synth.engine import Scene, SceneParams, Triple, acquire, render
+from pvs_model.synth.protocols import THICK_SLICE_MM, Protocol, protocol_named
+from pvs_model.training.cases import AnyCase, Order, plain_scan
+from pvs_model.training.labelled_files import read_mask
+from pvs_model.training.sets import Heads, Plan, write_set
+
+REGIONS = ("CSO", "BG", ALL)
+#: Densities of the cases that have PVS, lowest and highest, per cm3 of tissue.
+CENTRUM, BASAL = (0.02, 1.5), (0.05, 2.5)
+#: The retest's subject lies on a grid of this spacing; its protocols are whole multiples.
+FINE_MM = 0.5
+PROTOCOLS: dict[str, Triple] = {
+    "0.5 mm": (0.5, 0.5, 0.5),
+    "1 mm": (1.0, 1.0, 1.0),
+    "1 x 1 x 2 mm": (1.0, 1.0, 2.0),
+    "1 x 1 x 3 mm": (1.0, 1.0, 3.0),
+    "0.5 x 0.5 x 6 mm": (0.5, 0.5, 6.0),
+    "1 x 1 x 6 mm": (1.0, 1.0, 6.0),
+}
+SEED = 40_000
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What was found in a case and what is there; and the share of its PVS voxels whose region was named right."""
+
+    case: str
+    found: Burden
+    true: Burden
+    placed: float
+
+
+# ---- the subjects ----------------------------------------------------------------------------------------------------
+
+
+def densities(number: int, cases: int) -> tuple[float, float]:
+    """PVS per cm3 of centrum semiovale and basal ganglia of a case of a cohort; the first has none."""
+    if number == 0:
+        return 0.0, 0.0
+
+    def of(span: tuple[float, float], place: int) -> float:
+        return float(span[0] * (span[1] / span[0]) ** (place / max(1, cases - 2)))
+
+    return of(CENTRUM, number - 1), of(BASAL, (number - 1) * 7 % (cases - 1))
+
+
+def with_densities(scene: SceneParams, centrum: float, basal: float) -> SceneParams:
+    """A scene with as many PVS as asked for; those of the rest of the brain as before, none where there are none."""
+    other = scene.pvs_other if centrum > 0 else 0.0
+    return replace(scene, pvs_centrum=centrum, pvs_basal=basal, pvs_other=min(other, centrum))
+
+
+def plan_cohort(protocol: Protocol, cases: int, heads: Heads) -> Plan:
+    """Cases of one protocol, the heads in turn."""
+
+    def make(order: Order) -> AnyCase:
+        head = heads.find(order.source)
+        scene = with_densities(whole_scene(head, order.seed, protocol.grid_mm), *densities(order.seed - SEED, cases))
+        scan = plain_scan(order.seed, protocol.dimensions, protocol.acquired())
+        return simulate(head, order.seed, protocol.grid_mm, scene=scene, scan=scan)
+
+    orders = [Order(f"sub{k:02d}", heads.name(k), protocol.name, SEED + k) for k in range(cases)]
+    return Plan(orders, make)
+
+
+def averaged(scene: Scene, factors: tuple[int, int, int]) -> Scene:
+    """The same subject on voxels that are larger by whole factors; what is left over at the far ends is cut off."""
+
+    def mean(x: torch.Tensor) -> torch.Tensor:
+        return (F.avg_pool3d(x[None, None].float(), factors)[0, 0]).round().to(torch.uint8)
+
+    x, y, z = (s * f for s, f in zip(scene.voxel_mm, factors, strict=True))
+    middle = tuple(slice(f // 2, n // f * f, f) for f, n in zip(factors, scene.regions.shape, strict=True))
+    return replace(
+        scene,
+        fractions=torch.stack([mean(part) for part in scene.fractions]),
+        coverage=mean(scene.coverage),
+        regions=scene.regions[middle].contiguous(),
+        voxel_mm=(x, y, z),
+    )
+
+
+def plan_retest(heads: Heads, subject: int) -> Plan:
+    """One subject under ``PROTOCOLS``; it is rendered once."""
+    source = heads.name(subject)
+    rendered: list[tuple[SceneParams, Scene]] = []
+
+    def subject_of(head: Anatomy) -> tuple[SceneParams, Scene]:
+        if not rendered:
+            params = whole_scene(head, SEED + 500 + subject, (FINE_MM,) * 3)
+            params = with_densities(params, 0.3, 0.8)
+            rendered.append((params, render(params, head)))
+        return rendered[0]
+
+    def make(order: Order) -> AnyCase:
+        params, scene = subject_of(heads.find(source))
+        voxel_mm = PROTOCOLS[order.protocol]
+        scene = averaged(scene, tuple(round(v / FINE_MM) for v in voxel_mm))  # type: ignore[arg-type]
+        scan = plain_scan(order.seed, 2 if max(voxel_mm) >= THICK_SLICE_MM else 3)
+        images = acquire(scene, scan).images.numpy() * 600
+        affine = np.diag([*voxel_mm, 1.0])
+        affine[:3, 3] = (np.array(voxel_mm) - FINE_MM) / 2
+        regions = scene.regions.numpy()
+        return SimulatedCase(
+            images, scene.label.numpy().astype(np.uint8), (regions == BASAL_GANGLIA).astype(np.uint8),
+            (regions == CENTRUM_SEMIOVALE).astype(np.uint8), affine, params, scan,
+        )  # fmt: skip
+
+    names = list(PROTOCOLS)
+    return Plan([Order(f"scan{k:02d}", source, name, SEED + 900 + k) for k, name in enumerate(names)], make)
+
+
+# ---- what is measured ------------------------------------------------------------------------------------------------
+
+
+def true_burden(case: LabelledCase) -> Burden:
+    """Truth in the simulator's regions; no sides, no intracranial volume."""
+    whole = {"CSO": case.regions["CSO"], "BG": case.regions["BG"], ALL: np.ones(case.truth.shape, bool)}
+    return measure(case.truth, whole, case.prepared.grid.affine)
+
+
+def measured_pairs(folder: Path, masks: Path, weights: Path) -> Iterator[Pair]:
+    """Every case of a set, as found and as it is."""
+    outputs = {case.name: masks / case.output for case in choose(folder).find_cases(folder)}
+    for case in cases_of(folder):
+        mask = read_mask(outputs[case.name], case.volumes[case.prepared.reference]) > 0
+        anatomy = find_anatomy(case.volumes, weights)
+        right = sum(int((case.within(name) & anatomy.mask(name)).sum()) for name in ("CSO", "BG"))
+        there = sum(int(case.within(name).sum()) for name in ("CSO", "BG"))
+        found = burden_of(mask.astype(np.uint8), case.prepared.grid.affine, anatomy)
+        yield Pair(case.name, found, true_burden(case), right / there if there else float("nan"))
+
+
+def masks_of(folder: Path, weights: Path) -> Path:
+    """Run the pipeline over the cases of a set that have no mask yet; returns the folder of the masks."""
+    out = folder.with_name(f"{folder.name}_masks")
+    missing = [c for c in choose(folder).find_cases(folder) if not (out / c.output).is_file()]
+    if missing:
+        failed = run(folder, out, Settings(weights, anatomy=False))  # these scans are stripped: masks are the same
+        if failed:
+            raise SystemExit(f"{folder}: {len(failed)} cases failed")
+    return out
+
+
+# ---- tables ----------------------------------------------------------------------------------------------------------
+
+QUANTITIES: dict[str, Callable[[Burden, str], float]] = {
+    "count": lambda burden, region: float(burden.row(region, BOTH).count),
+    "volume": lambda burden, region: burden.row(region, BOTH).volume_mm3,
+}
+
+
+def cohort_rows(name: str, pairs: Sequence[Pair]) -> list[str]:
+    """One line per region and quantity."""
+    lines = []
+    for region in REGIONS:
+        for quantity, value in QUANTITIES.items():
+            found = [value(p.found, region) for p in pairs]
+            true = [value(p.true, region) for p in pairs]
+            rho = spearman(found, true).rho
+            icc = next(i for i in intraclass(np.array([found, true]).T) if i.form == "ICC(2,1)")
+            total = sum(found) / sum(true) if sum(true) else None
+            span = f"{told(icc.low)} to {told(icc.high)}"
+            lines.append(
+                f"| {name} | {region} | {quantity} | {min(true):.0f} to {max(true):.0f} | {told(rho)} | "
+                f"{told(icc.value)} | {span} | {told(total)} |"
+            )
+    return lines
+
+
+def cohort_table(sets: dict[str, list[Pair]]) -> str:
+    """Three regions of every protocol, and how often the regions were right."""
+    head = ("protocol", "region", "of", "truth", "Spearman", "ICC(2,1)", "95 % interval", "found / true")
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for name, pairs in sets.items():
+        lines += cohort_rows(name, pairs)
+    placed = {name: statistics.fmean(p.placed for p in pairs if p.placed == p.placed) for name, pairs in sets.items()}
+    shares = ", ".join(f"{name} {share:.3f}" for name, share in placed.items())
+    return "\n".join([*lines, "", f"True PVS voxels of CSO and BG whose region is named right: {shares}."])
+
+
+def variation(values: Sequence[float]) -> float | None:
+    """Coefficient of variation: standard deviation over mean."""
+    middle = statistics.fmean(values)
+    return statistics.stdev(values) / middle if middle and len(values) > 1 else None
+
+
+def retest_table(pairs: dict[str, Pair]) -> str:
+    """One line per protocol, found (true), and the coefficients of variation."""
+    columns = [(region, quantity) for region in REGIONS for quantity in QUANTITIES]
+    head = ["protocol", *(f"{region} {quantity}" for region, quantity in columns)]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for name, pair in pairs.items():
+        cells = [
+            f"{QUANTITIES[q](pair.found, region):.0f} ({QUANTITIES[q](pair.true, region):.0f})" for region, q in columns
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    thin = [name for name in pairs if max(PROTOCOLS[name]) < THICK_SLICE_MM]
+    for words, names in (("all", list(pairs)), ("slices below 2.5 mm", thin)):
+        cells = []
+        for region, q in columns:
+            found = variation([QUANTITIES[q](pairs[n].found, region) for n in names])
+            true = variation([QUANTITIES[q](pairs[n].true, region) for n in names])
+            cells.append(f"{told(found)} ({told(true)})")
+        lines.append(f"| **variation, {words}** | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def as_json(pair: Pair) -> dict[str, object]:
+    """A case as the tables have it."""
+    rows = {
+        f"{region} {quantity}": [value(pair.found, region), value(pair.true, region)]
+        for region in REGIONS
+        for quantity, value in QUANTITIES.items()
+    }
+    return {"case": pair.case, "placed": pair.placed, "found and true": rows}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.burden", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("cohort", "retest"))
+    parser.add_argument("work", type=Path, help="folder for cases and masks; what is there is kept")
+    parser.add_argument("--anatomies", type=Path, help="folder of label maps (default: phantoms)")
+    parser.add_argument("--protocol", nargs="+", default=["1mm"], metavar="NAME", help="of the cohort")
+    parser.add_argument("--cases", type=int, default=20, help="of the cohort")
+    parser.add_argument("--subject", type=int, default=0, help="of the retest")
+    parser.add_argument("--weights", type=Path, default=WEIGHTS)
+    parser.add_argument("--only", choices=("cases", "masks"), help="stop once these are made")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args(arguments)
+    heads = Heads(options.anatomies, options.work / ".cache")
+    if options.what == "cohort":
+        plans = {name: plan_cohort(protocol_named(name), options.cases, heads) for name in options.protocol}
+    else:
+        plans = {f"retest{options.subject}": plan_retest(heads, options.subject)}
+    for name, plan in plans.items():
+        write_set(options.work / name, plan)
+    if options.only == "cases":
+        return 0
+    masks = {name: masks_of(options.work / name, options.weights) for name in plans}
+    if options.only == "masks":
+        return 0
+    sets = {
+        name: list(tqdm(measured_pairs(options.work / name, masks[name], options.weights), total=len(plan.orders)))
+        for name, plan in plans.items()
+    }
+    write_json(options.json, {name: [as_json(p) for p in pairs] for name, pairs in sets.items()})
+    if options.what == "cohort":
+        print(cohort_table(sets))
+    else:
+        (plan,), (pairs,) = plans.values(), sets.values()
+        print(retest_table(dict(zip([order.protocol for order in plan.orders], pairs, strict=True))))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

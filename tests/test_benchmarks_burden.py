@@ -1,0 +1,81 @@
+"""The benchmark of burden: what a cohort holds, one subject on several grids, and that counts reach the table."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import benchmarks.burden
+from benchmarks.burden import BASAL, CENTRUM, averaged, densities, variation
+from pvs_model.anatomy.regions import Anatomy
+from pvs_model.layouts import choose
+from pvs_model.pipeline import Settings
+from pvs_model.synth.anatomy import Anatomy as Head
+from pvs_model.synth.case import whole_scene
+from pvs_model.synth.engine import render
+from pvs_model.synth.protocols import on_grid
+from pvs_model.types import Volume
+from pvs_model.volume.masks import read_mask
+
+
+def test_a_cohort_goes_from_none_to_many() -> None:
+    pairs = [densities(k, 20) for k in range(20)]
+    assert pairs[0] == (0.0, 0.0)
+    assert sorted(p[0] for p in pairs) == [p[0] for p in pairs] and pairs[-1][0] == pytest.approx(CENTRUM[1])
+    basal = [p[1] for p in pairs]
+    assert len(set(basal)) == 20 and max(basal) == pytest.approx(BASAL[1]) and basal != sorted(basal)
+
+
+def test_a_subject_averaged_onto_larger_voxels_keeps_its_amounts(anatomy: Head) -> None:
+    scene = render(replace(whole_scene(anatomy, 3, (2.0, 2.0, 2.0)), shape=(32, 30, 28)), anatomy)
+    thick = averaged(scene, (1, 1, 4))
+    assert thick.voxel_mm == (2.0, 2.0, 8.0) and tuple(thick.regions.shape) == (32, 30, 7)
+    before = scene.fractions.unflatten(3, (7, 4)).float().mean(4)
+    assert float((thick.fractions.float() - before).abs().max()) <= 0.5
+    assert torch.equal(averaged(scene, (1, 1, 1)).coverage, scene.coverage)
+
+
+def test_the_coefficient_of_variation() -> None:
+    assert variation([1.0, 1.0, 1.0]) == 0.0
+    assert variation([1.0, 3.0]) == pytest.approx(2**0.5 / 2)
+    assert variation([0.0, 0.0]) is None
+
+
+def test_the_burden_benchmark_end_to_end(
+    anatomy: Head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a phantom, the pipeline's masks replaced by the truth: what is found is what is there."""
+
+    def run(source: Path, output: Path, settings: Settings) -> list[str]:
+        for case in choose(source).find_cases(source):
+            truth = source / case.name / f"{case.name}_PVS.nii.gz"
+            (output / case.output).parent.mkdir(parents=True, exist_ok=True)
+            (output / case.output).write_bytes(truth.read_bytes())
+        return []
+
+    def find(volumes: dict[str, Volume], weights: Path) -> Anatomy:
+        case = next(iter(volumes.values()))
+        folder = Path(str(case.source)).parent
+        labels = np.zeros(case.data.shape, np.uint8)
+        for name, value in (("CSO", 2), ("BG", 12)):
+            labels[read_mask(next(folder.glob(f"*_{name}.nii.gz"))).inside] = value
+        return Anatomy(labels, labels > 0)
+
+    monkeypatch.setattr(benchmarks.burden.Heads, "find", lambda self, name: anatomy)
+    monkeypatch.setattr(benchmarks.burden, "run", run)
+    monkeypatch.setattr(benchmarks.burden, "find_anatomy", find)
+    monkeypatch.setattr(benchmarks.burden, "protocol_named", lambda name: on_grid((3.0, 3.0, 3.0)))
+    arguments = ["cohort", str(tmp_path), "--cases", "3", "--json", str(tmp_path / "out.json")]
+    assert benchmarks.burden.main(arguments) == 0
+    found = json.loads((tmp_path / "out.json").read_text())["1mm"]
+    assert [row["case"] for row in found] == ["sub00", "sub01", "sub02"]
+    for row in found:
+        (a, b), (c, d) = row["found and true"]["all count"], row["found and true"]["all volume"]
+        assert a == b and c == d
+    assert found[0]["found and true"]["all count"] == [0, 0] and found[2]["found and true"]["all volume"][1] > 0
+    assert "| 1mm | all | volume |" in capsys.readouterr().out
