@@ -14,14 +14,14 @@ from pvs_model.errors import PVSError
 from pvs_model.layouts import LAYOUTS, Options
 from pvs_model.pipeline import Reports, Settings, run
 
-HERE = Path(__file__).resolve().parent
 MOUNTED_WEIGHTS = Path("/opt/ml/model")  # where grand-challenge unpacks a model of its own
 GROUND_TRUTH = Path("/opt/ml/input/data/ground_truth")  # and an organiser's truth, to evaluate a submission with
 
 
 def default_weights() -> Path:
     """The weights beside this file, or those that grand-challenge has mounted."""
-    return MOUNTED_WEIGHTS if (MOUNTED_WEIGHTS / "MANIFEST.json").is_file() else HERE / "weights"
+    mounted = (MOUNTED_WEIGHTS / "MANIFEST.json").is_file()
+    return MOUNTED_WEIGHTS if mounted else Path(__file__).resolve().parent / "weights"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--report", type=Path, metavar="DIR", help="burden tables and pages to look at (not in --output)")
     out.add_argument("--probability", action="store_true", help="with --report: keep probability maps there")
     out.add_argument("--no-anatomy", action="store_true", help="no brain mask, no regions")
+    out.add_argument("--register", action="store_true", help="move sequences onto the reference where that fits better")
     out.add_argument("--n4", action="store_true", help="correct the bias field first")
     out.add_argument("--mirror", action="store_true", help="average over mirror images (8 or 4 times slower)")
     return out
@@ -56,10 +57,11 @@ def main(arguments: list[str] | None = None) -> int:
         from pvs_model.evaluation.grand_challenge import evaluate_submission
 
         return evaluate_submission(args.input, args.output, args.ground_truth, args.sockets)
-    settings = Settings(args.weights, args.device, args.n4, args.mirror, args.prompt, not args.no_anatomy)
+    words = (args.weights, args.device, args.n4, args.mirror, args.prompt, not args.no_anatomy, args.register)
     reports = Reports(args.report, args.probability) if args.report else None
     try:
-        failures = run(args.input, args.output, settings, args.layout, Options(args.suffix, args.sockets), reports)
+        options = Options(args.suffix, args.sockets)
+        failures = run(args.input, args.output, Settings(*words), args.layout, options, reports)
     except PVSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -67,8 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("error: stopped by the user; masks already written are complete", file=sys.stderr)
         return 130
     if failures:
-        for failure in failures[:-1]:
-            print(f"error: {failure}", file=sys.stderr)
+        sys.stderr.writelines(f"error: {failure}\n" for failure in failures[:-1])
         last = failures[-1] if len(failures) == 1 else f"{len(failures)} cases failed, the last: {failures[-1]}"
         print(f"error: {last}", file=sys.stderr)
         return 1

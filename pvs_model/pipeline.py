@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,7 @@ class Settings:
     mirror: bool = False
     prompt: str | None = None
     anatomy: bool = True
+    register: bool = False
 
 
 @dataclass(frozen=True)
@@ -150,12 +151,51 @@ def find_anatomy(volumes: dict[str, Volume], weights: Path, device: Any = "cpu")
     return find_regions(volumes[thinnest], weights, device, grid)
 
 
+def align(volumes: dict[str, Volume], register: bool = False) -> tuple[dict[str, Volume], list[str], dict[str, float]]:
+    """Measure how well the sequences lie on the reference and, if asked to, move those that do not.
+
+    Returns:
+        the sequences, warnings, and the agreement of each with the reference (``registration.agreement``).
+    """
+    from pvs_model.volume import geometry, registration
+
+    reference = geometry.choose_reference(volumes)
+    still, out = volumes[reference], dict(volumes)
+    warnings: list[str] = []
+    agreements: dict[str, float] = {}
+    for name, volume in volumes.items():
+        if name == reference or geometry.overlap(volume.grid, still.grid) < LEAST_OVERLAP:
+            continue
+        if register:
+            try:
+                fit = registration.register(still, volume)
+            except RuntimeError:
+                fit = None
+            if fit is not None and fit.helps:
+                out[name] = volume = registration.moved(volume, fit.transform)
+                warnings.append(
+                    f"{name} was moved by up to {fit.moved_mm:.1f} mm to fit {reference} (agreement {fit.before:.3f}, "
+                    f"now {fit.after:.3f})"
+                )
+        found = registration.check(still, volume)
+        if found.agreement == found.agreement:
+            agreements[name] = round(found.agreement, 4)
+        if found.gross:
+            hint = "" if register else "; --register tries to mend it"
+            warnings.append(
+                f"{name} fits {reference} better {found.moved} (agreement {found.agreement:.3f}, there "
+                f"{found.best:.3f}): they are not registered{hint}"
+            )
+    return out, warnings, agreements
+
+
 def prepare(volumes: dict[str, Volume], n4: bool = False, anatomy: Anatomy | None = None) -> Prepared:
     """One grid, one orientation, one scale; without the skull, where the anatomy says which part is brain.
 
     Raises:
         VolumeError: when a sequence and the reference do not overlap in space.
     """
+    from pvs_model.anatomy.contrast import contrast_warning
     from pvs_model.volume import geometry, intensity
 
     reference = geometry.choose_reference(volumes)
@@ -181,6 +221,9 @@ def prepare(volumes: dict[str, Volume], n4: bool = False, anatomy: Anatomy | Non
             if covered < GOOD_OVERLAP:
                 warnings.append(f"{name} covers only {covered:.0%} of the field of view of {reference}")
             volume = geometry.resample_onto(geometry.to_ras(volumes[name])[0], upright.grid)
+        if anatomy is not None:
+            doubt = contrast_warning(name, volume.data, anatomy)
+            warnings += [doubt] if doubt else []
         head = inside
         if stripped:
             head = inside & (volume.data != 0)
@@ -316,9 +359,12 @@ class Segmenter:
         seconds: dict[str, float] = {}
         with stage(case.name, "read", seconds):
             volumes = read(case)
+        with stage(case.name, "align", seconds):
+            volumes, doubts, agreements = align(volumes, self.settings.register)
         anatomy = self._anatomy(case.name, volumes, seconds) if self.settings.anatomy else None
         with stage(case.name, "prepare", seconds):
             prepared = prepare(volumes, self.settings.n4, anatomy)
+            prepared = replace(prepared, warnings=(*doubts, *prepared.warnings))
         for warning in prepared.warnings:
             log.warning("%s: %s", case.name, warning)
         with stage(case.name, "load", seconds):
@@ -344,7 +390,9 @@ class Segmenter:
             "prompt": prompt,
             "sequences": present,
             "reference": prepared.reference,
+            "agreement": agreements,
             "spacing_mm": [round(s, 4) for s in prepared.grid.spacing_mm],
+            "network_spacing_mm": [round(s, 4) for s in target_spacing(prepared.grid.spacing_mm, ensemble)],
             "voxels": int(mask.sum()),
             "anatomy": anatomy is not None,
             "skull_taken_off": prepared.stripped,

@@ -269,6 +269,12 @@ def test_the_slices_with_most_pvs_lie_apart() -> None:
 # --- the page of a case ---------------------------------------------------------------------------------
 
 
+def test_another_spacing_of_the_network_is_told() -> None:
+    for seen, told in (((1.0, 1.0, 1.0), False), ((1.0, 1.0, 1.6), True), ("nonsense", False)):
+        page = case_page(view(facts={"network_spacing_mm": seen}))
+        assert ("its probabilities were brought back" in page) == told
+
+
 def test_what_was_assumed_is_told(usual: str) -> None:
     words = Seen(usual).words
     for fact in (

@@ -300,8 +300,8 @@ def test_a_case_from_files_to_facts(
     assert facts["prompt"] == "Perivascular spaces in the whole brain, T1w and T2w MRI, 1 mm slices."
     assert facts["sequences"] == ["T1w", "T2w"] and facts["spacing_mm"] == [1.0, 1.0, 1.0]
     assert facts["voxels"] == int(result.mask.sum()) and facts["warnings"] == []
-    assert list(facts["seconds"]) == ["read", "prepare", "load", "predict"]
-    assert [m.split(" ")[1] for m in caplog.messages] == ["read", "prepare", "load", "predict"]
+    assert list(facts["seconds"]) == ["read", "align", "prepare", "load", "predict"]
+    assert [m.split(" ")[1] for m in caplog.messages] == ["read", "align", "prepare", "load", "predict"]
 
 
 def test_the_prompt_names_what_the_network_sees(body: Any, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:

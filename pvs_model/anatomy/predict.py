@@ -87,12 +87,12 @@ def find_regions(
 
 def _drawn(probability: Tensor, affine: Affine, volume: Volume, grid: Grid) -> npt.NDArray[np.uint8]:
     """Labels on a grid, their borders drawn by the scan's signal there."""
-    from pvs_model.volume.geometry import resample_onto
+    from pvs_model.volume.geometry import averaged, resample_onto
 
     factors = [max(1, int(_LABELS_MM / s + 1e-3)) for s in grid.spacing_mm]
     data = _clean(volume)
     if grid.shape == volume.grid.shape and np.allclose(grid.affine, volume.grid.affine, atol=1e-4):
-        signal = _averaged(Volume(data, grid.affine), factors)
+        signal = averaged(Volume(data, grid.affine), factors)
     else:
         x, y, z = (-(-n // f) for n, f in zip(grid.shape, factors, strict=True))
         shift = np.diag([*factors, 1.0])
@@ -145,14 +145,14 @@ def working_image(volume: Volume) -> tuple[Tensor, Affine]:
     Raises:
         VolumeError: when every voxel has the same value.
     """
-    from pvs_model.volume.geometry import resample_onto, to_ras
+    from pvs_model.volume.geometry import averaged, resample_onto, to_ras
 
     volume, _ = to_ras(volume)  # so that the order in which voxels are stored changes nothing
     data = _clean(volume)
     source = volume.source or "the scan"
     if data.min() == data.max():
         raise VolumeError(f"{source}: expected an image of a head, found one value in every voxel")
-    small = _averaged(
+    small = averaged(
         Volume(data, volume.affine), [max(1, int(SPACING_MM / s)) if s <= _FINE_MM else 1 for s in volume.spacing_mm]
     )
     corners = np.array([[x, y, z, 1] for x in (0, 1) for y in (0, 1) for z in (0, 1)], float)
@@ -173,24 +173,6 @@ def _clean(volume: Volume) -> npt.NDArray[np.float32]:
     """Finite values, the background 0."""
     data = np.nan_to_num(volume.data.astype(np.float32, copy=False), posinf=0.0, neginf=0.0)
     return data - np.float32(background_of(data))
-
-
-def _averaged(volume: Volume, factors: list[int]) -> Volume:
-    """Blocks of voxels averaged; the last of an axis is as if its outermost voxels went on."""
-    data = volume.data
-    affine = volume.affine.copy()
-    for axis, factor in enumerate(factors):
-        if factor == 1:
-            continue
-        n = data.shape[axis]
-        extra = -n % factor
-        if extra:
-            data = np.concatenate([data, np.repeat(data.take([n - 1], axis), extra, axis)], axis)
-        shape = (*data.shape[:axis], data.shape[axis] // factor, factor, *data.shape[axis + 1 :])
-        data = data.reshape(shape).mean(axis + 1, dtype=np.float32)
-        affine[:3, 3] += affine[:3, axis] * (factor - 1) / 2
-        affine[:3, axis] *= factor
-    return Volume(data, affine)
 
 
 def classify(image: Tensor, network: AnatomyNet, device: torch.device) -> Tensor:

@@ -265,7 +265,8 @@ def _assumed(view: CaseView, sequences: Sequence[str], named: Mapping[str, Bool]
         found.append(("Reference", words))
     by = " \N{MULTIPLICATION SIGN} "
     spacing = by.join(f"{mm:.3g}" for mm in view.spacing_mm)
-    found.append(("Grid", [f"{by.join(map(str, view.mask.shape))} voxels of {spacing} mm (x, y, z)"]))
+    shape = by.join(map(str, view.mask.shape))
+    found.append(("Grid", [f"{shape} voxels of {spacing} mm (x, y, z).", *_respaced(view)]))
     kind = str(facts.get("network") or "")
     if kind:
         found.append(("Network", _network(kind, facts.get("members"), max(view.spacing_mm))))
@@ -278,6 +279,17 @@ def _assumed(view: CaseView, sequences: Sequence[str], named: Mapping[str, Bool]
     found.append(("Regions", [regions]))
     found.append(("Made by", [f"pvs_model {facts.get('version') or __version__}{_seconds(facts.get('seconds'))}"]))
     return found
+
+
+def _respaced(view: CaseView) -> list[str]:
+    """What the network saw in place of the grid, if anything."""
+    seen = view.facts.get("network_spacing_mm")
+    if not isinstance(seen, list | tuple) or len(seen) != 3 or not all(isinstance(mm, int | float) for mm in seen):
+        return []
+    if all(abs(mm - own) <= 0.001 * own for mm, own in zip(seen, view.spacing_mm, strict=True)):
+        return []
+    by = " \N{MULTIPLICATION SIGN} "
+    return [f"The network saw it at {by.join(f'{mm:.3g}' for mm in seen)} mm; its probabilities were brought back."]
 
 
 def _network(kind: str, members: object, thickest_mm: float) -> list[str]:

@@ -6,7 +6,7 @@ Pure functions of arrays and affines. Lengths are mm where a name says so, else 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -145,6 +145,24 @@ def _covered(
         place = (row[0] * x + row[3]) + row[1] * y + row[2] * z
         inside &= (place >= -0.5 - _SLACK) & (place <= length - 0.5 + _SLACK)
     return inside
+
+
+def averaged(volume: Volume, factors: Sequence[int]) -> Volume:
+    """Blocks of voxels averaged; the last of an axis is as if its outermost voxels went on."""
+    data = volume.data
+    affine = volume.affine.copy()
+    for axis, factor in enumerate(factors):
+        if factor == 1:
+            continue
+        n = data.shape[axis]
+        extra = -n % factor
+        if extra:
+            data = np.concatenate([data, np.repeat(data.take([n - 1], axis), extra, axis)], axis)
+        shape = (*data.shape[:axis], data.shape[axis] // factor, factor, *data.shape[axis + 1 :])
+        data = data.reshape(shape).mean(axis + 1, dtype=np.float32)
+        affine[:3, 3] += affine[:3, axis] * (factor - 1) / 2
+        affine[:3, axis] *= factor
+    return Volume(data, affine, volume.source)
 
 
 def overlap(volume_grid: Grid, grid: Grid) -> float:
