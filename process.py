@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 from pathlib import Path
 
@@ -38,7 +39,8 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--prompt", help="a prompt of your own (needs a BERT encoder)")
     out.add_argument("--report", type=Path, metavar="DIR", help="burden tables and pages to look at (not in --output)")
     out.add_argument("--probability", action="store_true", help="with --report: keep probability maps there")
-    out.add_argument("--no-anatomy", action="store_true", help="no brain mask, no regions")
+    out.add_argument("--resume", action="store_true", help="leave alone what an earlier run has finished")
+    out.add_argument("--no-anatomy", dest="anatomy", action="store_false", help="no brain mask, no regions")
     out.add_argument("--register", action="store_true", help="move sequences onto the reference where that fits better")
     out.add_argument("--n4", action="store_true", help="correct the bias field first")
     out.add_argument("--mirror", action="store_true", help="average over mirror images (8 or 4 times slower)")
@@ -52,28 +54,26 @@ def main(arguments: list[str] | None = None) -> int:
         0 when every case was written, 1 when a case failed, 2 when nothing could be run.
     """
     args = parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leaves a case as Ctrl-C does: nothing half-written
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
     if (args.input / "predictions.json").is_file():
         from pvs_model.evaluation.grand_challenge import evaluate_submission
 
         return evaluate_submission(args.input, args.output, args.ground_truth, args.sockets)
-    words = (args.weights, args.device, args.n4, args.mirror, args.prompt, not args.no_anatomy, args.register)
+    settings = Settings(**{name: getattr(args, name) for name in Settings.__annotations__})
     reports = Reports(args.report, args.probability) if args.report else None
     try:
-        options = Options(args.suffix, args.sockets)
-        failures = run(args.input, args.output, Settings(*words), args.layout, options, reports)
+        failures = run(args.input, args.output, settings, args.layout, Options(args.suffix, args.sockets), reports)
     except PVSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("error: stopped by the user; masks already written are complete", file=sys.stderr)
+        print("error: stopped; masks already written are complete, --resume does the rest", file=sys.stderr)
         return 130
-    if failures:
-        sys.stderr.writelines(f"error: {failure}\n" for failure in failures[:-1])
-        last = failures[-1] if len(failures) == 1 else f"{len(failures)} cases failed, the last: {failures[-1]}"
-        print(f"error: {last}", file=sys.stderr)
-        return 1
-    return 0
+    if failures[1:]:
+        failures[-1] = f"{len(failures)} cases failed, the last: {failures[-1]}"
+    sys.stderr.writelines(f"error: {failure}\n" for failure in failures)
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import numpy as np
 
 from pvs_model import __version__
 from pvs_model.config import THICK_SLICE_MM
-from pvs_model.errors import PVSError, VolumeError, WeightsError
+from pvs_model.errors import DeviceError, PVSError, VolumeError, WeightsError
 from pvs_model.layouts import Layout, Options, choose
 from pvs_model.types import SEQUENCES, Case, FloatArray, Grid, Mask, Volume
 
@@ -52,6 +52,7 @@ class Settings:
     prompt: str | None = None
     anatomy: bool = True
     register: bool = False
+    resume: bool = False
 
 
 @dataclass(frozen=True)
@@ -351,9 +352,25 @@ class Segmenter:
     def segment(self, case: Case) -> Segmentation:
         """Read, prepare, choose, predict and restore one case.
 
+        A GPU that stops working amid a run is left: this case and the following ones run on the CPU.
+
         Raises:
             PVSError: one sentence on what is wrong with the case, the weights or the device.
         """
+        try:
+            return self._segment(case)
+        except RuntimeError as error:
+            from pvs_model.inference.predict import choose_device, device_lost
+
+            if self._device is None or self._device.type == "cpu" or not device_lost(error):
+                raise
+            if self.settings.device == "cuda":
+                raise DeviceError(f"--device cuda: expected a GPU that works, found: {first_line(error)}") from error
+            log.warning("%s: the GPU stopped working (%s): going on with the CPU", case.name, first_line(error))
+            self._device, self._weights = choose_device("cpu"), None  # what lay on the GPU is lost
+            return self._segment(case)
+
+    def _segment(self, case: Case) -> Segmentation:
         if case.problem is not None:
             raise VolumeError(case.problem)
         seconds: dict[str, float] = {}
@@ -422,6 +439,11 @@ class Segmenter:
         return prompt(present, max(grid.spacing_mm))
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, without its traceback and advice."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
 @contextmanager
 def _bar(name: str) -> Iterator[Any]:
     """A progress bar over windows on a terminal; nothing elsewhere."""
@@ -469,6 +491,20 @@ def report_case(case: Case, result: Segmentation, report: Report, probability: b
         write_volume(report.folder / "probability" / f"{case.name}_prob.nii.gz", result.probability, stored.affine)
 
 
+def is_done(case: Case, layout: Layout, output: Path, report: Report | None) -> bool:
+    """Whether an earlier run finished a case: files appear under their names only once they are whole."""
+    from pvs_model.volume.io import read_grid
+
+    reported = report is None or report.has(case.name)
+    if case.problem is not None or not reported or not layout.is_complete(case, output):
+        return False
+    try:
+        shape = read_grid(output / case.output).shape
+        return any(read_grid(path).shape == shape for path in case.images.values())
+    except VolumeError:
+        return False  # it is told when the case is run
+
+
 def run(
     source: Path,
     output: Path,
@@ -500,13 +536,22 @@ def run(
     layout.prepare_output(output)
     report = reports.open(output) if reports is not None else None
     failures: list[str] = []
+    done = {case.name for case in cases if settings.resume and is_done(case, layout, output, report)}
+    if settings.resume:
+        log.info("%s: %d of %d cases were there already", output, len(done), len(cases))
     for number, case in enumerate(cases, 1):
+        if case.name in done:
+            continue
         began = time.perf_counter()
         try:
             result = segmenter.segment(case)
             path = write(case, result, layout, output)
             if report is not None and reports is not None:
                 report_case(case, result, report, reports.probability)
+        except KeyboardInterrupt:
+            if report is not None:
+                report.finish()
+            raise
         except PVSError as error:
             failures.append(f"{case.name}: {error}")
         except Exception as error:  # a bug of ours or of a library: the other cases still go on

@@ -321,7 +321,7 @@ def test_a_run_that_is_stopped(
 
     monkeypatch.setattr(process, "run", stop)
     assert run(tmp_path, tmp_path / "out", weights) == 130
-    assert "stopped by the user" in capsys.readouterr().err
+    assert "error: stopped; masks already written are complete" in capsys.readouterr().err
 
 
 def test_weights_that_are_mounted_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

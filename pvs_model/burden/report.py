@@ -104,6 +104,13 @@ class Report:
         self._place(case, ".html").unlink(missing_ok=True)
         self._write_case(case, {"facts": None, "burden": None, "problem": problem})
 
+    def has(self, case: str) -> bool:
+        """Whether a case that went well is reported."""
+        try:
+            return json.loads(self._place(case, ".json").read_text(encoding="utf-8")).get("problem") is None
+        except (OSError, ValueError, AttributeError):
+            return False
+
     def finish(self) -> None:
         """Write the tables and the index of every case in the folder."""
         cases = []

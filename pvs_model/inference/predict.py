@@ -109,6 +109,16 @@ def predict(
     raise DeviceError("expected enough memory for one window on the CPU, found that it ran out")
 
 
+def device_lost(error: BaseException) -> bool:
+    """Whether an error is the GPU's own (unplugged, reset, a fault in its memory), not one of ours or of memory."""
+    if _out_of_memory(error):
+        return False
+    kind = getattr(torch, "AcceleratorError", None)
+    text = str(error).lower()
+    words = ("cuda error", "cudnn error", "cublas error", "cublas_status", "cudnn_status", "no cuda-capable device")
+    return (kind is not None and isinstance(error, kind)) or any(word in text for word in words)
+
+
 def _out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True

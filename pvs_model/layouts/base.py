@@ -73,6 +73,10 @@ class Layout(ABC):
                 f"found: {error.strerror}"
             ) from error
 
+    def is_complete(self, case: Case, output_root: Path) -> bool:
+        """Whether all that belongs to a case lies in the output folder."""
+        return (output_root / case.output).is_file()
+
     def finish(  # noqa: B027 - an optional step, empty for most forms
         self, case: Case, mask_path: Path, output_root: Path, facts: Mapping[str, Any]
     ) -> None:

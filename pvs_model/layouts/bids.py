@@ -37,6 +37,10 @@ def _anat_folders(root: Path) -> list[Path]:
     return found
 
 
+def _sidecar(mask_path: Path) -> Path:
+    return mask_path.with_name(f"{image_stem(mask_path.name)}.json")
+
+
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write by way of a temporary name, so that a run cut short leaves no half a file."""
     part = path.with_name(f".{path.name}.part")
@@ -106,13 +110,16 @@ class Bids(Layout):
                 },
             )
 
+    def is_complete(self, case: Case, output_root: Path) -> bool:
+        """The mask and its sidecar, which is written after it."""
+        return super().is_complete(case, output_root) and _sidecar(output_root / case.output).is_file()
+
     def finish(
         self, case: Case, mask_path: Path, output_root: Path, facts: Mapping[str, Any]
     ) -> None:
         """Write the sidecar. ``facts`` go in beside the keys that BIDS asks for."""
-        sidecar = mask_path.with_name(f"{image_stem(mask_path.name)}.json")
         _write_json(
-            sidecar,
+            _sidecar(mask_path),
             {
                 **facts,
                 "Description": "Enlarged perivascular spaces: 1 inside, 0 outside",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,11 @@ import numpy.typing as npt
 from pvs_model.errors import VolumeError
 from pvs_model.types import Affine, Grid, spacing_of
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 #: More voxels than this are not an MRI scan but a header that lies (2^31 float32 are 8 GiB).
 MAX_VOXELS = 2**31
 
@@ -24,6 +30,10 @@ SPACING_RANGE_MM = (0.05, 50.0)
 
 #: Least volume of the unit cell that the three axis directions span: 1 where they are orthogonal.
 LEAST_CELL = 0.1
+
+#: Hidden folders in which files are written before they are moved to their places.
+PART = ".part-"
+_JUST_MADE_S = 30.0
 
 #: Extensions that masks and volumes are written with.
 WRITTEN = (".nii.gz", ".nii", ".mha")
@@ -114,15 +124,19 @@ def written_extension(path: Path) -> str:
 def replace_file(path: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a file in a hidden folder beside ``path``, then put it in its place.
 
-    In a folder of its own, so that a run that is killed leaves no second image beside the masks.
+    In a folder of its own, so that a run that is killed leaves no second image beside the masks. The folder is locked
+    while it is in use: one that is not was left by such a run, and is removed.
 
     Raises:
         VolumeError: it cannot be written.
     """
     hidden: str | None = None
+    lock: int | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        hidden = tempfile.mkdtemp(prefix=".part-", dir=path.parent)
+        _remove_left(path.parent)
+        hidden = tempfile.mkdtemp(prefix=PART, dir=path.parent)
+        lock = _locked(Path(hidden))
         part = Path(hidden) / f"part{written_extension(path)}"
         write(part)
         with part.open("rb+") as file:
@@ -134,3 +148,33 @@ def replace_file(path: Path, write: Callable[[Path], None]) -> None:
     finally:
         if hidden is not None:
             shutil.rmtree(hidden, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _locked(folder: Path) -> int | None:
+    """A lock on a folder that ends with its process; None where it is another's, or where there are no locks."""
+    if fcntl is None:
+        return None
+    descriptor = None
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return descriptor
+    except OSError:
+        if descriptor is not None:
+            os.close(descriptor)
+        return None
+
+
+def _remove_left(parent: Path) -> None:
+    """Remove the hidden folders that a killed run left; one that was just made may not be locked yet."""
+    for left in parent.glob(f"{PART}*"):
+        try:
+            old = time.time() - left.stat().st_mtime > _JUST_MADE_S
+        except OSError:
+            continue  # its owner was quicker
+        lock = _locked(left) if old else None
+        if lock is not None:
+            shutil.rmtree(left, ignore_errors=True)
+            os.close(lock)

@@ -1,0 +1,320 @@
+"""Killed, stopped, out of disk, out of memory, without its GPU: never half a mask, and a second run does the rest."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+import process
+from pvs_model import pipeline
+from pvs_model.errors import DeviceError
+from pvs_model.inference.predict import device_lost
+from pvs_model.pipeline import Segmenter, Settings
+from pvs_model.types import Case
+from pvs_model.volume import headers
+from pvs_model.volume.io import read_grid, write_mask
+
+ROOT = Path(__file__).parent.parent
+CASES = ("a", "b", "c")
+
+
+def masks(folder: Path) -> dict[str, str]:
+    """Files under final names, hidden ones left out, by SHA-256."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    }
+
+
+def command(source: Path, output: Path, weights: Path, *more: str) -> list[str]:
+    given = ["--input", str(source), "--output", str(output), "--weights", str(weights), "--device", "cpu", *more]
+    return [sys.executable, str(ROOT / "process.py"), *given]
+
+
+@pytest.fixture(scope="module")
+def source(write_body: Callable[..., dict[str, Path]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("in")
+    for name in CASES:
+        write_body(folder / name / f"{name}_{{}}.nii.gz", ("T1w", "T2w"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(source: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], float]:
+    """The masks of a run that nothing disturbs, and its seconds."""
+    output = tmp_path_factory.mktemp("whole")
+    began = time.perf_counter()
+    subprocess.run(command(source, output, weights), check=True, capture_output=True, timeout=300)
+    found = masks(output)
+    assert sorted(found) == [f"{name}/{name}_pred.nii.gz" for name in CASES]
+    return found, time.perf_counter() - began
+
+
+def check_and_finish(source: Path, output: Path, weights: Path, expected: dict[str, str]) -> None:
+    """What lies there is whole, and a second run does the rest: the same bytes, nothing hidden left behind."""
+    assert masks(output).items() <= expected.items()
+    for left in output.rglob(f"{headers.PART}*"):
+        os.utime(left, (0, 0))  # as if it had been left long ago
+    ran = subprocess.run(command(source, output, weights, "--resume"), capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    assert masks(output) == expected
+    assert not list(output.rglob(".*"))
+
+
+# ---- killed --------------------------------------------------------------------------------------------------------
+
+
+STAGES = ("b: read", "b: align", "b: prepare", "b: load", "b: predict", "b: wrote")
+
+
+@pytest.mark.parametrize("stages", [STAGES[4:5], pytest.param(STAGES, marks=pytest.mark.slow)])
+def test_killed_after_a_stage(source: Path, weights: Path, tmp_path: Path, whole: Any, stages: tuple[str, ...]) -> None:
+    output = tmp_path / "out"
+    for stage in stages:
+        with subprocess.Popen(
+            command(source, output, weights), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        ) as ran:
+            assert ran.stdout is not None
+            for line in ran.stdout:
+                if stage in line:
+                    ran.send_signal(signal.SIGKILL)
+                    break
+        assert ran.returncode == -signal.SIGKILL, stage
+        assert masks(output).items() <= whole[0].items()
+    check_and_finish(source, output, weights, whole[0])
+
+
+def kill_at_random(times: int, source: Path, weights: Path, output: Path, whole: Any) -> None:
+    rng = random.Random(6)
+    for _ in range(times):
+        if not masks(output).items() ^ whole[0].items():
+            shutil.rmtree(output)
+            output.mkdir()
+        with subprocess.Popen(
+            command(source, output, weights, "--resume"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as ran:
+            time.sleep(rng.uniform(0.5, 1.0) * whole[1])  # before, it only imports
+            ran.send_signal(signal.SIGKILL)
+        assert masks(output).items() <= whole[0].items()
+    check_and_finish(source, output, weights, whole[0])
+
+
+def test_killed_at_a_few_instants(source: Path, weights: Path, tmp_path: Path, whole: Any) -> None:
+    kill_at_random(2, source, weights, tmp_path, whole)
+
+
+@pytest.mark.slow
+def test_killed_at_fifty_instants(source: Path, weights: Path, tmp_path: Path, whole: Any) -> None:
+    kill_at_random(50, source, weights, tmp_path, whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_stopped_by_a_signal(source: Path, weights: Path, tmp_path: Path, whole: Any, number: signal.Signals) -> None:
+    output = tmp_path / "out"
+    with subprocess.Popen(
+        command(source, output, weights), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as ran:
+        assert ran.stdout is not None and ran.stderr is not None
+        for line in ran.stdout:
+            if "a: wrote" in line:
+                ran.send_signal(number)
+                break
+        ran.stdout.read()
+        told = ran.stderr.read()
+    assert ran.returncode == 130
+    assert told.strip().splitlines()[-1].startswith("error: stopped; masks already written are complete")
+    assert "Traceback" not in told and not list(output.rglob(".*"))
+    check_and_finish(source, output, weights, whole[0])
+
+
+# ---- a disk or memory that ends ------------------------------------------------------------------------------------
+
+
+def limited(kind: int, size: int) -> Callable[[], None]:
+    return lambda: resource.setrlimit(kind, (size, size))
+
+
+def test_a_disk_that_is_full(source: Path, weights: Path, tmp_path: Path, whole: Any) -> None:
+    output = tmp_path / "out"
+    ran = subprocess.run(
+        command(source, output, weights), capture_output=True, text=True, timeout=300,
+        preexec_fn=limited(resource.RLIMIT_FSIZE, 100),
+    )  # fmt: skip
+    assert ran.returncode == 1
+    last = ran.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: 3 cases failed, the last: c: ") and "c_pred.nii.gz: expected to write" in last
+    assert not masks(output) and not list(output.rglob(".*")) and "Traceback" not in ran.stdout + ran.stderr
+    check_and_finish(source, output, weights, whole[0])
+
+
+@pytest.mark.parametrize("gib", [0.3, 2.0, *(pytest.param(g, marks=pytest.mark.slow) for g in (0.6, 1.0, 1.5, 3.0))])
+def test_memory_that_ends(source: Path, weights: Path, tmp_path: Path, whole: Any, gib: float) -> None:
+    """Wherever it ends, even amid the imports, no case is lost in silence."""
+    output = tmp_path / "out"
+    ran = subprocess.run(
+        command(source, output, weights), capture_output=True, text=True, timeout=300,
+        preexec_fn=limited(resource.RLIMIT_DATA, int(gib * 2**30)), env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    found = masks(output) if output.is_dir() else {}
+    assert found.items() <= whole[0].items()
+    assert (ran.returncode == 0) == (found == whole[0])
+    assert "Traceback" not in ran.stdout + ran.stderr
+    if ran.returncode > 0:
+        assert ran.stderr.strip().splitlines()[-1].startswith("error: ")
+
+
+# ---- a second run --------------------------------------------------------------------------------------------------
+
+
+def run(source: Path, output: Path, weights: Path, *more: str) -> int:
+    return process.main(command(source, output, weights, *more)[2:])
+
+
+def test_resuming_runs_what_is_missing_and_nothing_else(
+    source: Path, weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    output = tmp_path / "out"
+    assert run(source, output, weights) == 0
+    before = masks(output)
+    (output / "a" / "a_pred.nii.gz").unlink()
+    (output / "b" / "b_pred.nii.gz").write_bytes(b"cut off")
+    kept = (output / "c" / "c_pred.nii.gz").stat().st_mtime_ns
+    with caplog.at_level(logging.INFO):
+        assert run(source, output, weights, "--resume") == 0
+    assert masks(output) == before and (output / "c" / "c_pred.nii.gz").stat().st_mtime_ns == kept
+    told = [record.getMessage() for record in caplog.records]
+    assert f"{output}: 1 of 3 cases were there already" in told
+    assert sum(": wrote " in line for line in told) == 2
+
+
+def test_resuming_redoes_a_mask_of_another_grid(source: Path, weights: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    assert run(source, output, weights) == 0
+    before = masks(output)
+    other = nib.Nifti1Image(np.ones((4, 5, 6), np.uint8), np.eye(4))
+    nib.save(other, output / "a" / "a_pred.nii.gz")
+    assert run(source, output, weights, "--resume") == 0 and masks(output) == before
+
+
+def test_resuming_writes_the_reports_that_are_missing(source: Path, weights: Path, tmp_path: Path) -> None:
+    output, reports = tmp_path / "out", tmp_path / "rep"
+    assert run(source, output, weights) == 0
+    assert run(source, output, weights, "--resume", "--report", str(reports)) == 0
+    assert sorted(path.stem for path in (reports / "cases").glob("*.json")) == list(CASES)
+    written = {path.name: path.stat().st_mtime_ns for path in (reports / "cases").iterdir()}
+    assert run(source, output, weights, "--resume", "--report", str(reports)) == 0
+    assert {path.name: path.stat().st_mtime_ns for path in (reports / "cases").iterdir()} == written
+
+
+def test_resuming_writes_a_sidecar_that_is_missing(
+    write_body: Callable[..., dict[str, Path]], weights: Path, tmp_path: Path
+) -> None:
+    source, output = tmp_path / "in", tmp_path / "out"
+    write_body(source / "sub-1" / "anat" / "sub-1_{}.nii.gz", ("T2w",))
+    assert run(source, output, weights) == 0
+    sidecar = next(output.rglob("sub-1*.json"))
+    sidecar.unlink()
+    assert run(source, output, weights, "--resume") == 0 and sidecar.is_file()
+
+
+def test_resuming_tells_a_bad_case_again(source: Path, weights: Path, tmp_path: Path, capsys: Any) -> None:
+    bad = Path(shutil.copytree(source, tmp_path / "in"))
+    (bad / "b" / "b_T2w.nii.gz").write_bytes(b"no image")
+    output = tmp_path / "out"
+    for more in ((), ("--resume",)):
+        assert run(bad, output, weights, *more) == 1
+        assert "b_T2w.nii.gz" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert sorted(masks(output)) == ["a/a_pred.nii.gz", "c/c_pred.nii.gz"]
+
+
+# ---- what a killed run leaves --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def held() -> Iterator[Callable[[Path], None]]:
+    """Locks folders as a writer does, until the test ends."""
+    descriptors: list[int] = []
+
+    def hold(folder: Path) -> None:
+        descriptors.append(os.open(folder, os.O_RDONLY))
+        fcntl.flock(descriptors[-1], fcntl.LOCK_EX)
+
+    yield hold
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+def test_hidden_folders_of_killed_runs_are_removed(source: Path, tmp_path: Path, held: Callable[[Path], None]) -> None:
+    left, busy, new = (tmp_path / f"{headers.PART}{name}" for name in ("left", "busy", "new"))
+    for folder in (left, busy, new):
+        folder.mkdir()
+        (folder / "part.nii.gz").write_bytes(b"half")
+    held(busy)
+    for folder in (left, busy):
+        os.utime(folder, (0, 0))
+    like = source / "a" / "a_T2w.nii.gz"
+    write_mask(tmp_path / "mask.nii.gz", np.zeros(read_grid(like).shape, np.uint8), like)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([busy.name, new.name, "mask.nii.gz"])
+
+
+# ---- a GPU that disappears -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (RuntimeError("CUDA error: unspecified launch failure\nCompile with ..."), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR"), True),
+        (RuntimeError("No CUDA-capable device is detected"), True),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), False),
+        (torch.OutOfMemoryError("CUDA error: out of memory"), False),
+        (RuntimeError("The size of tensor a must match"), False),
+    ],
+)
+def test_which_errors_are_the_gpus(error: Exception, lost: bool) -> None:
+    assert device_lost(error) is lost
+
+
+def test_a_gpu_that_disappears(
+    source: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real, seen = pipeline.predict, []
+
+    def predict(prepared: Any, ensemble: Any, text: Any, device: torch.device, *more: Any) -> Any:
+        seen.append(device.type)
+        if device.type == "cuda":
+            raise RuntimeError("CUDA error: unspecified launch failure\nand much advice")
+        return real(prepared, ensemble, text, device, *more)
+
+    monkeypatch.setattr(pipeline, "predict", predict)
+    monkeypatch.setattr(
+        "pvs_model.inference.predict.choose_device", lambda name: torch.device("cpu" if name == "cpu" else "cuda")
+    )
+    case = Case("a", {"T2w": source / "a" / "a_T2w.nii.gz"}, Path("a.nii.gz"))
+    segmenter = Segmenter(Settings(weights))
+    with caplog.at_level(logging.WARNING):
+        first, second = segmenter.segment(case), segmenter.segment(case)
+    assert seen == ["cuda", "cpu", "cpu"] and np.array_equal(first.mask, second.mask) and first.mask.any()
+    told = [record.getMessage() for record in caplog.records]
+    assert told == ["a: the GPU stopped working (CUDA error: unspecified launch failure): going on with the CPU"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(DeviceError, match="expected a GPU that works, found: CUDA error: unspecified launch failure$"):
+        Segmenter(Settings(weights, "cuda")).segment(case)
