@@ -37,6 +37,8 @@ GOOD_OVERLAP = 0.8
 SKULL = 1.5
 #: Millimetres that are kept around the brain where the skull is taken off.
 BRAIN_MARGIN_MM = 1.0
+#: Of a stripped scan, at least this share is known to an anatomy that is allowed to remove PVS from it.
+COVERS = 0.8
 #: Axes are permuted to put slices last when one spacing is this much larger than the others.
 ANISOTROPIC = 1.2
 
@@ -208,6 +210,11 @@ def prepare(volumes: dict[str, Volume], n4: bool = False, anatomy: Anatomy | Non
     if anatomy is not None and stripped:
         warnings.append("a skull was found and taken off by the anatomy network: look at what it left")
         inside &= geometry.widened(anatomy.brain, BRAIN_MARGIN_MM, upright.spacing_mm)
+    elif anatomy is not None and covers(anatomy, inside) < COVERS:
+        warnings.append(
+            f"the anatomy network found a brain in only {covers(anatomy, inside):.0%} of the scan: regions are doubtful"
+            ", and no PVS was removed for lying outside the brain"
+        )
     for channel, name in enumerate(SEQUENCES):
         if name not in volumes:
             continue
@@ -249,6 +256,12 @@ def has_skull(foreground: Any, anatomy: Anatomy) -> bool:
     """Whether a foreground (x, y, z) is much more than what lies within the skull."""
     within = anatomy.brain | anatomy.mask("intracranial")
     return bool(foreground.sum() > SKULL * within.sum())
+
+
+def covers(anatomy: Anatomy, foreground: Any) -> float:
+    """The share of a foreground (x, y, z) that the anatomy takes for something within the skull."""
+    within = anatomy.brain | anatomy.mask("intracranial")
+    return float((within & foreground).sum() / max(1, foreground.sum()))
 
 
 def network_kind(grid: Grid) -> str:
@@ -398,7 +411,7 @@ class Segmenter:
 
         mask = to_mask(probability, ensemble.threshold, prepared.inside)
         outside = 0
-        if anatomy is not None and prepared.stripped:  # the mask of a stripped scan is trusted more than ours
+        if anatomy is not None and (prepared.stripped or covers(anatomy, prepared.inside) >= COVERS):
             mask, outside = keep_within(mask, anatomy.mask("parenchyma"))
         facts = {
             "network": kind,

@@ -20,8 +20,8 @@ import process
 from pvs_model import pipeline
 from pvs_model.anatomy.regions import Anatomy, values_of
 from pvs_model.inference.postprocess import keep_within
-from pvs_model.pipeline import prepare
-from pvs_model.types import Grid, Volume
+from pvs_model.pipeline import Segmenter, Settings, prepare
+from pvs_model.types import Case, Grid, Volume
 from pvs_model.volume import intensity
 from pvs_model.volume.geometry import choose_reference, to_ras_grid, widened
 
@@ -187,6 +187,33 @@ def test_a_brain_that_is_not_found_does_not_stop_a_case(
     write_body(tmp_path / "in" / "a" / "a_{}.nii.gz", ("T2w",))
     assert run("--input", tmp_path / "in", "--output", tmp_path / "out", "--weights", with_anatomy) == 0
     assert "the skull stays, no regions: x.nii.gz: expected a brain, found none" in caplog.text
+
+
+@pytest.mark.parametrize(("kept", "removes"), [(0.9, True), (0.7, False)])
+def test_pvs_outside_the_parenchyma_are_removed_where_the_anatomy_knows_most_of_the_scan(
+    write_body: WriteBody, with_anatomy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any,
+    kept: float, removes: bool,
+) -> None:  # fmt: skip
+    known: list[npt.NDArray[np.bool_]] = []
+
+    def find(volumes: dict[str, Volume], weights: Path, device: Any = "cpu") -> Anatomy:
+        reference = volumes[choose_reference(volumes)]
+        grid, turn = to_ras_grid(reference.grid)
+        inside = turn.apply(intensity.foreground(reference.data))
+        known.append(inside & (np.cumsum(inside).reshape(inside.shape) <= kept * inside.sum()))
+        return anatomy_on(grid.shape, known[-1])
+
+    path = write_body(tmp_path / "in" / "a" / "a_{}.nii.gz", ("T2w",))["T2w"]
+    segmenter = Segmenter(Settings(with_anatomy, "cpu"))
+    case = Case("a", {"T2w": path}, Path("a.nii.gz"))
+    monkeypatch.setattr(pipeline, "find_anatomy", lambda *_: None)
+    plain = segmenter.segment(case)
+    monkeypatch.setattr(pipeline, "find_anatomy", find)
+    found = segmenter.segment(case)
+    expected, dropped = keep_within(plain.upright, known[0]) if removes else (plain.upright, 0)
+    assert np.array_equal(found.upright, expected) and found.facts["removed_outside_parenchyma"] == dropped
+    doubtful = [warning for warning in found.facts["warnings"] if "regions are doubtful" in warning]
+    assert len(doubtful) == (0 if removes else 1) and all("in only 70% of the scan" in text for text in doubtful)
 
 
 def test_anatomy_can_be_left_out(
