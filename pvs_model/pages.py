@@ -58,7 +58,7 @@ def replace(path: Path, text: str) -> None:
     part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(text.encode())
+        part.write_bytes(text.encode(errors="backslashreplace"))
         os.replace(part, path)
     except OSError as error:
         raise PVSError(f"{path}: expected to write it, found: {error.strerror}") from error

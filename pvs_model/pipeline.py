@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -504,6 +505,11 @@ def report_case(case: Case, result: Segmentation, report: Report, probability: b
         write_volume(report.folder / "probability" / f"{case.name}_prob.nii.gz", result.probability, stored.affine)
 
 
+def printable(text: str) -> str:
+    """Text on one line: what a terminal would not show is spelt. Names of files are a stranger's."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def is_done(case: Case, layout: Layout, output: Path, report: Report | None) -> bool:
     """Whether an earlier run finished a case: files appear under their names only once they are whole."""
     from pvs_model.volume.io import read_grid
@@ -542,6 +548,8 @@ def run(
     Raises:
         PVSError: when no case can be run at all.
     """
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     layout = choose(source, layout_name, options)
     cases = layout.find_cases(source)
     log.info("%s: %d case%s (%s)", source, len(cases), "" if len(cases) == 1 else "s", layout.name)
@@ -582,9 +590,13 @@ def run(
                 took,
             )
             continue
+        failures[-1] = printable(failures[-1])
         log.error("%s", failures[-1])
         if report is not None:
-            report.fail(case.name, failures[-1])
+            try:
+                report.fail(case.name, failures[-1])
+            except (PVSError, OSError) as error:
+                log.error("%s", printable(f"{case.name}: its report could not be written: {error}"))
     if report is not None:
         report.finish()
     return failures

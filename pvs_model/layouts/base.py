@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pvs_model.errors import LayoutError
+from pvs_model.layouts.names import sequence_of
 from pvs_model.types import Case
 
 #: The most file names that a message lists.
@@ -134,10 +135,17 @@ def folders_below(root: Path) -> Iterator[tuple[Path, list[Path], bool]]:
     waiting = [root]
     while waiting:
         folder = waiting.pop()
-        inside = entries(folder)
+        try:
+            inside = entries(folder)
+        except LayoutError:
+            if folder == root:
+                raise
+            inside = []  # one that may not be listed is a case that fails, not the end of the run
         below = [path for path in inside if path.is_dir() and path.name != "lost+found"]
         if folder != root:
-            yield folder, [path for path in inside if path.is_file()], bool(below)
+            # A dangling link, a pipe or a folder with the name of a sequence is told when it is read.
+            files = [path for path in inside if not path.is_dir() or sequence_of(path.name, folder.name)]
+            yield folder, files, bool(below)
         for path in reversed(below):
             real = os.path.realpath(path)
             if real not in seen:

@@ -6,13 +6,17 @@ nothing in the root, because the challenge's scripts take the first NIfTI that t
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from pvs_model.errors import LayoutError
 from pvs_model.layouts.base import Layout, doubled, folders_below, listed
 from pvs_model.layouts.flat import Flat
-from pvs_model.layouts.names import group, image_stem
+from pvs_model.layouts.names import EXTENSIONS, group, image_stem
 from pvs_model.types import Case
+
+#: Images that are not read. A folder of them is a case that cannot be run, not one to pass over.
+FOREIGN = (".hdr", ".img", ".dcm", ".ima", ".mgh", ".par", ".rec", ".bz2", ".zip")
 
 
 class Epvs(Layout):
@@ -54,6 +58,9 @@ class Epvs(Layout):
                 problem = doubled(folder, found)
                 chosen = {} if problem else {key: paths[0] for key, paths in found.items()}
                 cases.append(Case(name, chosen, output, problem))
+            elif foreign := [path for path in files if path.name.lower().endswith(FOREIGN)]:
+                problem = f"{folder}: expected an image ({', '.join(EXTENSIONS)}), found {listed(foreign)}"
+                without.append(Case(name, {}, output, problem))
             elif images:
                 problem = (
                     f"{folder}: expected a T1w, T2w or FLAIR image by its name, "
@@ -61,7 +68,9 @@ class Epvs(Layout):
                 )
                 without.append(Case(name, {}, output, problem))
             elif not files and not has_folders:
-                problem = f"{folder}: expected a T1w, T2w or FLAIR image, found an empty folder"
+                listable = os.access(folder, os.R_OK | os.X_OK)
+                what = "an empty folder" if listable else "a folder that may not be read"
+                problem = f"{folder}: expected a T1w, T2w or FLAIR image, found {what}"
                 empty.append(Case(name, {}, output, problem))
         inside = {case.output.parent for case in cases}
         cases += [case for case in without if not inside & set(case.output.parent.parents)]

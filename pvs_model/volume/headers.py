@@ -22,11 +22,14 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-#: More voxels than this are not an MRI scan but a header that lies (2^31 float32 are 8 GiB).
-MAX_VOXELS = 2**31
+#: More voxels than this are not an MRI scan but a header that lies: 2 GiB as float32, 512 x 512 x 400 are a fifth.
+MAX_VOXELS = 2**29
 
 #: Voxel spacing in mm beyond which a header is not believed: smallest excluded, largest included.
 SPACING_RANGE_MM = (0.05, 50.0)
+
+#: Within slices no PVS can be seen on larger voxels, and cutting them to the networks' size would take all memory.
+COARSEST_WITHIN_MM = 6.0
 
 #: Least volume of the unit cell that the three axis directions span: 1 where they are orthogonal.
 LEAST_CELL = 0.1
@@ -99,6 +102,11 @@ def believable(path: Path, affine: Affine) -> Affine:
     if not ((spacing > smallest + slack) & (spacing <= largest + slack)).all():
         raise VolumeError(
             f"{path}: expected a voxel spacing above {smallest} and up to {largest:g} mm, "
+            f"found {' x '.join(f'{s:g}' for s in spacing)}"
+        )
+    if sorted(spacing)[1] > COARSEST_WITHIN_MM:
+        raise VolumeError(
+            f"{path}: expected voxels of up to {COARSEST_WITHIN_MM:g} mm within slices, "
             f"found {' x '.join(f'{s:g}' for s in spacing)}"
         )
     cell = abs(float(np.linalg.det(affine[:3, :3] / spacing)))

@@ -44,6 +44,11 @@ def read(path: Path) -> Volume:
             raise VolumeError(f"{path}: expected intensities, found no finite voxel")
         data = np.where(finite, data, np.float32(0))
     low, high = float(data.min()), float(data.max())
+    if low == high and not finite.all():
+        raise VolumeError(
+            f"{path}: expected intensities that float32 can hold, found NaN, infinite or larger ones in "
+            f"{np.count_nonzero(~finite)} voxels and {low:g} in all others"
+        )
     if low == high:
         raise VolumeError(f"{path}: expected an image, found {low:g} in every voxel")
     return Volume(data, grid.affine, path)
@@ -144,6 +149,8 @@ def _open(path: Path) -> Opened:
             raise VolumeError(f"{path}: expected an image file, found nothing there")
         if path.stat().st_size == 0:
             raise VolumeError(f"{path}: expected an image file, found an empty file")
+        if not path.is_file():  # a named pipe would wait for ever
+            raise VolumeError(f"{path}: expected an image file, found something that is no file")
         with path.open("rb"):
             pass
     except OSError as error:

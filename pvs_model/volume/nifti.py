@@ -70,8 +70,14 @@ def open_nibabel(path: Path, extension: str) -> Opened:
     def load() -> npt.NDArray[Any]:
         try:
             with LoggingOutputSuppressor():
-                data: npt.NDArray[Any] = image.get_fdata(dtype=np.float32, caching="unchanged")
-                return data
+                if extension == ".nii":
+                    plain: npt.NDArray[Any] = image.get_fdata(dtype=np.float32, caching="unchanged")
+                    return plain
+                with gzip.open(path, "rb") as file:
+                    data: npt.NDArray[Any] = type(image).from_stream(file).get_fdata(dtype=np.float32)
+                    while file.read(2**20):  # to its end, where the check sum stands
+                        pass
+                    return data
         except broken as error:
             raise damaged(path, error) from error
 
