@@ -27,7 +27,8 @@ from tqdm import tqdm
 from benchmarks.cases import WEIGHTS, LabelledCase, cases_of, told, write_json
 from pvs_model.burden.measure import measure
 from pvs_model.burden.records import ALL, BOTH, Burden
-from pvs_model.burden.report import burden_of
+from pvs_model.burden.report import REGIONS as NAMED
+from pvs_model.burden.report import burden_of, regions_of
 from pvs_model.evaluation.agreement import intraclass, spearman
 from pvs_model.layouts import choose
 from pvs_model.pipeline import Settings, find_anatomy, run
@@ -160,9 +161,12 @@ def measured_pairs(folder: Path, masks: Path, weights: Path) -> Iterator[Pair]:
     for case in cases_of(folder):
         mask = read_mask(outputs[case.name], case.volumes[case.prepared.reference]) > 0
         anatomy = find_anatomy(case.volumes, weights)
-        right = sum(int((case.within(name) & anatomy.mask(name)).sum()) for name in ("CSO", "BG"))
-        there = sum(int(case.within(name).sum()) for name in ("CSO", "BG"))
-        found = burden_of(mask.astype(np.uint8), case.prepared.grid.affine, anatomy)
+        affine = case.prepared.grid.affine
+        where = regions_of(case.truth.astype(np.uint8), affine, anatomy)
+        values = {name: list(NAMED).index(name) + 1 for name in ("CSO", "BG")}
+        right = sum(int((where[case.within(name)] == value).sum()) for name, value in values.items())
+        there = sum(int(case.within(name).sum()) for name in values)
+        found = burden_of(mask.astype(np.uint8), affine, anatomy)
         yield Pair(case.name, found, true_burden(case), right / there if there else float("nan"))
 
 

@@ -42,11 +42,16 @@ def burden_of(mask: Mask, affine: Affine, anatomy: Anatomy | None) -> Burden:
     sides = np.zeros(mask.shape, np.uint8)
     for value, side in ((1, "L"), (2, "R")):
         sides[np.isin(anatomy.labels, values_of(f"{side}-intracranial"))] = value
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    where = nearest_region(mask, region_map({n: anatomy.mask(r) for n, r in REGIONS.items()}, mask.shape), spacing)
+    where = regions_of(mask, affine, anatomy)
     regions = {name: where == value for value, name in enumerate(REGIONS, 1)}
     regions[ALL] = anatomy.mask("parenchyma") | (where > 0)
     return measure(mask, regions, affine, anatomy.mask("intracranial"), sides)
+
+
+def regions_of(mask: Mask, affine: Affine, anatomy: Anatomy) -> Mask:
+    """A map of ``REGIONS``, 1, 2, ... in their order, as the PVS of a mask are counted in them."""
+    found = region_map({name: anatomy.mask(label) for name, label in REGIONS.items()}, mask.shape)
+    return nearest_region(mask, found, np.linalg.norm(affine[:3, :3], axis=0))
 
 
 def nearest_region(mask: Mask, where: Mask, spacing_mm: FloatArray) -> Mask:
