@@ -139,8 +139,8 @@ def stated() -> list[tuple[str, str]]:
 
 
 def put(path: Path, text: str) -> None:
-    """Replace what stands between the two marks of a page."""
-    page = path.read_text(encoding="utf-8")
+    """Replace what stands between the two marks of a page; a new page holds them alone."""
+    page = path.read_text(encoding="utf-8") if path.is_file() else f"{BEGIN}\n{END}\n"
     before, rest = page.split(BEGIN)
     path.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}", encoding="utf-8")
 
