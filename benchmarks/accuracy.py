@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.cases import LabelledCase, arguments, cases_of, header, measured, row, sets_of, write_json
 from pvs_model.inference.ensemble import Weights
-from pvs_model.inference.postprocess import to_mask
+from pvs_model.inference.postprocess import to_mask, without_specks
 from pvs_model.inference.predict import choose_device
 from pvs_model.nets.text import prompt
 from pvs_model.pipeline import network_kind, predict
@@ -58,7 +58,8 @@ def main() -> None:
             kind = network_kind(case.prepared.grid)
             threshold = weights.ensemble(kind).threshold
             found = probability(case, weights, device, sequences=shown, mirror=args.mirror)
-            mask = to_mask(found, threshold, case.prepared.inside) > 0
+            mask = to_mask(found, threshold, case.prepared.inside)
+            mask = without_specks(mask, float(np.prod(case.prepared.grid.spacing_mm))) > 0
             everywhere = np.ones_like(mask)
             for region, inside in {"CSO": case.regions["CSO"], "BG": case.regions["BG"], "brain": everywhere}.items():
                 result = measured(mask & inside, case.truth & inside)

@@ -408,9 +408,10 @@ class Segmenter:
         with stage(case.name, f"predict ({kind}, {len(ensemble.networks)} networks, {device.type})", seconds):
             with _bar(case.name) as bar:
                 probability = predict(prepared, ensemble, text, device, self.settings.mirror, bar)
-        from pvs_model.inference.postprocess import keep_within, to_mask
+        from pvs_model.inference.postprocess import keep_within, to_mask, without_specks
 
         mask = to_mask(probability, ensemble.threshold, prepared.inside)
+        mask = without_specks(mask, float(np.prod(prepared.grid.spacing_mm)))
         outside = 0
         if anatomy is not None and (prepared.stripped or covers(anatomy, prepared.inside) >= COVERS):
             mask, outside = keep_within(mask, anatomy.mask("parenchyma"))

@@ -19,7 +19,7 @@ import pytest
 import process
 from pvs_model import pipeline
 from pvs_model.anatomy.regions import Anatomy, values_of
-from pvs_model.inference.postprocess import keep_within
+from pvs_model.inference.postprocess import keep_within, without_specks
 from pvs_model.pipeline import Segmenter, Settings, prepare
 from pvs_model.types import Case, Grid, Volume
 from pvs_model.volume import intensity
@@ -58,6 +58,19 @@ def test_clusters_are_kept_whole_or_not_at_all() -> None:
     assert dropped == 2 and kept.sum() == 5 and kept[2:6, 1, 1].all() and kept[0, 0, 4] and kept.dtype == np.uint8
     assert keep_within(mask * 0, region)[1] == 0
     assert np.array_equal(keep_within(mask, np.ones_like(region))[0], mask)
+
+
+def test_specks_are_what_no_vessel_can_be_told_from() -> None:
+    mask = np.zeros((9, 9, 9), np.uint8)
+    mask[1, 1, 1:5] = 1  # four voxels: 0.5 mm3 at 0.5 mm
+    mask[4, 4, 1:4] = 1  # three
+    mask[7, 7, 7] = mask[8, 8, 8] = 1  # two, by a corner
+    fine = without_specks(mask, 0.125)
+    assert fine.dtype == np.uint8 and fine.sum() == 4 and fine[1, 1, 1:5].all()
+    assert np.array_equal(without_specks(mask, 0.125 * (1 - 1e-6)), fine)
+    for voxel_mm3 in (0.5, 1.0, 6.0):  # a voxel of 0.8 mm and above counts alone
+        assert np.array_equal(without_specks(mask, voxel_mm3), mask)
+    assert not without_specks(mask * 0, 0.125).any()
 
 
 @pytest.mark.parametrize(("spacing", "margin", "reach"), [((1, 1, 1), 1.0, (1, 1, 1)), ((0.5, 1, 3), 1.0, (2, 1, 0))])
