@@ -339,3 +339,10 @@ def test_grand_challenge_problems(tmp_path: Path) -> None:
     sockets(root, socket("ct", "images/t1"))
     with pytest.raises(LayoutError, match=r"\(--sockets FILE.json names them\), found ct"):
         found(root)
+
+
+def test_a_dangling_link_is_no_missing_sequence(tmp_path: Path) -> None:
+    lay(tmp_path, "T1.nii.gz")
+    (tmp_path / "T2.nii.gz").symlink_to(tmp_path / "gone.nii.gz")
+    (case,) = found(tmp_path, "flat")
+    assert set(case.images) == {"T1w", "T2w"}  # reading it says that nothing is there

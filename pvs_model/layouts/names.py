@@ -65,8 +65,8 @@ def image_extension(name: str) -> str | None:
 
 
 def is_image(path: Path) -> bool:
-    """Whether a path is named like an image and is a file (or a link to one)."""
-    return image_stem(path.name) is not None and path.is_file()
+    """Whether a path is named like an image and is no folder; a link that leads nowhere is told when it is read."""
+    return image_stem(path.name) is not None and not path.is_dir()
 
 
 def _tokens(text: str) -> list[tuple[str, int]]:
