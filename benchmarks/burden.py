@@ -175,7 +175,8 @@ def masks_of(folder: Path, weights: Path) -> Path:
     out = folder.with_name(f"{folder.name}_masks")
     missing = [c for c in choose(folder).find_cases(folder) if not (out / c.output).is_file()]
     if missing:
-        failed = run(folder, out, Settings(weights, anatomy=False))  # these scans are stripped: masks are the same
+        # Nothing outside the parenchyma is removed: masks need not be made anew with each anatomy.
+        failed = run(folder, out, Settings(weights, anatomy=False))
         if failed:
             raise SystemExit(f"{folder}: {len(failed)} cases failed")
     return out

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from pvs_model.types import FloatArray, Mask
 
-#: PVS of 1 mm width and less than that in length: chosen on two held-out simulated heads at 0.5 mm (docs/method.md).
+#: PVS of 1 mm width and less than that in length: chosen on two held-out simulated heads at 0.5 mm (docs/results.md).
 LEAST_MM3 = 0.5
 
 
