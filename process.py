@@ -1,7 +1,4 @@
-"""The container's contract: cases in, masks out, exit status 0 only when every case was written.
-
-With ``predictions.json`` in the input it evaluates a submission to grand-challenge instead.
-"""
+"""Cases in, masks out, exit status 0 only when all were written; ``predictions.json`` in: a submission is evaluated."""
 
 from __future__ import annotations
 
@@ -11,9 +8,10 @@ import signal
 import sys
 from pathlib import Path
 
+from pvs_model.cohort import Reports, run
 from pvs_model.errors import PVSError
 from pvs_model.layouts import LAYOUTS, Options
-from pvs_model.pipeline import Reports, Settings, run
+from pvs_model.pipeline import Settings
 
 MOUNTED_WEIGHTS = Path("/opt/ml/model")  # where grand-challenge unpacks a model of its own
 GROUND_TRUTH = Path("/opt/ml/input/data/ground_truth")  # and an organiser's truth, to evaluate a submission with
@@ -21,8 +19,8 @@ GROUND_TRUTH = Path("/opt/ml/input/data/ground_truth")  # and an organiser's tru
 
 def default_weights() -> Path:
     """The weights beside this file, or those that grand-challenge has mounted."""
-    mounted = (MOUNTED_WEIGHTS / "MANIFEST.json").is_file()
-    return MOUNTED_WEIGHTS if mounted else Path(__file__).resolve().parent / "weights"
+    beside = Path(__file__).resolve().parent / "weights"
+    return MOUNTED_WEIGHTS if (MOUNTED_WEIGHTS / "MANIFEST.json").is_file() else beside
 
 
 def parser() -> argparse.ArgumentParser:

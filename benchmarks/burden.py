@@ -29,9 +29,10 @@ from pvs_model.burden.measure import measure
 from pvs_model.burden.records import ALL, BOTH, Burden
 from pvs_model.burden.report import REGIONS as NAMED
 from pvs_model.burden.report import burden_of, regions_of
+from pvs_model.cohort import run
 from pvs_model.evaluation.agreement import intraclass, spearman
 from pvs_model.layouts import choose
-from pvs_model.pipeline import Settings, find_anatomy, run
+from pvs_model.pipeline import Settings, find_anatomy
 from pvs_model.synth.anatomy import BASAL_GANGLIA, CENTRUM_SEMIOVALE, Anatomy
 from pvs_model.synth.case import SimulatedCase, simulate, whole_scene
 from pvs_model.synth.engine import Scene, SceneParams, Triple, acquire, render

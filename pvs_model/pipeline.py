@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +18,11 @@ import numpy as np
 
 from pvs_model import __version__
 from pvs_model.config import THICK_SLICE_MM
-from pvs_model.errors import DeviceError, PVSError, VolumeError, WeightsError
-from pvs_model.layouts import Layout, Options, choose
+from pvs_model.errors import DeviceError, VolumeError, WeightsError
 from pvs_model.types import SEQUENCES, Case, FloatArray, Grid, Mask, Volume
 
 if TYPE_CHECKING:
     from pvs_model.anatomy.regions import Anatomy
-    from pvs_model.burden.report import Report
     from pvs_model.inference.ensemble import Ensemble, Weights
 
 log = logging.getLogger(__name__)
@@ -56,28 +53,6 @@ class Settings:
     anatomy: bool = True
     register: bool = False
     resume: bool = False
-
-
-@dataclass(frozen=True)
-class Reports:
-    """Where reports go: a folder of their own, and whether probabilities are kept there."""
-
-    folder: Path
-    probability: bool = False
-
-    def open(self, output: Path) -> Report:
-        """Make the folder.
-
-        Raises:
-            PVSError: it lies among the masks, or cannot be made.
-        """
-        if self.folder.resolve().is_relative_to(output.resolve()):
-            raise PVSError(
-                f"{self.folder}: expected a folder for reports outside that of the masks, found it in {output}"
-            )
-        from pvs_model.burden.report import Report
-
-        return Report(self.folder)
 
 
 @dataclass(frozen=True)
@@ -469,135 +444,3 @@ def _bar(name: str) -> Iterator[Any]:
 
     with tqdm(desc=name, unit=" windows", leave=False) as bar:
         yield bar
-
-
-def write(case: Case, result: Segmentation, layout: Layout, output: Path) -> Path:
-    """Write the mask of a case where its layout wants it.
-
-    Raises:
-        PVSError: when it cannot be written.
-    """
-    from pvs_model.volume.io import write_mask
-
-    path = output / case.output
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise VolumeError(f"{path.parent}: expected a folder that can be made, found {error.strerror}") from error
-    write_mask(path, result.mask, case.images[result.reference])
-    layout.finish(case, path, output, result.facts)
-    return path
-
-
-def report_case(case: Case, result: Segmentation, report: Report, probability: bool = False) -> None:
-    """Measure a case, and write its page, its numbers and, if asked for, its probabilities among the reports.
-
-    Raises:
-        PVSError: when something cannot be written.
-    """
-    from pvs_model.burden.report import view_of
-    from pvs_model.volume.io import read_grid, write_volume
-
-    prepared = result.prepared
-    images = dict(zip(SEQUENCES, prepared.image, strict=True))
-    report.add(view_of(case.name, images, result.upright, prepared.grid, prepared.anatomy, result.facts))
-    if probability:
-        stored = read_grid(case.images[result.reference])
-        write_volume(report.folder / "probability" / f"{case.name}_prob.nii.gz", result.probability, stored.affine)
-
-
-def printable(text: str) -> str:
-    """Text on one line: what a terminal would not show is spelt. Names of files are a stranger's."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def is_done(case: Case, layout: Layout, output: Path, report: Report | None) -> bool:
-    """Whether an earlier run finished a case: files appear under their names only once they are whole."""
-    from pvs_model.volume.io import read_grid
-
-    reported = report is None or report.has(case.name)
-    if case.problem is not None or not reported or not layout.is_complete(case, output):
-        return False
-    try:
-        shape = read_grid(output / case.output).shape
-        return any(read_grid(path).shape == shape for path in case.images.values())
-    except VolumeError:
-        return False  # it is told when the case is run
-
-
-def run(
-    source: Path,
-    output: Path,
-    settings: Settings,
-    layout_name: str | None = None,
-    options: Options | None = None,
-    reports: Reports | None = None,
-) -> list[str]:
-    """Segment every case of a folder; a case that fails is told and the others go on.
-
-    Args:
-        source: input folder.
-        output: output folder, made if need be.
-        settings: how to run.
-        layout_name: one of ``layouts.LAYOUTS``, or None to look at the folder.
-        options: suffix and sockets.
-        reports: where to write reports, if anywhere.
-
-    Returns:
-        one sentence per failed case; empty when every mask was written.
-
-    Raises:
-        PVSError: when no case can be run at all.
-    """
-    if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
-    layout = choose(source, layout_name, options)
-    cases = layout.find_cases(source)
-    log.info("%s: %d case%s (%s)", source, len(cases), "" if len(cases) == 1 else "s", layout.name)
-    segmenter = Segmenter(settings)
-    layout.prepare_output(output)
-    report = reports.open(output) if reports is not None else None
-    failures: list[str] = []
-    done = {case.name for case in cases if settings.resume and is_done(case, layout, output, report)}
-    if settings.resume:
-        log.info("%s: %d of %d cases were there already", output, len(done), len(cases))
-    for number, case in enumerate(cases, 1):
-        if case.name in done:
-            continue
-        began = time.perf_counter()
-        try:
-            result = segmenter.segment(case)
-            path = write(case, result, layout, output)
-            if report is not None and reports is not None:
-                report_case(case, result, report, reports.probability)
-        except KeyboardInterrupt:
-            if report is not None:
-                report.finish()
-            raise
-        except PVSError as error:
-            failures.append(f"{case.name}: {error}")
-        except Exception as error:  # a bug of ours or of a library: the other cases still go on
-            log.debug("%s", case.name, exc_info=True)
-            failures.append(f"{case.name}: unexpected {type(error).__name__}: {' '.join(str(error).split())}")
-        else:
-            took = time.perf_counter() - began
-            log.info(
-                "%s: wrote %s, %d PVS voxels (%d of %d, %.1f s)",
-                case.name,
-                path,
-                result.mask.sum(),
-                number,
-                len(cases),
-                took,
-            )
-            continue
-        failures[-1] = printable(failures[-1])
-        log.error("%s", failures[-1])
-        if report is not None:
-            try:
-                report.fail(case.name, failures[-1])
-            except (PVSError, OSError) as error:
-                log.error("%s", printable(f"{case.name}: its report could not be written: {error}"))
-    if report is not None:
-        report.finish()
-    return failures

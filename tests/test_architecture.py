@@ -26,13 +26,17 @@ GROUPS: tuple[frozenset[str], ...] = (
     frozenset({"volume", "nets", "synth", "evaluation.metrics"}),
     frozenset({"layouts", "anatomy", "inference", "training", "burden", "evaluation"}),
     frozenset({"pipeline"}),
+    frozenset({"cohort"}),
     frozenset({"cli", "demo", "__main__", "process"}),
 )
 #: The group whose rooms never import each other.
 SIBLINGS = GROUPS[2]
 
 #: Where a run of the container can come by, and what it must never reach.
-RUN_TIME = ("process", "pipeline", "layouts", "volume", "nets", "inference", "anatomy", "burden", "evaluation")
+RUN_TIME = (
+    *("process", "cohort", "pipeline", "layouts", "volume"),
+    *("nets", "inference", "anatomy", "burden", "evaluation"),
+)
 NOT_AT_RUN_TIME = frozenset({"training", "synth"})
 
 LONGEST_PROCESS = 80

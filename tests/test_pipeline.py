@@ -23,7 +23,7 @@ from scipy import ndimage
 from torch import Tensor
 from tqdm import tqdm
 
-from pvs_model import pipeline
+from pvs_model import cohort, pipeline
 from pvs_model.errors import VolumeError, WeightsError
 from pvs_model.inference import predict as prediction
 from pvs_model.inference.ensemble import Ensemble
@@ -326,7 +326,7 @@ def test_missing_weights_are_told_before_any_case_is_read(
     write_body(tmp_path / "in" / "a" / "a_{}.nii.gz", ("T2w",))
     monkeypatch.setattr(pipeline, "read", lambda case: pytest.fail("a case was read"))
     with pytest.raises(WeightsError, match="MANIFEST.json: expected the manifest"):
-        pipeline.run(tmp_path / "in", tmp_path / "out", Settings(tmp_path / "none"))
+        cohort.run(tmp_path / "in", tmp_path / "out", Settings(tmp_path / "none"))
 
 
 def test_a_bug_in_one_case_leaves_the_others(
@@ -342,7 +342,7 @@ def test_a_bug_in_one_case_leaves_the_others(
         return real(volumes, n4, anatomy)
 
     monkeypatch.setattr(pipeline, "prepare", broken)
-    failures = pipeline.run(tmp_path / "in", tmp_path / "out", Settings(weights, "cpu"))
+    failures = cohort.run(tmp_path / "in", tmp_path / "out", Settings(weights, "cpu"))
     assert len(failures) == 1 and failures[0].startswith("a: unexpected KeyError: ")
     assert "\n" not in failures[0] and "[" not in failures[0]
     assert [p.relative_to(tmp_path / "out").as_posix() for p in sorted((tmp_path / "out").rglob("*.nii.gz"))] == [

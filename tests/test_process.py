@@ -87,9 +87,9 @@ def test_starting_imports_nothing_heavy(write_body: WriteBody, weights: Path, tm
     code = (
         "import sys, process\n"
         "from pathlib import Path\n"
-        "from pvs_model import pipeline\n"
+        "from pvs_model import layouts, pipeline\n"
         "args = process.parser().parse_args(['--input', sys.argv[1]])\n"
-        "cases = pipeline.choose(args.input).find_cases(args.input)\n"
+        "cases = layouts.choose(args.input).find_cases(args.input)\n"
         "segmenter = pipeline.Segmenter(pipeline.Settings(Path(sys.argv[2])))\n"
         "print(*sys.modules, sep='\\n')\n"
         "print('--', len(cases), len(pipeline.read(cases[0])))\n"

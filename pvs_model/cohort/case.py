@@ -1,0 +1,91 @@
+"""What surrounds the segmentation of one case among many: where it is written, reported, and known to be done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pvs_model.errors import PVSError, VolumeError
+from pvs_model.layouts import Layout
+from pvs_model.pipeline import Segmentation
+from pvs_model.types import SEQUENCES, Case
+
+if TYPE_CHECKING:
+    from pvs_model.burden.report import Report
+
+
+@dataclass(frozen=True)
+class Reports:
+    """Where reports go: a folder of their own, and whether probabilities are kept there."""
+
+    folder: Path
+    probability: bool = False
+
+    def open(self, output: Path) -> Report:
+        """Make the folder.
+
+        Raises:
+            PVSError: it lies among the masks, or cannot be made.
+        """
+        if self.folder.resolve().is_relative_to(output.resolve()):
+            raise PVSError(
+                f"{self.folder}: expected a folder for reports outside that of the masks, found it in {output}"
+            )
+        from pvs_model.burden.report import Report
+
+        return Report(self.folder)
+
+
+def write(case: Case, result: Segmentation, layout: Layout, output: Path) -> Path:
+    """Write the mask of a case where its layout wants it.
+
+    Raises:
+        PVSError: when it cannot be written.
+    """
+    from pvs_model.volume.io import write_mask
+
+    path = output / case.output
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise VolumeError(f"{path.parent}: expected a folder that can be made, found {error.strerror}") from error
+    write_mask(path, result.mask, case.images[result.reference])
+    layout.finish(case, path, output, result.facts)
+    return path
+
+
+def report_case(case: Case, result: Segmentation, report: Report, probability: bool = False) -> None:
+    """Measure a case, and write its page, its numbers and, if asked for, its probabilities among the reports.
+
+    Raises:
+        PVSError: when something cannot be written.
+    """
+    from pvs_model.burden.report import view_of
+    from pvs_model.volume.io import read_grid, write_volume
+
+    prepared = result.prepared
+    images = dict(zip(SEQUENCES, prepared.image, strict=True))
+    report.add(view_of(case.name, images, result.upright, prepared.grid, prepared.anatomy, result.facts))
+    if probability:
+        stored = read_grid(case.images[result.reference])
+        write_volume(report.folder / "probability" / f"{case.name}_prob.nii.gz", result.probability, stored.affine)
+
+
+def printable(text: str) -> str:
+    """Text on one line: what a terminal would not show is spelt. Names of files are a stranger's."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def is_done(case: Case, layout: Layout, output: Path, report: Report | None) -> bool:
+    """Whether an earlier run finished a case: files appear under their names only once they are whole."""
+    from pvs_model.volume.io import read_grid
+
+    reported = report is None or report.has(case.name)
+    if case.problem is not None or not reported or not layout.is_complete(case, output):
+        return False
+    try:
+        shape = read_grid(output / case.output).shape
+        return any(read_grid(path).shape == shape for path in case.images.values())
+    except VolumeError:
+        return False  # it is told when the case is run
