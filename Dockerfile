@@ -23,12 +23,14 @@ RUN find / -xdev -perm /6000 -type f -exec chmod a-s {} + \
 # Where to take torch from; empty: PyPI, whose wheel needs NVIDIA driver 580 or newer (or runs on the CPU).
 # Only torch itself comes from that index, in the version that requirements.txt names.
 ARG TORCH_INDEX=""
-COPY requirements.txt /opt/
+COPY requirements.txt requirements-openvino.txt /opt/
 RUN if [ -n "$TORCH_INDEX" ]; then \
         python -m pip install --no-cache-dir --root-user-action=ignore --no-deps \
             --index-url "$TORCH_INDEX" "$(grep -m1 '^torch==' /opt/requirements.txt)"; \
     fi \
-    && python -m pip install --no-cache-dir --root-user-action=ignore --requirement /opt/requirements.txt
+    && python -m pip install --no-cache-dir --root-user-action=ignore --requirement /opt/requirements.txt \
+    && python -m pip install --no-cache-dir --root-user-action=ignore --no-deps \
+        --requirement /opt/requirements-openvino.txt
 
 COPY --from=program /opt/app /opt/app
 

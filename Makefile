@@ -23,7 +23,7 @@ help:  ## this list
 venv: $(STAMP)  ## only make .venv
 
 # The stamp is newer than the requirements once they are installed.
-$(STAMP): requirements.txt requirements-dev.txt requirements-nodeps.txt
+$(STAMP): $(wildcard requirements*.txt)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	    echo "make: Python 3.11 or newer is needed; '$(PYTHON)' is missing or older." >&2; \
 	    echo "make: name another one: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
@@ -35,7 +35,8 @@ $(STAMP): requirements.txt requirements-dev.txt requirements-nodeps.txt
 	@[ -z "$(TORCH_INDEX)" ] || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
 	    --index-url "$(TORCH_INDEX)" "$$(grep -m1 '^torch==' requirements.txt)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-nodeps.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-nodeps.txt \
+	    -r requirements-openvino.txt
 	@touch $@
 
 demo: $(STAMP)  ## simulate one subject, segment it, print the scores, draw demo_output/*.png

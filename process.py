@@ -8,9 +8,10 @@ import signal
 import sys
 from pathlib import Path
 
-from pvs_model.cohort import Reports, run
+from pvs_model.cohort import Reports, leave, run
+from pvs_model.cohort.commands import add_options
 from pvs_model.errors import PVSError
-from pvs_model.layouts import LAYOUTS, Options
+from pvs_model.layouts import Options
 from pvs_model.pipeline import Settings
 
 MOUNTED_WEIGHTS = Path("/opt/ml/model")  # where grand-challenge unpacks a model of its own
@@ -28,20 +29,9 @@ def parser() -> argparse.ArgumentParser:
     out = argparse.ArgumentParser(description="Segment perivascular spaces: T1w, T2w, FLAIR in, one mask per case out.")
     out.add_argument("--input", type=Path, default=Path("/input"), help="folder of cases (default: /input)")
     out.add_argument("--output", type=Path, default=Path("/output"), help="folder for masks (default: /output)")
-    out.add_argument("--weights", type=Path, default=default_weights(), help="folder with MANIFEST.json")
-    out.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
-    out.add_argument("--suffix", default="pred", help="masks are named CASE_SUFFIX.nii.gz (default: pred)")
-    out.add_argument("--layout", choices=tuple(LAYOUTS), help="form of the input (default: look at it)")
-    out.add_argument("--sockets", type=Path, help="JSON file naming grand-challenge sockets")
+    add_options(out, default_weights())
     out.add_argument("--ground-truth", type=Path, default=GROUND_TRUTH, help="with predictions.json: folder of truth")
-    out.add_argument("--prompt", help="a prompt of your own (needs a BERT encoder)")
-    out.add_argument("--report", type=Path, metavar="DIR", help="burden tables and pages to look at (not in --output)")
-    out.add_argument("--probability", action="store_true", help="with --report: keep probability maps there")
-    out.add_argument("--resume", action="store_true", help="leave alone what an earlier run has finished")
-    out.add_argument("--no-anatomy", dest="anatomy", action="store_false", help="no brain mask, no regions")
-    out.add_argument("--register", action="store_true", help="move sequences onto the reference where that fits better")
-    out.add_argument("--n4", action="store_true", help="correct the bias field first")
-    out.add_argument("--mirror", action="store_true", help="average over mirror images (8 or 4 times slower)")
+    out.add_argument("--workers", type=int, metavar="N", help="cases read ahead, and written behind (GPU: 2, CPU: 0)")
     return out
 
 
@@ -75,4 +65,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

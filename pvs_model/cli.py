@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pvs_model.anatomy.commands import add_regions, run_regions
+from pvs_model.cohort.commands import add_cohort, run_cohort
 from pvs_model.config import NETWORKS, NetworkConfig
 from pvs_model.errors import PVSError
 from pvs_model.evaluation.commands import (
@@ -181,6 +182,7 @@ def parser() -> argparse.ArgumentParser:
 
     commands.add_parser("segment", help="segment every case of a folder (the same as process.py)", add_help=False)
 
+    add_cohort(add("cohort", run_cohort, "Segment a folder of cases on many workers: this machine's or a cluster's."))
     add_regions(add("regions", run_regions, "Write the brain mask and the regions of scans, on their own grids."))
 
     demo = add("demo", _demo, "Simulate one subject, segment it, print scores, write a picture.")

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 #: A sequence that covers less of the reference's box than this cannot be of the same scan.
 LEAST_OVERLAP = 0.05
 #: Below this share of the reference covered, the user is warned.
@@ -39,20 +42,28 @@ BRAIN_MARGIN_MM = 1.0
 COVERS = 0.8
 #: Axes are permuted to put slices last when one spacing is this much larger than the others.
 ANISOTROPIC = 1.2
+#: SimpleITK's number of threads is that of the process, and a registration sets it to one for as long as it runs.
+_ITK_THREADS = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a user may choose about a run."""
+    """What a user may choose about a run.
+
+    ``workers``: cases made ready ahead of the network, and as many written behind it; None leaves it to
+    ``cohort.folder``.
+    """
 
     weights: Path
     device: str = "auto"
+    backend: str = "auto"
     n4: bool = False
     mirror: bool = False
     prompt: str | None = None
     anatomy: bool = True
     register: bool = False
     resume: bool = False
+    workers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +89,44 @@ class Prepared:
     warnings: tuple[str, ...]
     anatomy: Anatomy | None = None
     stripped: bool = False
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A case in front of the network.
+
+    Attributes:
+        case: as it was found.
+        prepared: on its reference grid.
+        agreements: of each sequence with the reference (``registration.agreement``).
+        seconds: that each stage took so far; later stages add theirs.
+    """
+
+    case: Case
+    prepared: Prepared
+    agreements: dict[str, float]
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """A case behind the network.
+
+    Attributes:
+        ready: the case as it came to the network.
+        probability: float32 (x, y, z), 0 to 1, on the prepared grid.
+        backend: what computed it: "cuda", "openvino" or "torch".
+        ensemble: the networks that were chosen.
+        prompt: what they were asked.
+        sequences: what they saw.
+    """
+
+    ready: Ready
+    probability: FloatArray
+    backend: str
+    ensemble: Ensemble
+    prompt: str
+    sequences: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -147,7 +196,8 @@ def align(volumes: dict[str, Volume], register: bool = False) -> tuple[dict[str,
             continue
         if register:
             try:
-                fit = registration.register(still, volume)
+                with _ITK_THREADS:
+                    fit = registration.register(still, volume)
             except RuntimeError:
                 fit = None
             if fit is not None and fit.helps:
@@ -218,7 +268,8 @@ def prepare(volumes: dict[str, Volume], n4: bool = False, anatomy: Anatomy | Non
             warnings.append(f"{name} is empty where {reference} lies and was left out")
             continue
         if n4:
-            volume = intensity.correct_bias(volume, head)
+            with _ITK_THREADS:
+                volume = intensity.correct_bias(volume, head)
         image[channel] = intensity.standardise(volume.data, head)
         if image[channel].any():
             continue
@@ -246,7 +297,13 @@ def network_kind(grid: Grid) -> str:
 
 
 def predict(
-    prepared: Prepared, ensemble: Ensemble, text: Any, device: Any, mirror: bool = False, bar: Any = None
+    prepared: Prepared,
+    ensemble: Ensemble,
+    text: Any,
+    device: Any,
+    mirror: bool = False,
+    bar: Any = None,
+    backend: str = "torch",
 ) -> FloatArray:
     """Probability (x, y, z) on the prepared grid: crop, turn slices to the last axis, respace where needed, predict."""
     import torch
@@ -269,7 +326,8 @@ def predict(
     if bar is not None:
         bar.reset(total=count_windows(ensemble, stacked.shape[1:]))
     update = None if bar is None else bar.update
-    found = run(ensemble, torch.from_numpy(stacked), text, device, mirror=mirror, progress=update).numpy()
+    image = torch.from_numpy(stacked)
+    found = run(ensemble, image, text, device, mirror=mirror, progress=update, backend=backend).numpy()
     found = np.ascontiguousarray(found.transpose(np.argsort(order)))
     if back is not None:
         found = back(found)
@@ -304,7 +362,10 @@ def slices_last(spacing_mm: tuple[float, float, float], dimensions: int) -> tupl
 
 
 class Segmenter:
-    """Segments one case after another with the networks of one weights folder.
+    """Segments cases with the networks of one weights folder.
+
+    ``segment`` is ``ready``, ``predict`` and ``finish`` of one case. Threads may run them at the same time, each for
+    another case, but ``predict`` for one at a time.
 
     Raises:
         WeightsError: when the manifest is missing.
@@ -315,6 +376,8 @@ class Segmenter:
         self.settings = settings
         self._weights: Weights | None = None
         self._device: Any = None
+        self._choosing = threading.RLock()  # of weights and device
+        self._running = threading.Lock()  # held while the network runs
         # Told before the first image is read, and without the seconds that torch takes to import.
         manifest = settings.weights / "MANIFEST.json"
         if not manifest.is_file():
@@ -324,19 +387,41 @@ class Segmenter:
 
     @property
     def weights(self) -> Weights:
-        if self._weights is None:
-            from pvs_model.inference.ensemble import Weights
+        with self._choosing:
+            if self._weights is None:
+                from pvs_model.inference.ensemble import Weights
 
-            self._weights = Weights(self.settings.weights)
-        return self._weights
+                self._weights = Weights(self.settings.weights)
+            return self._weights
 
     @property
     def device(self) -> Any:
-        if self._device is None:
-            from pvs_model.inference.predict import choose_device
+        with self._choosing:
+            if self._device is None:
+                from pvs_model.inference.predict import choose_device
 
-            self._device = choose_device(self.settings.device)
-        return self._device
+                self._device = choose_device(self.settings.device)
+            return self._device
+
+    def load(self) -> None:
+        """Import all that cases need and find the device, before several threads would do so at once.
+
+        Raises:
+            PVSError: the weights are damaged, or the device is not there.
+        """
+        import monai.inferers  # noqa: F401
+        import nibabel  # noqa: F401
+        import SimpleITK  # noqa: F401
+        from scipy import ndimage  # noqa: F401
+
+        from pvs_model.anatomy import contrast  # noqa: F401
+        from pvs_model.anatomy.predict import load_network
+        from pvs_model.inference import postprocess, predict  # noqa: F401
+        from pvs_model.volume import geometry, intensity, io, registration  # noqa: F401
+
+        _ = self.weights
+        if self.settings.anatomy and self._has_anatomy():
+            load_network(self.settings.weights, self.device)
 
     def segment(self, case: Case) -> Segmentation:
         """Read, prepare, choose, predict and restore one case.
@@ -346,20 +431,14 @@ class Segmenter:
         Raises:
             PVSError: one sentence on what is wrong with the case, the weights or the device.
         """
-        try:
-            return self._segment(case)
-        except RuntimeError as error:
-            from pvs_model.inference.predict import choose_device, device_lost
+        return self.finish(self.predict(self.ready(case)))
 
-            if self._device is None or self._device.type == "cpu" or not device_lost(error):
-                raise
-            if self.settings.device == "cuda":
-                raise DeviceError(f"--device cuda: expected a GPU that works, found: {first_line(error)}") from error
-            log.warning("%s: the GPU stopped working (%s): going on with the CPU", case.name, first_line(error))
-            self._device, self._weights = choose_device("cpu"), None  # what lay on the GPU is lost
-            return self._segment(case)
+    def ready(self, case: Case) -> Ready:
+        """Read, align and prepare: all that comes before the network.
 
-    def _segment(self, case: Case) -> Segmentation:
+        Raises:
+            PVSError: as ``segment``.
+        """
         if case.problem is not None:
             raise VolumeError(case.problem)
         seconds: dict[str, float] = {}
@@ -373,31 +452,56 @@ class Segmenter:
             prepared = replace(prepared, warnings=(*doubts, *prepared.warnings))
         for warning in prepared.warnings:
             log.warning("%s: %s", case.name, warning)
-        with stage(case.name, "load", seconds):
+        return Ready(case, prepared, agreements, seconds)
+
+    def predict(self, ready: Ready) -> Predicted:
+        """Choose networks and prompt, and run them.
+
+        Raises:
+            PVSError: as ``segment``.
+        """
+        name, prepared, seconds = ready.case.name, ready.prepared, ready.seconds
+        with stage(name, "load", seconds):
             kind = network_kind(prepared.grid)
             ensemble = self.weights.ensemble(kind)
-            present = [name for name, channel in zip(SEQUENCES, prepared.image, strict=True) if channel.any()]
+            present = tuple(s for s, channel in zip(SEQUENCES, prepared.image, strict=True) if channel.any())
             prompt = self.settings.prompt or self._prompt(present, prepared.grid)
             text = self.weights.embed(prompt)
-            device = self.device
-        with stage(case.name, f"predict ({kind}, {len(ensemble.networks)} networks, {device.type})", seconds):
-            with _bar(case.name) as bar:
-                probability = predict(prepared, ensemble, text, device, self.settings.mirror, bar)
+            _ = self.device
+
+        def look(device: Any) -> tuple[FloatArray, str]:
+            from pvs_model.inference.predict import computed_by
+
+            networks = self.weights.ensemble(kind)  # another one than above where the GPU that held it was lost
+            backend = self.settings.backend
+            with self._running:
+                by = computed_by(networks, device, backend)
+                told = f"predict ({kind}, {len(networks.networks)} networks, {by})"
+                with stage(name, told, seconds), _bar(name) as bar:
+                    return predict(prepared, networks, text, device, self.settings.mirror, bar, backend), by
+
+        return Predicted(ready, *self._on_device(name, look), ensemble, prompt, present)
+
+    def finish(self, predicted: Predicted) -> Segmentation:
+        """From probability to mask, in the stored order of the reference file."""
         from pvs_model.inference.postprocess import keep_within, to_mask, without_specks
 
-        mask = to_mask(probability, ensemble.threshold, prepared.inside)
+        ready, ensemble = predicted.ready, predicted.ensemble
+        prepared, anatomy = ready.prepared, ready.prepared.anatomy
+        mask = to_mask(predicted.probability, ensemble.threshold, prepared.inside)
         mask = without_specks(mask, float(np.prod(prepared.grid.spacing_mm)))
         outside = 0
         if anatomy is not None and (prepared.stripped or covers(anatomy, prepared.inside) >= COVERS):
             mask, outside = keep_within(mask, anatomy.mask("parenchyma"))
         facts = {
-            "network": kind,
+            "network": ensemble.kind,
             "members": len(ensemble.networks),
+            "backend": predicted.backend,
             "threshold": ensemble.threshold,
-            "prompt": prompt,
-            "sequences": present,
+            "prompt": predicted.prompt,
+            "sequences": list(predicted.sequences),
             "reference": prepared.reference,
-            "agreement": agreements,
+            "agreement": ready.agreements,
             "spacing_mm": [round(s, 4) for s in prepared.grid.spacing_mm],
             "network_spacing_mm": [round(s, 4) for s in target_spacing(prepared.grid.spacing_mm, ensemble)],
             "voxels": int(mask.sum()),
@@ -405,23 +509,57 @@ class Segmenter:
             "skull_taken_off": prepared.stripped,
             "removed_outside_parenchyma": outside,
             "warnings": list(prepared.warnings),
-            "seconds": {name.split(" ")[0]: round(value, 2) for name, value in seconds.items()},
+            "seconds": {name.split(" ")[0]: round(value, 2) for name, value in ready.seconds.items()},
             "version": __version__,
         }
-        return Segmentation(
-            prepared.undo(mask), prepared.undo(probability), prepared.reference, facts, prepared, mask
-        )
+        probability = prepared.undo(predicted.probability)
+        return Segmentation(prepared.undo(mask), probability, prepared.reference, facts, prepared, mask)
+
+    def _has_anatomy(self) -> bool:
+        return (self.settings.weights / "anatomy.safetensors").is_file()
 
     def _anatomy(self, name: str, volumes: dict[str, Volume], seconds: dict[str, float]) -> Anatomy | None:
         """The case's anatomy; None where there is no network for it, and where it finds no brain, which is told."""
-        if not (self.settings.weights / "anatomy.safetensors").is_file():
+        if not self._has_anatomy():
             return None
+
+        def look(device: Any) -> Anatomy:
+            import torch
+
+            try:
+                return find_anatomy(volumes, self.settings.weights, device)
+            except torch.OutOfMemoryError:
+                with self._running:  # another case's networks took it: alone there is enough
+                    return find_anatomy(volumes, self.settings.weights, device)
+
         with stage(name, "anatomy", seconds):
             try:
-                return find_anatomy(volumes, self.settings.weights, self.device)
+                return self._on_device(name, look)
             except VolumeError as error:
                 log.warning("%s: the skull stays, no regions: %s", name, error)
                 return None
+
+    def _on_device(self, name: str, run: Callable[[Any], T]) -> T:
+        """What ``run`` makes on the device; on the CPU, for this case and those to come, where the GPU is lost amid it.
+
+        Raises:
+            DeviceError: it is lost, and nothing but a GPU was asked for.
+        """
+        device = self.device
+        try:
+            return run(device)
+        except RuntimeError as error:
+            from pvs_model.inference.predict import choose_device, device_lost
+
+            if device.type == "cpu" or not device_lost(error):
+                raise
+            if self.settings.device == "cuda":
+                raise DeviceError(f"--device cuda: expected a GPU that works, found: {first_line(error)}") from error
+            with self._choosing:
+                if self._device is device:  # else another thread has met it, too
+                    log.warning("%s: the GPU stopped working (%s): going on with the CPU", name, first_line(error))
+                    self._device, self._weights = choose_device("cpu"), None  # what lay on the GPU is lost
+        return run(self.device)
 
     def _prompt(self, present: Sequence[str], grid: Grid) -> str:
         from pvs_model.nets.text import prompt

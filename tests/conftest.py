@@ -115,6 +115,13 @@ def tiny() -> dict[str, NetworkConfig]:
     return TINY
 
 
+@pytest.fixture(autouse=True)
+def _pytorch_computes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenVINO takes a second to convert each test's own networks: only tests that are about it use it here."""
+    if request.node.get_closest_marker("openvino") is None:
+        monkeypatch.setattr("pvs_model.inference.openvino.compiled", lambda networks, wanted=False: None)
+
+
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A weights folder with two 3D networks and one 2D network, random but seeded. Read only: copy it to change it."""

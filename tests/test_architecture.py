@@ -39,6 +39,15 @@ RUN_TIME = (
 )
 NOT_AT_RUN_TIME = frozenset({"training", "synth"})
 
+#: Modules on the run-time path that may import an extra, which the container does without -> the packages, and where
+#: they are pinned. They import them when they are needed, never when they are loaded themselves.
+EXTRAS: Mapping[str, tuple[frozenset[str], str]] = {
+    "cohort.cluster": (frozenset({"distributed"}), "requirements-cluster.txt"),
+    "cohort.engines": (frozenset({"dask", "dask_jobqueue", "distributed"}), "requirements-cluster.txt"),
+    "cohort.worker": (frozenset({"distributed"}), "requirements-cluster.txt"),
+    "inference.openvino": (frozenset({"openvino"}), "requirements-openvino.txt"),
+}
+
 LONGEST_PROCESS = 80
 JUNK_ROOMS = frozenset({"utils", "util", "helpers", "misc"})
 
@@ -231,13 +240,39 @@ def pickles(sources: Sources) -> list[str]:
 
 
 def third_party(sources: Sources) -> set[str]:
-    """Top-level names of the packages that the run-time path imports from outside the house."""
+    """Top-level names of the packages that the run-time path imports from outside the house, without extras."""
     return {
         dotted.split(".")[0]
         for name in reachable(sources)
         for dotted, _ in imported_names(sources[name])
-        if dotted.split(".")[0] not in {PACKAGE, "process", "__future__", *sys.stdlib_module_names}
+        if dotted.split(".")[0] not in {PACKAGE, "process", "__future__", *sys.stdlib_module_names, *extras_of(name)}
     }
+
+
+def extras_of(name: str) -> frozenset[str]:
+    return EXTRAS[name][0] if name in EXTRAS else frozenset()
+
+
+def eager_extras(sources: Sources) -> list[str]:
+    """Extras that are imported when their module is: without them, it could not even say what is missing."""
+    complaints = []
+    for name in EXTRAS.keys() & sources.keys():
+        module = sources[name]
+        inside = {
+            id(node)
+            for function in ast.walk(module.tree)
+            if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef))
+            for node in ast.walk(function)
+        }
+        eager = [node for node in ast.walk(module.tree) if id(node) not in inside]
+        imports = [node for node in eager if isinstance(node, (ast.Import, ast.ImportFrom))]
+        outside = Module(module.name, module.path, ast.Module([*imports], []))
+        complaints += [
+            f"{where(module, line)} imports the extra {dotted} when it is loaded"
+            for dotted, line in imported_names(outside)
+            if dotted.split(".")[0] in extras_of(name)
+        ]
+    return complaints
 
 
 # ---- this repository keeps them ---------------------------------------------------------------------------------
@@ -249,7 +284,7 @@ def house() -> Sources:
 
 
 @pytest.mark.parametrize(
-    "rule", [unknown_rooms, wrong_directions, cycles, run_time_reaches_too_far, junk_rooms, too_long]
+    "rule", [unknown_rooms, wrong_directions, cycles, run_time_reaches_too_far, junk_rooms, too_long, eager_extras]
 )
 def test_the_house_keeps_the_rule(rule: Rule, house: Sources) -> None:
     assert rule(house) == []
@@ -271,6 +306,17 @@ def test_run_time_imports_are_required(house: Sources) -> None:
     for package in sorted(third_party(house)):
         names = {re.sub(r"[-_.]+", "-", name).lower() for name in providers.get(package, [package])}
         assert names & required, f"{package} is imported on the run-time path, and not in requirements.txt"
+
+
+def test_extras_are_pinned_and_used(house: Sources) -> None:
+    providers = importlib.metadata.packages_distributions()
+    for module, (packages, file) in EXTRAS.items():
+        used = {dotted.split(".")[0] for dotted, _ in imported_names(house[module])}
+        assert packages <= used, f"{module} needs no {', '.join(packages - used)} any more"
+        pinned = set(re.findall(r"^([A-Za-z0-9._-]+)==", (ROOT / file).read_text(), re.MULTILINE))
+        for package in packages:
+            names = {re.sub(r"[-_.]+", "-", name).lower() for name in providers.get(package, [package])}
+            assert names & pinned, f"{module} imports {package}, which is not in {file}"
 
 
 # ---- and each rule can fail -------------------------------------------------------------------------------------
@@ -358,6 +404,12 @@ BROKEN = [
     pytest.param(junk_rooms, {"pvs_model/utils.py": ""}, "utils", id="utils.py"),
     pytest.param(junk_rooms, {"pvs_model/nets/utils.py": ""}, "nets.utils", id="nets/utils.py"),
     pytest.param(too_long, {"process.py": "\n" * 81}, "81 lines", id="81 lines"),
+    pytest.param(
+        eager_extras,
+        {"pvs_model/cohort/cluster.py": "try:\n    import distributed.client\nexcept ImportError:\n    pass"},
+        "cohort.cluster:2",
+        id="extra at once",
+    ),
     pytest.param(pickles, {"pvs_model/nets/model.py": "import pickle"}, "nets.model: pickle", id="pickle"),
     pytest.param(pickles, {"pvs_model/nets/model.py": "def f():\n    from joblib import load"}, "joblib", id="joblib"),
     pytest.param(pickles, {"process.py": "import torch\ntorch.load('x')"}, "process: torch.load", id="torch.load"),
@@ -378,7 +430,8 @@ def build(folder: Path, files: Mapping[str, str]) -> dict[str, Module]:
 
 
 @pytest.mark.parametrize(
-    "rule", [unknown_rooms, wrong_directions, cycles, run_time_reaches_too_far, junk_rooms, too_long, pickles]
+    "rule",
+    [unknown_rooms, wrong_directions, cycles, run_time_reaches_too_far, junk_rooms, too_long, pickles, eager_extras],
 )
 def test_a_sound_tree_passes(rule: Rule, tmp_path: Path) -> None:
     assert rule(build(tmp_path, {})) == []

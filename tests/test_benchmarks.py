@@ -1,20 +1,29 @@
-"""What the benchmarks of accuracy share: finding labelled cases, and averaging honestly."""
+"""What the benchmarks of accuracy share: finding labelled cases, and averaging honestly; and that of many cases."""
 
 from __future__ import annotations
 
 import json
 import math
 import shutil
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
+import torch
 
+from benchmarks import many
 from benchmarks.cases import cases_of, header, mean, measured, row, sets_of, write_json
+from benchmarks.compare import compared
+from benchmarks.compare import read as read_benchmark
 from benchmarks.frangi import vesselness
-from pvs_model.errors import VolumeError
+from benchmarks.run import STAGES, summary, weights_with
+from benchmarks.windows import gflop
+from pvs_model.errors import PVSError, VolumeError
+from pvs_model.layouts import choose
 from pvs_model.synth.anatomy import Anatomy
 from pvs_model.training.cases import write_case
 
@@ -91,3 +100,94 @@ def test_sets_have_names_and_json_has_no_nan(tmp_path: Path) -> None:
     assert sets_of(["a=/x/y", "/x/z"]) == {"a": Path("/x/y"), "z": Path("/x/z")}
     write_json(tmp_path / "out.json", [{"value": math.nan}])
     assert json.loads((tmp_path / "out.json").read_text()) == [{"value": None}]
+
+
+# ---- many cases ----------------------------------------------------------------------------------------------------
+
+
+def test_many_cases_are_links_to_a_few(labelled: Path, tmp_path: Path) -> None:
+    many.linked(labelled, tmp_path / "in", 3)
+    found = choose(tmp_path / "in").find_cases(tmp_path / "in")
+    assert [case.name for case in found] == ["case0000", "case0001", "case0002"]
+    assert all(set(case.images) == {"T1w", "T2w", "FLAIR"} and case.problem is None for case in found)
+
+
+def test_ratios_of_many_cases_are_taken_within_a_round() -> None:
+    # The second round was twice as slow for both; memory climbs by 1 MiB per case, in the first half by 100.
+    climbing = (0.0, 100.0, 200.0, 201.0, 202.0, 203.0)
+    made = [
+        many.Run(workers, 6, seconds, 2 * seconds, climbing, 300.0)
+        for workers, seconds in ((0, 30.0), (2, 20.0), (0, 60.0), (2, 40.0), (0, 30.0), (2, 24.0))
+    ]
+    alone, together = many.summary(made)
+    assert (alone["cases_per_minute"], alone["times_as_fast"], alone["workers"]) == (12.0, 1.0, 0)
+    assert (together["cases_per_minute"], together["times_as_fast"], together["cpu_ratio"]) == (15.0, 1.5, 0.667)
+    assert alone["slope_mib_per_100"] == 100.0 and alone["max_resident_mib"] == 203.0
+
+
+def measured_cases(write_body: Callable[..., dict[str, Path]], folder: Path, count: int) -> Path:
+    write_body(folder / "few" / "a" / "a_{}.nii.gz", ("T2w",), spacing_mm=(1.3, 1.3, 1.3))
+    write_body(folder / "few" / "b" / "b_{}.nii.gz", spacing_mm=(1.3, 1.3, 4.0))
+    many.linked(folder / "few", folder / "in", count)
+    return folder / "in"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident memory is read from /proc")
+def test_many_cases_are_measured(
+    write_body: Callable[..., dict[str, Path]], weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured_cases(write_body, tmp_path, 0)
+    given = ["--source", str(tmp_path / "few"), "--cases", "4", "--workers", "0", "1", "--repeats", "1"]
+    many.main([*given, "--json", str(tmp_path / "out.json"), "--", "--device", "cpu", "--weights", str(weights)])
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert [row["workers"] for row in found["results"]] == [0, 1] and found["results"][0]["times_as_fast"] == 1
+    assert all(len(run["resident_mib"]) == 4 and 50 < run["resident_mib"][0] < run["peak_mib"] for run in found["runs"])
+    assert "| workers | cases per minute |" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_memory_does_not_grow_with_the_cases(
+    write_body: Callable[..., dict[str, Path]], weights: Path, tmp_path: Path, workers: int
+) -> None:
+    """Of 200: one case of these is a MiB in memory, so a hundred that were kept would show."""
+    source = measured_cases(write_body, tmp_path, 200)
+    run = many.measure(source, workers, ["--device", "cpu", "--weights", str(weights), "--report", str(tmp_path / "r")])
+    assert run.cases == 200 and run.slope_mib < 15, run
+
+
+def test_two_files_are_compared_figure_by_figure(tmp_path: Path) -> None:
+    rows = {"1 mm": {"how": "3d", "total": 20.0, "peak_mib": 1000}, "only before": {"total": 1.0}}
+    before = {"machine": {"cores": 2}, "results": rows}
+    after = {"machine": {"cores": 2}, "results": {"1 mm": {"how": "3d", "total": 5.0, "peak_mib": 1500}}}
+    assert compared(before, after) == [
+        ("1 mm", "total", 20.0, 5.0, 0.25),
+        ("1 mm", "peak_mib", 1000.0, 1500.0, 1.5),
+    ]
+    path = tmp_path / "no.json"
+    path.write_text("[]")
+    with pytest.raises(PVSError, match=r"no\.json: expected the JSON file of a benchmark"):
+        read_benchmark(path)
+
+
+def test_runs_are_summed_up_by_medians_and_by_ratios_of_their_own_round() -> None:
+    def runs(*totals: float) -> list[dict[str, float | str]]:
+        return [dict.fromkeys(STAGES, 0.0) | {"how": "3d", "total": t, "peak_mib": 100.0} for t in totals]
+
+    # A machine that slows down slows both: 4 / 2, 8 / 4 and 30 / 10, while the medians' ratio is 8 / 4.
+    found = summary(runs(4.0, 8.0, 30.0), runs(2.0, 4.0, 10.0))
+    assert found["total"] == 8.0 and found["ratio"] == 2.0 and found["totals"] == [4.0, 8.0, 30.0]
+
+
+def test_weights_of_so_many_members(tmp_path: Path) -> None:
+    manifest = json.loads((weights_with(tmp_path, 5) / "MANIFEST.json").read_text())
+    assert {len(ensemble["members"]) for ensemble in manifest["ensembles"].values()} == {5}
+
+
+def test_flops_are_counted_as_two_per_multiplication() -> None:
+    class Line(torch.nn.Module):
+        def forward(self, windows: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+            return windows @ words
+
+    # 3 x 4 times 4 x 5: 60 multiplications and as many additions.
+    assert gflop(Line(), torch.ones(3, 4), torch.ones(4, 5)) == pytest.approx(120e-9)  # type: ignore[arg-type]

@@ -45,8 +45,8 @@ def masks(folder: Path) -> dict[str, str]:
 
 
 def command(source: Path, output: Path, weights: Path, *more: str) -> list[str]:
-    given = ["--input", str(source), "--output", str(output), "--weights", str(weights), "--device", "cpu", *more]
-    return [sys.executable, str(ROOT / "process.py"), *given]
+    given = ["--input", str(source), "--output", str(output), "--weights", str(weights), "--device", "cpu"]
+    return [sys.executable, str(ROOT / "process.py"), *given, "--backend", "torch", *more]
 
 
 @pytest.fixture(scope="module")

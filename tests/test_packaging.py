@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import re
 import shutil
@@ -85,7 +86,7 @@ def test_packages_come_from_the_pinned_requirements_only(last_stage: list[tuple[
     commands = [command for command in re.split(r"&&|;", runs) if "install" in command]
     assert commands, "the Dockerfile installs nothing?"
     for command in commands:
-        assert "requirements.txt" in command, command
+        assert re.search(r"/opt/requirements(-openvino)?\.txt", command), command
         assert "--no-cache-dir" in command, command
     assert not re.search(r"\bapt(-get)?\b|\bgcc\b|build-essential", runs)
 
@@ -94,7 +95,8 @@ def test_only_the_program_is_copied(dockerfile: list[tuple[str, str]]) -> None:
     copied = {
         source for word, rest in dockerfile if word == "COPY" for source in rest.split()[:-1] if "--from=" not in source
     }
-    assert copied == {"LICENSE", "process.py", "pvs_model/", "weights/", "requirements.txt", "/opt/app"}
+    files = ("requirements.txt", "requirements-openvino.txt")
+    assert copied == {"LICENSE", "process.py", "pvs_model/", "weights/", *files, "/opt/app"}
     assert not [rest for word, rest in dockerfile if word == "ADD"]
     kept = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
     assert set(kept) == copied - {"/opt/app"}, ".dockerignore must let in what is copied, and nothing else"
@@ -121,16 +123,53 @@ def test_hadolint_is_content(tmp_path: Path) -> None:
 # ---- requirements -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt", "requirements-nodeps.txt"])
+#: Files of requirements, and those that each is installed together with.
+TOGETHER = {
+    "requirements.txt": [],
+    "requirements-nodeps.txt": [],
+    "requirements-openvino.txt": [],
+    "requirements-cluster.txt": ["requirements.txt"],
+    "requirements-dev.txt": ["requirements.txt", "requirements-cluster.txt"],
+}
+
+
+@pytest.mark.parametrize("name", TOGETHER)
 def test_every_package_is_pinned_once(name: str) -> None:
     lines = requirements(name)
     if name == "requirements-dev.txt":
-        assert lines.pop(0) == "-r requirements.txt"
-        packages = [line.split("==")[0].lower() for line in lines + requirements("requirements.txt")]
-    else:
-        packages = [line.split("==")[0].lower() for line in lines]
+        assert [lines.pop(0) for _ in TOGETHER[name]] == [f"-r {other}" for other in TOGETHER[name]]
     assert [line for line in lines if not PIN.fullmatch(line)] == []
+    packages = [line.split("==")[0].lower() for line in sum(map(requirements, TOGETHER[name]), lines)]
     assert len(packages) == len(set(packages)) > 0
+
+
+def test_the_extra_is_the_requirements_of_a_cluster() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    extras = settings["tool"]["setuptools"]["dynamic"]["optional-dependencies"]
+    assert extras["cluster"] == {"file": ["requirements-cluster.txt"]}
+    assert "optional-dependencies" in settings["project"]["dynamic"]
+
+
+def test_what_a_cluster_needs_is_pinned_as_it_is_installed() -> None:
+    """Every package that those used by name come to need is in one of the two files, in the version installed here."""
+    lines = [*requirements("requirements.txt"), *requirements("requirements-cluster.txt")]
+    pins = dict(line.split("==") for line in lines)
+    todo, seen = ["dask", "dask-jobqueue", "distributed"], set()
+    while todo:
+        package = todo.pop()
+        if package in seen:
+            continue
+        seen.add(package)
+        assert pins[package] == importlib.metadata.version(package)
+        for need in importlib.metadata.requires(package) or []:
+            name, _, marker = need.partition(";")
+            old_python = re.fullmatch(r"""python_version < ['"]3\.(\d+)['"]""", marker.strip())
+            if marker and not (old_python and sys.version_info < (3, int(old_python[1]))):
+                continue
+            match = re.match(r"[A-Za-z0-9._-]+", name)
+            assert match is not None
+            todo.append(re.sub(r"[-_.]+", "-", match[0]).lower())
+    assert {line.split("==")[0] for line in requirements("requirements-cluster.txt")} <= seen
 
 
 @pytest.mark.parametrize(

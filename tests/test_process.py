@@ -37,8 +37,8 @@ def hashes(folder: Path) -> dict[str, str]:
 
 def run(source: Path, output: Path, weights: Path, *more: str) -> int:
     """main() in this process, on the CPU."""
-    arguments = ["--input", str(source), "--output", str(output), "--weights", str(weights), "--device", "cpu", *more]
-    return process.main(arguments)
+    arguments = ["--input", str(source), "--output", str(output), "--weights", str(weights), "--device", "cpu"]
+    return process.main([*arguments, "--backend", "torch", *more])
 
 
 def on_the_grid_of(mask_path: Path, reference: Path) -> np.ndarray:
@@ -67,7 +67,8 @@ def test_a_corrupt_case_between_two_good_ones(write_body: WriteBody, weights: Pa
         path.chmod(0o444)
     before = hashes(source)
     command = [sys.executable, "process.py", "--input", str(source), "--output", str(output), "--weights", str(weights)]
-    ran = subprocess.run([*command, "--device", "cpu"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    command += ["--device", "cpu", "--backend", "torch"]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 1, ran.stderr
     assert files(output) == ["c3/c3_pred.nii.gz", "site/c1/c1_pred.nii.gz"]
     on_the_grid_of(output / "c3" / "c3_pred.nii.gz", thick)
@@ -77,7 +78,7 @@ def test_a_corrupt_case_between_two_good_ones(write_body: WriteBody, weights: Pa
     assert hashes(source) == before
     # One line per stage and case, with seconds.
     for name, kind in (("site/c1", "3d, 2 networks"), ("c3", "2d, 1 networks")):
-        for stage in ("read", "prepare", "load", f"predict ({kind}, cpu)"):
+        for stage in ("read", "prepare", "load", f"predict ({kind}, torch)"):
             assert sum(f" {name}: {stage} " in line and line.endswith(" s") for line in ran.stdout.splitlines()) == 1
 
 

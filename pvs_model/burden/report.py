@@ -10,7 +10,7 @@ import csv
 import io
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -116,10 +116,18 @@ class Report:
         except (OSError, ValueError, AttributeError):
             return False
 
-    def finish(self) -> None:
-        """Write the tables and the index of every case in the folder."""
+    def finish(self, names: Iterable[str] = ()) -> None:
+        """Write the tables and the index of every case in the folder.
+
+        Args:
+            names: of cases that are surely there: another machine's files may be readable before they are listed.
+
+        Raises:
+            PVSError: the numbers of a case cannot be read, or a table cannot be written.
+        """
         cases = []
-        for path in sorted((self.folder / "cases").rglob("*.json")):
+        places = {*(self.folder / "cases").rglob("*.json"), *(self._place(name, ".json") for name in names)}
+        for path in sorted(places):
             try:
                 cases.append(json.loads(path.read_text(encoding="utf-8")))
                 entry_of(cases[-1])

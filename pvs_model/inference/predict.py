@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pvs_model.errors import DeviceError
+from pvs_model.inference import openvino
 from pvs_model.inference.ensemble import Ensemble
 from pvs_model.nets.precision import cpu_has_bfloat16
 from pvs_model.nets.slices import stack_slices
@@ -76,6 +77,7 @@ def predict(
     batch: int = 4,
     mirror: bool = False,
     progress: Progress | None = None,
+    backend: str = "torch",
 ) -> Tensor:
     """Mean probability of PVS over the ensemble's networks.
 
@@ -88,17 +90,18 @@ def predict(
         batch: windows at a time on a GPU.
         mirror: average over mirror images along each axis of the window too (8 or 4 times the work).
         progress: called with the number of windows done.
+        backend: what runs the networks on a CPU: "torch", "openvino", or "auto" for OpenVINO where it is installed.
 
     Returns:
         (X, Y, Z) float32 on the CPU, 0 to 1.
 
     Raises:
-        DeviceError: when memory runs out on the CPU as well.
+        DeviceError: when memory runs out on the CPU as well, or OpenVINO was asked for and cannot run the networks.
     """
     ways = list(attempts(device, batch))
     for attempt, safer in zip(ways, [*ways[1:], None], strict=True):
         try:
-            return _run(ensemble, image, text, attempt, mirror, progress)
+            return _run(ensemble, image, text, attempt, mirror, progress, backend)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not _out_of_memory(error):
                 raise
@@ -127,32 +130,33 @@ def _out_of_memory(error: BaseException) -> bool:
 
 
 def _run(
-    ensemble: Ensemble, image: Tensor, text: Tensor, attempt: Attempt, mirror: bool, progress: Progress | None
+    ensemble: Ensemble,
+    image: Tensor,
+    text: Tensor,
+    attempt: Attempt,
+    mirror: bool,
+    progress: Progress | None,
+    backend: str,
 ) -> Tensor:
     # MONAI takes seconds to import: not before the first image has been read.
     from monai.inferers import SliceInferer, SlidingWindowInferer
 
-    networks = [network.to(attempt.device) for network in ensemble.networks]
     tokens = text.to(attempt.device)[None]
     three = ensemble.dimensions == 3
+    mean = mean_probability(ensemble, attempt.device, backend)
 
     def average(windows: Tensor) -> Tensor:
-        """Mean probability (B, 1, *window) of the ensemble, in float32."""
-        words = tokens.expand(len(windows), -1, -1)
-        total = torch.zeros((len(windows), 1, *windows.shape[2:]), device=windows.device)
+        """Mean probability (B, 1, *window) over the ensemble and mirror images, in float32."""
         spatial = range(2, windows.ndim)
         flips = [
             tuple(a for k, a in enumerate(spatial) if m >> k & 1) for m in range(2 ** len(spatial) if mirror else 1)
         ]
-        for axes in flips:
-            for network in networks:
-                with autocast(attempt.device):
-                    logits = network(windows.flip(axes) if axes else windows, words)
-                probability = logits.float().sigmoid()
-                total += probability.flip(axes) if axes else probability
+        total = mean(windows, tokens)
+        for axes in flips[1:]:
+            total += mean(windows.flip(axes), tokens).flip(axes)
         if progress is not None:
             progress(len(windows))
-        return total / (len(networks) * len(flips))
+        return total / len(flips)
 
     shared = {
         "sw_batch_size": attempt.batch,
@@ -161,17 +165,57 @@ def _run(
         "sw_device": attempt.device,
         "device": attempt.accumulate,
     }
-    side = ensemble.window
+    window = (ensemble.window,) * ensemble.dimensions
     with torch.inference_mode():
+        image = image.to(attempt.accumulate)  # once, so that no window makes the way to the GPU by itself
         if three:
-            inferer = SlidingWindowInferer(roi_size=(side, side, side), **shared)
+            inferer = SlidingWindowInferer(roi_size=window, **shared)
             probability = inferer(image[None], average)
         else:
-            neighbours = networks[0].config.neighbour_slices
+            neighbours = ensemble.networks[0].config.neighbour_slices
             stacked = stack_slices(image, neighbours).permute(1, 2, 3, 0)[None]  # (1, channels, X, Y, Z)
-            probability = SliceInferer(roi_size=(side, side), spatial_dim=2, **shared)(stacked, average)
+            probability = SliceInferer(roi_size=window, spatial_dim=2, **shared)(stacked, average)
     assert isinstance(probability, Tensor)
     return probability[0, 0].float().cpu()
+
+
+def computed_by(ensemble: Ensemble, device: torch.device, backend: str) -> str:
+    """What runs an ensemble: "cuda", "openvino" or, on a CPU, "torch"; made ready at the first call.
+
+    Raises:
+        DeviceError: when OpenVINO was asked for and cannot run the networks.
+    """
+    if device.type != "cpu":
+        return device.type
+    wanted = backend == "openvino"
+    fast = backend != "torch" and openvino.compiled(ensemble.networks, wanted) is not None
+    return "openvino" if fast else "torch"
+
+
+def mean_probability(ensemble: Ensemble, device: torch.device, backend: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """The ensemble as a function: windows (B, C, *window), words (1, T, W) -> mean probability (B, 1, *window).
+
+    Float32, on the windows' device.
+
+    Raises:
+        DeviceError: when OpenVINO was asked for and cannot run the networks.
+    """
+    if computed_by(ensemble, device, backend) == "openvino":
+        graph = openvino.compiled(ensemble.networks, backend == "openvino")
+        assert graph is not None
+        return graph
+    networks = [network.to(device) for network in ensemble.networks]
+
+    def mean(windows: Tensor, words: Tensor) -> Tensor:
+        words = words.expand(len(windows), -1, -1)
+        total = torch.zeros((len(windows), 1, *windows.shape[2:]), device=windows.device)
+        for network in networks:
+            with autocast(device):
+                logits = network(windows, words)
+            total += logits.float().sigmoid()
+        return total / len(networks)
+
+    return mean
 
 
 def count_windows(ensemble: Ensemble, shape: tuple[int, int, int]) -> int:

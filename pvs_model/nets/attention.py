@@ -12,6 +12,20 @@ from einops import rearrange
 from torch import Tensor, nn
 
 
+def attend(query: Tensor, key: Tensor, value: Tensor, keep: Tensor | None = None) -> Tensor:
+    """softmax(Q K^T / sqrt d) V over (..., N, d) queries and (..., M, d) keys and values; keep True where a key counts.
+
+    A traced graph gets the formula spelt out: in bfloat16, OpenVINO's own attention (2026.4, d = 12) gives wrong
+    numbers, and for the few keys here the formula is faster there, too.
+    """
+    if not torch.jit.is_tracing():
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=keep)
+    score = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+    if keep is not None:
+        score = score.masked_fill(~keep, -torch.inf)
+    return score.softmax(dim=-1) @ value
+
+
 class TokenPooling(nn.Module):
     """Self-attention pooling of text tokens to one vector (section 2.3, "weighted pooling").
 
@@ -49,7 +63,7 @@ class _Attend(nn.Module):
             self.key_value(self.norm_key(other)), "b m (two h d) -> two b h m d", two=2, h=self.heads
         ).unbind(0)
         keep = None if other_mask is None else rearrange(other_mask, "b m -> b 1 1 m")
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=keep)
+        attended = attend(query, key, value, keep)
         attended = self.project(rearrange(attended, "b h n d -> b n (h d)"))
         update: Tensor = self.feed_forward(torch.cat([x, attended.to(x.dtype)], dim=-1))
         return x + update.to(x.dtype)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pvs_model.nets.attention import TokenPooling
+from pvs_model.nets.attention import TokenPooling, attend
 
 #: Lower bound of sigma, and the term that keeps both denominators of equation (2) from zero.
 EPSILON = 1e-6
@@ -107,8 +107,8 @@ class GraphInteraction(nn.Module):
         query_image, key_image, value_image = self.image(image).chunk(3, dim=-1)
         if self.values == "own":
             value_text, value_image = value_image, value_text
-        from_image = F.scaled_dot_product_attention(query_text, key_image, value_image)
-        from_text = F.scaled_dot_product_attention(query_image, key_text, value_text)
+        from_image = attend(query_text, key_image, value_image)
+        from_text = attend(query_image, key_text, value_text)
         return self.weight_text * from_image + text, self.weight_image * from_text + image
 
 
@@ -126,7 +126,7 @@ class GraphReasoning(nn.Module):
 
     def forward(self, nodes: Tensor, interacted: Tensor, assignment: Tensor, features: Tensor) -> Tensor:
         """G (B, K, C), G' (B, K, C), S (B, N, K) and F (B, N, C) to F' (B, N, C)."""
-        adjacency = (nodes @ nodes.mT).softmax(dim=-1)
+        adjacency = (nodes @ nodes.transpose(-1, -2)).softmax(dim=-1)
         reasoned = torch.relu(self.convolve(adjacency @ interacted))
         projected: Tensor = assignment @ self.reproject(reasoned)
         return features + projected.to(features.dtype)
@@ -154,7 +154,7 @@ class NodeSupport(nn.Module):
         """Features (B, N, C) and the other modality's nodes (B, K, C) to (B, N, C)."""
         with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
             # Which nodes are nearest is a choice, with no gradient; float32, so that bfloat16 makes no ties.
-            likeness = features.to(nodes.dtype) @ nodes.mT
+            likeness = features.to(nodes.dtype) @ nodes.transpose(-1, -2)
             nearest = likeness.topk(self.neighbours, dim=-1).indices  # (B, N, neighbours)
             offset = torch.arange(nodes.shape[0], device=nodes.device) * nodes.shape[1]
             nearest = nearest + offset.view(-1, 1, 1)  # rows of the nodes of the whole batch

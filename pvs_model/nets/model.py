@@ -76,7 +76,7 @@ class TextGuidance(nn.Module):
 
     def forward(self, feature: Tensor, text: Tensor, mask: Tensor) -> Tensor:
         """Feature (B, C, *spatial), text (B, T, C) and its mask (B, T) to (B, C, *spatial)."""
-        image = feature.flatten(2).mT  # (B, N, C): a view when the feature is channels-last
+        image = feature.flatten(2).transpose(1, 2)  # (B, N, C): a view when the feature is channels-last
         if self.graph is not None:
             image, text = self.graph(image, text, mask)
         if self.attention is not None:
@@ -85,7 +85,7 @@ class TextGuidance(nn.Module):
             image = self.concatenation(image, text, mask)
         if self.fusion is not None:
             image = self.fusion(image, text, mask)
-        guided = image.mT.reshape(feature.shape)
+        guided = image.transpose(1, 2).reshape(feature.shape)
         return guided if self.fusion is None else feature + guided
 
 
@@ -125,6 +125,10 @@ class SegmentationNet(nn.Module):
 
     config: NetworkConfig
 
+    def stem(self) -> nn.Conv2d | nn.Conv3d | None:
+        """The one convolution that reads the image; None where there is more than one."""
+        return None
+
 
 class GraphFusionNet(SegmentationNet):
     """Cross-modal graph-fusion network (Chen et al., MICCAI 2025), for 2D and 3D.
@@ -153,6 +157,11 @@ class GraphFusionNet(SegmentationNet):
         self.text = text
         self.guidance = guidance
         self.heads = nn.ModuleList(heads)
+
+    def stem(self) -> nn.Conv2d | nn.Conv3d:
+        """As ``SegmentationNet.stem``."""
+        conv: nn.Conv2d | nn.Conv3d = self.backbone.encoder[0][0][0]  # type: ignore[index, assignment]
+        return conv
 
     def forward(
         self, image: Tensor, text: Tensor | None = None, text_mask: Tensor | None = None

@@ -45,7 +45,7 @@ class NestedUNet(nn.Module):
             raise ValueError(f"a nested U-Net needs at least 2 levels, got widths {tuple(widths)}")
         self.levels = len(widths)
         self.encoder = nn.ModuleList(
-            Stage(dimensions, above, width, stride=1 if level == 0 else 2)
+            Stage(dimensions, above, width, stride=1 if level == 0 else 2, image=level == 0)
             for level, (above, width) in enumerate(zip((in_channels, *widths), widths, strict=False))
         )
         self.up = nn.ModuleDict()

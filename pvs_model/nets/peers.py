@@ -51,6 +51,11 @@ class DynUNetPeer(SegmentationNet):
         for head in self.heads:
             nn.init.constant_(head.conv.conv.bias, RARE_LOGIT)  # type: ignore[union-attr, arg-type]
 
+    def stem(self) -> nn.Conv2d | nn.Conv3d:
+        """As ``SegmentationNet.stem``."""
+        conv: nn.Conv2d | nn.Conv3d = self.down[0].conv1.conv  # type: ignore[union-attr, assignment]
+        return conv
+
     def forward(
         self, image: Tensor, text: Tensor | None = None, text_mask: Tensor | None = None
     ) -> Tensor | list[Tensor]:

@@ -1,0 +1,565 @@
+"""A study on a cluster gives what one machine gives, whatever becomes of the workers: on Dask's local clusters."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pvs_model import __version__, cli
+from pvs_model.cohort import cluster, engines, worker
+from pvs_model.cohort.case import Reports
+from pvs_model.cohort.worker import Order, Outcome, Study, segment
+from pvs_model.errors import DeviceError, PVSError, VolumeError
+from pvs_model.layouts import choose
+from pvs_model.pipeline import Segmenter, Settings
+from pvs_model.types import Case
+from pvs_model.volume import headers
+
+distributed = pytest.importorskip("distributed")
+
+ROOT = Path(__file__).parent.parent
+CASES = ("site1/a", "site1/b", "site2/c", "site2/d", "site2/e")
+BAD = "site1/bad"
+DEVICE = ("--device", "cpu", "--backend", "torch")  # the quickest to start
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """Files by name: bytes; JSON and pages without seconds, which differ from run to run."""
+    found: dict[str, Any] = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if path.suffix == ".json":
+            found[name] = json.loads(path.read_text())
+            for facts in (found[name], found[name].get("facts") or {}):
+                facts.pop("seconds", None)
+        elif path.suffix == ".html":
+            found[name] = re.sub(r"\d+(\.\d+)? s\b", "", path.read_text())
+        else:
+            found[name] = path.read_bytes()
+    return found
+
+
+@pytest.fixture(scope="module")
+def source(write_body: Callable[..., dict[str, Path]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five small cases, each different, and one that cannot be read."""
+    folder = tmp_path_factory.mktemp("in")
+    for number, name in enumerate(CASES):
+        stem = folder / name / f"{Path(name).name}_{{}}.nii.gz"
+        write_body(stem, ("T1w", "T2w"), spacing_mm=(1.0, 1.0, 1.0 + 0.1 * number))
+    (folder / BAD).mkdir()
+    (folder / BAD / "bad_T2w.nii.gz").write_bytes(b"no image")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bids(write_body: Callable[..., dict[str, Path]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bids")
+    for name in ("sub-1", "sub-2"):
+        write_body(folder / name / "anat" / f"{name}_{{}}.nii.gz", ("T2w",))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def single(source: Path, bids: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What ``process.py`` writes: ``epvs``, ``bids``, and ``epvs_report``, ``bids_report``."""
+    folder = tmp_path_factory.mktemp("single")
+    code = (
+        "import sys, process\n"
+        "where, weights, *sources = sys.argv[1:]\n"
+        "for name, source in zip(('epvs', 'bids'), sources):\n"
+        "    process.main(['--input', source, '--output', f'{where}/{name}', '--weights', weights, '--device', 'cpu',\n"
+        "                  '--backend', 'torch', '--report', f'{where}/{name}_report'])\n"
+    )
+    command = [sys.executable, "-c", code, str(folder), str(weights), str(source), str(bids)]
+    subprocess.run(command, cwd=ROOT, env=ONE_THREAD, check=True, capture_output=True, timeout=300)
+    assert len(list(folder.rglob("*_pred.nii.gz"))) == len(CASES)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """A scheduler as somebody else may have started it, with all of Dask's own defaults, and two workers."""
+    with engines.quiet(None), engines._environment_kept():
+        with distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=logging.CRITICAL, memory_limit=0,
+            preload=["pvs_model.cohort.worker"],
+        ) as local:  # fmt: skip
+            yield local.scheduler_address
+
+
+def cohort(source: Path, output: Path, weights: Path, *more: str) -> int:
+    return cli.main(["cohort", str(source), str(output), "--weights", str(weights), *DEVICE, *more])
+
+
+def alive(group: int) -> list[int]:
+    """Processes of a group that have not ended."""
+    import psutil
+
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+    return found
+
+
+def killed_once(order: Order) -> Outcome:
+    """The first worker that takes c dies in the middle of it."""
+    marker = order.study.output.parent / "killed"
+    if order.case.name.endswith("c") and not marker.exists():
+        marker.touch()
+        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        segment(order)
+        time.sleep(60)
+    return segment(order)
+
+
+def dies_writing(order: Order) -> Outcome:
+    """The worker dies between a mask and its place."""
+    (order.study.output / order.case.output).parent.mkdir(parents=True)
+    hidden = (order.study.output / order.case.output).parent / f"{headers.PART}x"
+    hidden.mkdir()
+    (hidden / "part.nii.gz").write_bytes(b"half")
+    (hidden.parent / f".{Path(order.case.name).name}_pred.json.part").write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+    return Outcome()
+
+
+def kills_always(order: Order) -> Outcome:
+    if order.case.name.endswith("c"):
+        with (order.study.output.parent / "deaths").open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(60)
+    return segment(order)
+
+
+# ---- the same as on one machine ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["epvs", "bids"])
+def test_masks_and_tables_are_those_of_one_machine(
+    form: str, source: Path, bids: Path, single: Path, weights: Path, address: str, tmp_path: Path, capfd: Any
+) -> None:
+    output, report = tmp_path / "out", tmp_path / "rep"
+    given = source if form == "epvs" else bids
+    code = cohort(given, output, weights, "--scheduler", address, "--report", str(report))
+    assert contents(output) == contents(single / form)
+    ours, theirs = contents(report), contents(single / f"{form}_report")
+    assert ours.keys() == theirs.keys() and {"burden.csv", "pvs.csv", "index.html"} <= ours.keys()
+    assert ours == theirs
+    err = capfd.readouterr().err
+    if form == "bids":
+        assert code == 0 and err == "" and "dataset_description.json" in contents(output)
+    else:
+        assert code == 1
+        assert err.startswith(f"error: {BAD}: ") and "bad_T2w.nii.gz" in err and err.count("\n") == 1
+
+
+def test_every_case_is_one_line_and_the_throughput_is_told(
+    source: Path, weights: Path, address: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = tmp_path / "log"
+    with caplog.at_level(logging.INFO):
+        assert cohort(source, tmp_path / "out", weights, "--scheduler", address, "--log", str(log)) == 1
+    told = [record.getMessage() for record in caplog.records if record.name.startswith("pvs_model")]
+    assert sum(": wrote " in line for line in told) == len(CASES)
+    assert sum(line.startswith(f"{BAD}: ") for line in told) == 1
+    assert re.fullmatch(r"5 cases written, 1 failed, in \d+ s: \d+\.\d cases per hour", told[-1])
+    assert not [record for record in caplog.records if record.name.startswith(("distributed", "tornado"))]
+    kept = log.read_text()
+    assert "site1/a: wrote" in kept and re.search(r"INFO site1/a: predict \(3d, .* s\n", kept)
+
+
+# ---- a second run --------------------------------------------------------------------------------------------------
+
+
+def test_resuming_runs_what_is_missing_and_completes_the_tables(
+    source: Path, single: Path, weights: Path, address: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    output = Path(shutil.copytree(single / "epvs", tmp_path / "out"))
+    report = Path(shutil.copytree(single / "epvs_report", tmp_path / "rep"))
+    (output / "site1/b/b_pred.nii.gz").unlink()
+    (report / "cases/site2/d.json").unlink()
+    (report / "burden.csv").unlink()
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*.nii.gz")}
+    with caplog.at_level(logging.INFO):
+        assert cohort(source, output, weights, "--scheduler", address, "--report", str(report), "--resume") == 1
+    assert sum(": wrote " in line for line in caplog.messages) == 2
+    assert {p.stem.split("_")[0] for p, t in before.items() if p.stat().st_mtime_ns != t} == {"d"}
+    assert contents(output) == contents(single / "epvs") and contents(report) == contents(single / "epvs_report")
+
+
+def test_nothing_left_to_do_needs_no_worker(bids: Path, single: Path, weights: Path, tmp_path: Path) -> None:
+    output = Path(shutil.copytree(single / "bids", tmp_path / "out"))
+    report = Path(shutil.copytree(single / "bids_report", tmp_path / "rep"))
+    nowhere = ["--scheduler", "tcp://127.0.0.1:1", "--resume", "--report", str(report)]
+    assert cohort(bids, output, weights, *nowhere) == 0
+    assert contents(report) == contents(single / "bids_report")
+
+
+# ---- workers that die ----------------------------------------------------------------------------------------------
+
+
+def test_the_case_of_a_killed_worker_is_done_by_another(
+    source: Path, single: Path, weights: Path, address: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    output, reports, engine = tmp_path / "out", Reports(tmp_path / "rep"), engines.Existing(address)
+    with caplog.at_level(logging.WARNING):
+        failures = cluster.run(
+            source, output, Settings(weights, "cpu", "torch"), engine, reports=reports, work=killed_once
+        )
+    assert (tmp_path / "killed").exists()
+    assert "site2/c: its worker died once while running it (out of memory?); it is tried again" in caplog.messages
+    assert [failure.split(":")[0] for failure in failures] == [BAD]
+    assert contents(output) == contents(single / "epvs")
+    assert contents(reports.folder) == contents(single / "epvs_report")
+
+
+def test_a_case_that_always_kills_is_told_and_the_rest_is_done(
+    source: Path, single: Path, weights: Path, address: str, tmp_path: Path
+) -> None:
+    output, reports = tmp_path / "out", Reports(tmp_path / "rep")
+    failures = cluster.run(
+        source, output, Settings(weights, "cpu", "torch"), engines.Existing(address), reports=reports, work=kills_always
+    )
+    assert failures[1:] == ["site2/c: its worker died 3 times while running it (out of memory?)"]
+    assert len(set((tmp_path / "deaths").read_text().split())) == 3
+    expected = {name: mask for name, mask in contents(single / "epvs").items() if "/c/" not in name}
+    assert contents(output) == expected
+    rows = [row.split(",")[0] for row in (reports.folder / "burden.csv").read_text().splitlines()[1:]]
+    assert sorted(set(rows)) == [name for name in CASES if name != "site2/c"] and rows == sorted(rows)
+    assert json.loads((reports.folder / "cases/site2/c.json").read_text())["problem"] == failures[1]
+
+
+def test_what_a_killed_worker_leaves_is_removed(bids: Path, weights: Path, address: str, tmp_path: Path) -> None:
+    engine = engines.Existing(address)
+    failures = cluster.run(bids, tmp_path / "out", Settings(weights), engine, retries=0, work=dies_writing)
+    assert [failure.partition(":")[2] for failure in failures] == [
+        " its worker died once while running it (out of memory?)"
+    ] * 2
+    assert list(contents(tmp_path / "out")) == ["dataset_description.json"]
+
+
+# ---- stopped -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_stopped_by_a_signal(source: Path, single: Path, weights: Path, tmp_path: Path, number: signal.Signals) -> None:
+    many = tmp_path / "in"
+    for copy in range(30):
+        shutil.copytree(source / "site1/a", many / f"{copy:02}")
+    output, report = tmp_path / "out", tmp_path / "rep"
+    command = [sys.executable, "-m", "pvs_model", "cohort", str(many), str(output), "--weights", str(weights)]
+    command += [*DEVICE, "--workers", "1", "--threads", "1", "--report", str(report)]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=ONE_THREAD, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    ) as ran:  # fmt: skip
+        assert ran.stdout is not None and ran.stderr is not None
+        for line in ran.stdout:
+            if ": wrote" in line:
+                # Ctrl-C reaches every process of the terminal, SIGTERM the one that it is sent to.
+                os.killpg(ran.pid, number) if number == signal.SIGINT else ran.send_signal(number)
+                break
+        ran.stdout.read()
+        told = ran.stderr.read()
+    assert ran.returncode == 130
+    assert told == "error: stopped; masks already written are complete, --resume does the rest\n"
+    masks = [path for path in output.rglob("*.nii.gz") if not path.parent.name.startswith(".")]
+    expected = contents(single / "epvs")["site1/a/a_pred.nii.gz"]
+    assert 1 <= len(masks) < 30 and all(path.read_bytes() == expected for path in masks)
+    rows = {row.split(",")[0] for row in (report / "burden.csv").read_text().splitlines()[1:]}
+    assert rows == {path.relative_to(report / "cases").stem for path in (report / "cases").glob("*.json")} != set()
+    until = time.monotonic() + 20
+    while alive(ran.pid) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not alive(ran.pid)
+
+
+def test_a_stop_that_went_unheard(source: Path, weights: Path, address: str, tmp_path: Path) -> None:
+    """An exception of a signal handler that a finaliser swallows."""
+
+    class Deaf:
+        def __del__(self) -> None:
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGTERM)
+
+    class Started(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "cases (epvs)" in record.getMessage():
+                del (deaf := [Deaf()])[0], deaf
+
+    handler, before = Started(), signal.getsignal(signal.SIGTERM)
+    logging.getLogger("pvs_model").addHandler(handler)
+    logging.getLogger("pvs_model").setLevel(logging.INFO)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            cluster.run(source, tmp_path / "out", Settings(weights), engines.Existing(address), work=stale)
+    finally:
+        logging.getLogger("pvs_model").removeHandler(handler)
+        logging.getLogger("pvs_model").setLevel(logging.NOTSET)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+# ---- errors that pass, and workers that are not fit ----------------------------------------------------------------
+
+
+@pytest.fixture
+def study(source: Path, weights: Path, tmp_path: Path) -> Study:
+    output = tmp_path / "out"
+    output.mkdir()
+    manifest = worker.manifest_hash(weights)
+    return Study(source, output, Settings(weights, "cpu", "torch"), choose(source), None, __version__, manifest)
+
+
+def case(study: Study, name: str) -> Case:
+    return next(case for case in study.layout.find_cases(study.source) if case.name == name)
+
+
+def stale(order: Order) -> Outcome:
+    """Fails twice for each case, as a network file system may."""
+    marker = order.study.output / f"{Path(order.case.name).name}.tries"
+    tries = len(marker.read_bytes()) if marker.exists() else 0
+    marker.write_bytes(b"." * (tries + 1))
+    problem = f"{order.case.name}: stale" if tries < 2 else None
+    return Outcome(path=marker, problem=problem, again=True)
+
+
+@pytest.mark.parametrize(("retries", "failed"), [(2, 0), (1, 6)])
+def test_an_error_that_may_pass_is_tried_again(
+    source: Path, weights: Path, address: str, tmp_path: Path, retries: int, failed: int
+) -> None:
+    failures = cluster.run(
+        source, tmp_path / "out", Settings(weights), engines.Existing(address), retries=retries, work=stale
+    )
+    assert len(failures) == failed
+    assert all(failure.endswith(": stale") for failure in failures)
+
+
+def test_which_errors_may_pass() -> None:
+    def wrapped(number: int) -> VolumeError:
+        try:
+            try:
+                raise OSError(number, os.strerror(number))
+            except OSError as inner:
+                raise VolumeError("expected to write the image") from inner
+        except VolumeError as outer:
+            return outer
+
+    assert worker.passing(OSError(errno.ESTALE, "")) and worker.passing(wrapped(errno.EIO))
+    assert not worker.passing(wrapped(errno.ENOSPC)) and not worker.passing(VolumeError("no image"))
+    assert not worker.passing(FileNotFoundError(errno.ENOENT, ""))
+
+
+def test_another_version_other_weights_or_folders_are_refused(study: Study, tmp_path: Path) -> None:
+    for changed, said in (
+        (replace(study, version="0.0.1"), "expected pvs_model 0.0.1"),
+        (replace(study, manifest="0" * 64), "expected the weights that the run was begun with"),
+        (replace(study, source=tmp_path / "none"), "expected a folder that every machine shares"),
+        (replace(study, settings=Settings(tmp_path)), "expected the manifest of the weights"),
+    ):
+        outcome = segment(Order(changed, case(study, "site1/a")))
+        assert outcome.refusal is not None and said in outcome.refusal and outcome.path is None
+
+
+def test_a_lost_gpu_is_the_workers_fault(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(self: Segmenter, case: Case) -> None:
+        raise DeviceError("--device cuda: expected a GPU that works, found: CUDA error")
+
+    monkeypatch.setattr(Segmenter, "segment", lost)
+    assert segment(Order(study, case(study, "site1/a"))).refusal is not None
+
+
+def test_a_bug_comes_back_as_a_sentence(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(self: Segmenter, case: Case) -> None:
+        logging.getLogger("pvs_model.pipeline").warning("look out")
+        raise ZeroDivisionError("by\nzero")
+
+    monkeypatch.setattr(Segmenter, "segment", wrong)
+    outcome = segment(Order(study, case(study, "site1/a")))
+    assert outcome.problem == "site1/a: unexpected ZeroDivisionError: by zero" and not outcome.again
+    assert outcome.told == ((logging.WARNING, "look out"),) and "Traceback" in str(outcome.trace)
+
+
+def first_refuses(order: Order) -> Outcome:
+    """The worker that is the first to come refuses; the other is fit."""
+    with contextlib.suppress(FileExistsError), (order.study.output / "first").open("x") as file:
+        file.write(str(os.getpid()))
+    time.sleep(0.1)
+    if (order.study.output / "first").read_text() == str(os.getpid()):
+        return Outcome(refusal="expected pvs_model 9, found 8")
+    return Outcome(path=order.study.output)
+
+
+def all_refuse(order: Order) -> Outcome:
+    return Outcome(refusal="expected pvs_model 9, found 8")
+
+
+def test_a_worker_that_is_not_fit_gets_no_case(source: Path, weights: Path, address: str, tmp_path: Path) -> None:
+    engine, settings = engines.Existing(address), Settings(weights)
+    assert cluster.run(source, tmp_path / "out", settings, engine, work=first_refuses) == []
+    with pytest.raises(PVSError, match=r"^worker tcp://\S+: expected pvs_model 9, found 8$"):
+        cluster.run(source, tmp_path / "out2", settings, engine, work=all_refuse)
+
+
+def test_a_function_that_a_worker_cannot_load(source: Path, weights: Path, address: str, tmp_path: Path) -> None:
+    class Strange:
+        def __call__(self, order: Order) -> Outcome:
+            raise NotImplementedError
+
+        def __reduce__(self) -> Any:
+            return __import__, ("no_such_package",)
+
+    said = (
+        r"expected pvs_model and Dask on workers and scheduler as they are here, found ModuleNotFoundError: No module"
+    )
+    with pytest.raises(PVSError, match=said):
+        cluster.run(source, tmp_path / "out", Settings(weights), engines.Existing(address), work=Strange())
+
+
+# ---- nothing can be run --------------------------------------------------------------------------------------------
+
+
+def test_without_the_extra_one_sentence(
+    source: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    assert cohort(source, tmp_path / "out", weights) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: expected the packages that a cluster needs, found no distributed: pip install -r")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--scheduler", "tcp://127.0.0.1:1"], "error: --scheduler tcp://127.0.0.1:1: expected a Dask scheduler that"),
+        (["--slurm", "cores=4"], "error: --slurm: expected memory=..., found none"),
+        (["--slurm", "queu=long"], "error: --slurm queu=long: expected KEY=VALUE with one of the keys jobs, queue"),
+        (["--slurm", "cores=many", "memory=8GB"], "error: --slurm cores=many: expected a number"),
+        (["--slurm", "cores=4", "memory=8GB"], "error: --slurm: expected Slurm's sbatch on this machine, found none"),
+        (["--workers", "0"], "error: --workers: expected 1 or more, found 0"),
+        (["--workers", "2", "--scheduler", "tcp://a:1"], "error: --workers: expected it for workers of this machine"),
+        (["--gpus"], "error: --gpus: expected a CUDA device, found none"),
+        (["--report", "{out}/rep"], "expected a folder for reports outside that of the masks"),
+        (["--weights", "{out}"], "MANIFEST.json: expected the manifest of the weights"),
+    ],
+)
+def test_what_cannot_be_run_is_one_sentence(
+    more: list[str], said: str, source: Path, weights: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    monkeypatch.setattr(engines, "CONNECT_S", 0.5)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert cohort(source, tmp_path / "out", weights, *(word.format(out=tmp_path / "out") for word in more)) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.startswith("error: ") and err.count("\n") == 1
+
+
+# ---- engines -------------------------------------------------------------------------------------------------------
+
+
+def test_local_workers_listen_here_alone_and_have_one_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    import psutil
+
+    monkeypatch.setattr(engines, "visible_gpus", lambda: ["3", "GPU-5"])
+    before = dict(os.environ)
+    mine = {connection.laddr for connection in psutil.Process().net_connections("inet")}
+    with engines.quiet(None), engines.Local(gpus=True).open(9) as link:
+        link.client.wait_for_workers(2, timeout=60)
+        devices = link.client.run(lambda: os.environ["CUDA_VISIBLE_DEVICES"])
+        assert sorted(devices.values()) == ["3", "GPU-5"]
+        us = [psutil.Process(), *psutil.Process().children(recursive=True)]
+        listening = [c.laddr for p in us for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+        assert {place.ip for place in listening if place not in mine} == {"127.0.0.1"}
+    assert dict(os.environ) == before
+
+
+def test_the_gpus_that_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert engines.visible_gpus() == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, GPU-abc")
+    assert engines.visible_gpus() == ["2", "GPU-abc"]
+
+
+def test_the_job_script_of_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # Dask makes the folder for logs
+    words = ["jobs=20", "queue=long", "account=brain", "cores=8", "memory=16GB", "walltime=08:00:00"]
+    words += ["directive=--gres=gpu:1", "directive=--exclude=node7", "prologue=module load cuda", "interface=lo"]
+    asked = engines.slurm(words)
+    with engines.quiet(None), asked.cluster() as made:
+        script = made.job_script()
+    lines = script.splitlines()
+    assert asked.jobs == 20 and lines[0] == "#!/usr/bin/env bash"
+    for line in ("-p long", "-A brain", "-n 1", "--cpus-per-task=8", "--mem=15G", "-t 08:00:00", "--gres=gpu:1",
+                 "--exclude=node7"):  # fmt: skip
+        assert f"#SBATCH {line}" in lines
+    assert lines.index("module load cuda") < len(lines) - 1
+    assert any(line.startswith(f"export PYTHONPATH={ROOT}") for line in lines)
+    last = lines[-1]
+    assert f"{sys.executable} -m distributed.cli.dask_worker tcp://" in last
+    assert "--nthreads 8" in last and "--nworkers" not in last and last.endswith("--memory-limit 0 --interface lo")
+
+
+@pytest.mark.slow
+def test_a_study_on_jobs_of_a_stand_in_for_slurm(
+    source: Path, single: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``sbatch`` and ``scancel`` that start and end the job's script here: all of it but Slurm itself."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    # Dask removes its script as soon as sbatch returns.
+    (tools / "sbatch").write_text(
+        f'#!/bin/sh\ncp "$1" {tools}/job.$$\nsetsid bash {tools}/job.$$ >{tools}/out.$$ 2>&1 &\n'
+        f"echo $! > {tools}/pid.$$\necho Submitted batch job $$\n"
+    )
+    (tools / "scancel").write_text(f"#!/bin/sh\necho $1 >> {tools}/cancelled\nkill -- -$(cat {tools}/pid.$1)\n")
+    for tool in tools.iterdir():
+        tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    slurm = ["--slurm", "jobs=2", "cores=1", "memory=2GB", "interface=lo"]
+    assert cohort(source, tmp_path / "out", weights, *slurm) == 1
+    assert contents(tmp_path / "out") == contents(single / "epvs")
+    assert len((tools / "cancelled").read_text().split()) == 2
+    assert (tmp_path / "slurm-logs").is_dir()
+
+
+# ---- what is shown -------------------------------------------------------------------------------------------------
+
+
+def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    desk = cluster._Desk(3, 1, None)
+    with desk.shown():
+        desk.take(Case("a", {}, Path("a")), Outcome(Path("a")))
+        desk.fail(Case("b\x1b", {}, Path("b")), "b\x1b: no image")
+    assert "100%" in terminal.getvalue() and "3/3" in terminal.getvalue()
+    assert "failed=1, left=0" in terminal.getvalue()
+    assert desk.failures == {"b\x1b": "b\\x1b: no image"}

@@ -1,0 +1,144 @@
+"""The OpenVINO path answers as PyTorch in float32 does, or is not taken."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pvs_model.config import NETWORKS, NetworkConfig
+from pvs_model.errors import DeviceError
+from pvs_model.inference import openvino
+from pvs_model.inference import predict as prediction
+from pvs_model.inference.ensemble import Ensemble, Weights
+from pvs_model.inference.predict import mean_probability, predict
+from pvs_model.nets.model import SegmentationNet, build
+from pvs_model.nets.text import prompt
+from pvs_model.pipeline import predict as run_pipeline
+from pvs_model.pipeline import prepare
+from pvs_model.synth.case import simulate, whole_scene
+from pvs_model.types import SEQUENCES, Volume
+
+pytestmark = pytest.mark.openvino
+CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[1]
+needs_openvino = pytest.mark.skipif(not openvino.is_installed(), reason="needs the package openvino")
+
+
+@pytest.fixture(autouse=True)
+def forget() -> Iterator[None]:
+    openvino.compiled.cache_clear()
+    yield
+    openvino.compiled.cache_clear()
+
+
+def networks_of(*configs: NetworkConfig) -> tuple[SegmentationNet, ...]:
+    torch.manual_seed(5)
+    return tuple(build(config).eval() for config in configs)
+
+
+def exact(networks: tuple[SegmentationNet, ...], windows: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        return sum(n(windows, words.expand(len(windows), -1, -1)).sigmoid() for n in networks) / len(networks)  # type: ignore[return-value]
+
+
+@needs_openvino
+@pytest.mark.parametrize(("kind", "members"), [("3d", 3), ("2d", 1)])
+def test_in_float32_it_is_pytorchs_answer(
+    tiny: dict[str, NetworkConfig], kind: str, members: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino, "cpu_has_bfloat16", lambda: False)
+    config = tiny[kind]
+    networks = networks_of(*[config] * members)
+    graph = openvino.compiled(networks, wanted=True)
+    assert graph is not None and openvino.compiled(networks, wanted=True) is graph
+    words = torch.randn(1, 7, config.text_width)
+    for batch, side in ((2, 32), (1, 24)):  # several shapes, and several windows at a time
+        windows = torch.randn(batch, config.in_channels, *[side] * config.dimensions)
+        found = graph(windows, words)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, exact(networks, windows, words), rtol=0, atol=1e-3)
+
+
+@needs_openvino
+def test_networks_of_several_architectures_in_one_ensemble(
+    tiny: dict[str, NetworkConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino, "cpu_has_bfloat16", lambda: False)
+    peer = replace(NETWORKS["dynunet-3d"], widths=(8, 8, 16))  # it never looks at the text
+    bare = replace(tiny["3d"], graph=False, cross_attention=False, fusion=False)
+    networks = networks_of(peer, tiny["3d"], bare)
+    graph = openvino.compiled(networks, wanted=True)
+    assert graph is not None
+    windows, words = torch.randn(1, 3, 32, 16, 16), torch.randn(1, 5, 384)
+    torch.testing.assert_close(graph(windows, words), exact(networks, windows, words), rtol=0, atol=1e-3)
+
+
+@needs_openvino
+@pytest.mark.parametrize(("kind", "voxel"), [("3d", (1.0, 1.0, 1.0)), ("2d", (0.6, 0.6, 4.0))])
+def test_the_shipped_networks_mark_the_same_voxels(
+    anatomy: Any, kind: str, voxel: tuple[float, float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = replace(whole_scene(anatomy, 0, voxel), pvs_centrum=5.0, pvs_diameter_mm=1.6, pvs_strength=0.9)
+    case = simulate(anatomy, 0, voxel, scene=scene)
+    prepared = prepare({name: Volume(case.images[k], case.affine) for k, name in enumerate(SEQUENCES)})
+    weights = Weights(ROOT / "weights")
+    ensemble, text = weights.ensemble(kind), weights.embed(prompt(SEQUENCES, max(voxel)))
+    fast = run_pipeline(prepared, ensemble, text, CPU, backend="openvino") >= ensemble.threshold
+    monkeypatch.setattr(prediction, "autocast", lambda device: nullcontext())
+    exact = run_pipeline(prepared, ensemble, text, CPU) >= ensemble.threshold
+    assert exact.sum() > 100
+    assert 2 * (fast & exact).sum() / (fast.sum() + exact.sum()) >= 0.995
+
+
+@needs_openvino
+def test_a_graph_that_answers_otherwise_is_not_used(
+    tiny: dict[str, NetworkConfig], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(openvino, "_FAR", 0.0)
+    networks = networks_of(tiny["3d"])
+    ensemble = Ensemble("3d", networks, 0.5, 16, 0.25, (0.4, 1.3), (0.4, 2.5))
+    image, text = torch.randn(3, 16, 16, 16), torch.randn(4, 384)
+    with caplog.at_level(logging.WARNING):
+        found = predict(ensemble, image, text, CPU, backend="auto")
+    assert "PyTorch does" in caplog.text and "differ from PyTorch's by up to" in caplog.text
+    torch.testing.assert_close(found, predict(ensemble, image, text, CPU))
+    with pytest.raises(DeviceError, match="--backend openvino: expected it to run these networks, found: its prob"):
+        predict(ensemble, image, text, CPU, backend="openvino")
+
+
+def test_without_the_package(tiny: dict[str, NetworkConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino, "find_spec", lambda name: None)
+    networks = networks_of(tiny["3d"])
+    ensemble = Ensemble("3d", networks, 0.5, 16, 0.25, (0.4, 1.3), (0.4, 2.5))
+    assert openvino.compiled(networks) is None
+    windows, words = torch.randn(1, 3, 16, 16, 16), torch.randn(1, 4, 384)
+    with torch.inference_mode():
+        found = mean_probability(ensemble, CPU, "auto")(windows, words)
+    torch.testing.assert_close(found, exact(networks, windows, words), rtol=0, atol=0.05)
+    with pytest.raises(DeviceError, match=r"expected the package openvino, found none \(pip install openvino\)"):
+        mean_probability(ensemble, CPU, "openvino")
+
+
+@needs_openvino
+def test_nothing_is_reported_to_anybody() -> None:
+    # openvino's convert_model would send what it does to its makers.
+    code = (
+        "import sys, torch\n"
+        "sys.addaudithook(lambda event, args: sys.exit(7) if event.startswith(('socket.', 'subprocess.')) else None)\n"
+        "from pvs_model.config import NETWORKS\n"
+        "from pvs_model.inference.openvino import compiled\n"
+        "from pvs_model.nets.model import build\n"
+        "compiled((build(NETWORKS['2d']).eval(),), wanted=True)(torch.zeros(1, 9, 32, 32), torch.zeros(1, 4, 384))\n"
+        "assert 'openvino' in sys.modules\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr
