@@ -42,11 +42,12 @@ $(STAMP): $(wildcard requirements*.txt)
 demo: $(STAMP)  ## simulate one subject, segment it, print the scores, draw demo_output/*.png
 	$(BIN)/python -m pvs_model demo --output demo_output
 
+# Threads that wait by spinning cost tests of tiny networks more than the networks do.
 test: $(STAMP)  ## the tests, without the slow ones
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m "not slow and not gpu"
 
 test-all: $(STAMP)  ## all tests (those that need a GPU skip themselves without one)
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
 
 lint: $(STAMP)  ## ruff, mypy, hadolint
 	$(BIN)/ruff check .

@@ -39,7 +39,7 @@ def probability(
     )
     shown = replace(case.prepared, image=image)
     text = weights.embed(prompt(kept, max(shown.grid.spacing_mm), region, template))
-    return predict(shown, weights.ensemble(network_kind(shown.grid)), text, device, mirror=mirror)
+    return predict(shown, weights.ensemble(network_kind(shown.grid)), text, device, mirror=mirror, backend="auto")
 
 
 def main() -> None:

@@ -35,7 +35,7 @@ def main() -> None:
             text = weights.embed(prompt(list(case.volumes), max(case.prepared.grid.spacing_mm)))
             for window, rows in table.items():
                 ensemble = replace(weights.ensemble(kind), window=window)
-                found = predict(case.prepared, ensemble, text, device)
+                found = predict(case.prepared, ensemble, text, device, backend="auto")
                 regions = [np.ones_like(case.truth), case.regions["CSO"], case.regions["BG"]]
                 values = [
                     [dice((found >= t) & case.prepared.inside & r, case.truth & r) for t in THRESHOLDS] for r in regions

@@ -4,7 +4,7 @@
 
 Networks: the shipped one and, as the peer, MONAI's DynUNet with nnU-Net's widths (31 M parameters in 3D). Ways:
 PyTorch in float32 and bfloat16, OpenVINO. Windows: those that a brain of 132 x 170 x 137 mm is cut into at 1 mm (3D),
-at 0.5 mm (3D) and at 0.45 x 0.45 x 6 mm (2D); ``ensemble_s`` is that median times the windows and five networks.
+at 0.5 mm (3D) and at 0.45 x 0.45 x 6 mm (2D); the last columns are the median times the windows and five networks.
 The floor is the network's multiplications and additions over the machine's rate in products of matrices of 4096 x
 4096 in the same number format, measured between the rounds. The peer's best way in PyTorch is what others are held
 against.
@@ -31,7 +31,7 @@ from benchmarks.cases import WEIGHTS
 from pvs_model.config import NETWORKS
 from pvs_model.inference import openvino
 from pvs_model.inference.ensemble import Ensemble, Weights
-from pvs_model.inference.predict import count_windows
+from pvs_model.inference.predict import count_windows, window_of
 from pvs_model.nets.model import SegmentationNet, build
 from pvs_model.nets.precision import cpu_has_bfloat16
 from pvs_model.nets.text import prompt
@@ -81,15 +81,14 @@ def gflop(network: SegmentationNet, windows: torch.Tensor, words: torch.Tensor) 
     return counter.get_total_flops() / 1e9
 
 
-def measure(
-    name: str, box: tuple[int, int, int], ensemble: Ensemble, words: torch.Tensor, repeats: int
-) -> dict[str, Any]:
-    """All networks and ways on the windows of one kind of scan: row -> figures."""
+def measure(ensemble: Ensemble, words: torch.Tensor, repeats: int) -> dict[str, dict[str, Any]]:
+    """All networks and ways on a window of one kind of ensemble: row -> figures."""
     ours = ensemble.networks[0]
     torch.manual_seed(0)
     widths = NNUNET[ensemble.kind]
     peer = build(replace(NETWORKS[f"dynunet-{ensemble.kind}"], widths=widths)).eval()
-    side, number = (ensemble.window,) * ensemble.dimensions, count_windows(ensemble, box)
+    side = window_of(ensemble, next(iter(BOXES[ensemble.kind].values())))
+    numbers = {name: count_windows(ensemble, box) for name, box in BOXES[ensemble.kind].items()}
     # The peer halves its grid more often: its windows are rounded up to what it can take.
     multiple = 2 ** (len(widths) - 1)
     sides = {"ours": side, "DynUNet": tuple(-(-s // multiple) * multiple for s in side)}
@@ -100,10 +99,10 @@ def measure(
         work = gflop(network, windows, words)
         parameters = sum(p.numel() for p in network.parameters()) / 1e6
         for way, function in ways(network).items():
-            row = f"{name}: {title}, {way}"
+            row = f"{ensemble.kind}: {title}, {way}"
             runs[row] = lambda f=function, w=windows: f(w, words)  # type: ignore[misc]
             facts[row] = {
-                "window": list(sides[title]), "windows": number, "parameters_m": round(parameters, 2),
+                "window": list(sides[title]), "parameters_m": round(parameters, 2),
                 "gflop": round(work, 1), "dtype": "bfloat16" if "bfloat16" in way else "float32",
             }  # fmt: skip
     seconds: dict[str, list[float]] = {row: [] for row in runs}
@@ -123,12 +122,13 @@ def measure(
         best = statistics.median(rates[facts[row]["dtype"]])
         facts[row] |= {
             "seconds": round(middle, 3),
-            "ensemble_s": round(middle * number * FOLDS, 1),
             "floor_s": round(facts[row]["gflop"] / best, 3),
             "to_floor": round(middle * best / facts[row]["gflop"], 2),
             "faster_than_peer": round(statistics.median(p / s for p, s in zip(peers, taken, strict=True)), 2),
             "gflop_per_s": round(facts[row]["gflop"] / middle),
         }
+        for name, number in numbers.items():
+            facts[row][f"{name}: {number} windows, {FOLDS} networks, s"] = round(middle * number * FOLDS, 1)
     return facts
 
 
@@ -141,15 +141,15 @@ def main() -> None:
     args = parser.parse_args()
     weights = Weights(WEIGHTS)
     results: dict[str, Any] = {}
-    keys = ("seconds", "gflop", "gflop_per_s", "floor_s", "to_floor", "windows", "ensemble_s", "faster_than_peer")
-    print("| windows of | " + " | ".join(keys) + " |\n|" + "---|" * (len(keys) + 1))
+    keys = ("seconds", "gflop", "gflop_per_s", "floor_s", "to_floor", "faster_than_peer")
     for kind in args.kinds:
-        for name, box in BOXES[kind].items():
-            words = weights.embed(prompt(SEQUENCES, 6.0 if kind == "2d" else 1.0))[None]
-            found = measure(name, box, weights.ensemble(kind), words, args.repeats)
-            results |= found
-            for row, facts in found.items():
-                print("| " + " | ".join([row, *(f"{facts[key]:g}" for key in keys)]) + " |", flush=True)
+        words = weights.embed(prompt(SEQUENCES, 6.0 if kind == "2d" else 1.0))[None]
+        found = measure(weights.ensemble(kind), words, args.repeats)
+        results |= found
+        columns = [*keys, *(key for key in next(iter(found.values())) if key.endswith("networks, s"))]
+        print("| one window | " + " | ".join(columns) + " |\n|" + "---|" * (len(columns) + 1))
+        for row, facts in found.items():
+            print("| " + " | ".join([row, *(f"{facts[key]:g}" for key in columns)]) + " |", flush=True)
     machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
     if args.json:
         content = {"machine": machine, "repeats": args.repeats, "results": results}

@@ -522,6 +522,9 @@ def test_a_signal_ends_it_at_once(source: Path, weights: Path, tmp_path: Path, n
     left = hashes(output)
     assert "a/a_pred.nii.gz" in left and set(left) <= {"a/a_pred.nii.gz", "b/b_pred.nii.gz"}
     assert (reports / "burden.csv").is_file()
-    assert cohort.run(source, output, Settings(weights, "cpu", resume=True, workers=2)) == []
-    assert cohort.run(source, tmp_path / "whole", Settings(weights, "cpu", workers=0)) == []
+    # As processes, too: in this one arithmetic is another (conftest.py).
+    for where, more in ((output, ["--workers", "2", "--resume"]), (tmp_path / "whole", ["--workers", "0"])):
+        again = ["--input", str(source), "--output", str(where), "--weights", str(weights), *more]
+        command = [sys.executable, "process.py", *again, "--device", "cpu", "--backend", "torch"]
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
     assert hashes(output) == hashes(tmp_path / "whole")

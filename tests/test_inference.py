@@ -24,7 +24,7 @@ from pvs_model.inference import ensemble as ensembles
 from pvs_model.inference import predict as prediction
 from pvs_model.inference.ensemble import MANIFEST, Ensemble, Weights
 from pvs_model.inference.postprocess import to_mask
-from pvs_model.inference.predict import Attempt, attempts, choose_device, count_windows, predict
+from pvs_model.inference.predict import Attempt, attempts, choose_device, count_windows, predict, window_of
 from pvs_model.nets.text import find_encoder, prompt
 from pvs_model.pipeline import predict as run_pipeline
 from pvs_model.pipeline import prepare
@@ -312,7 +312,24 @@ def test_slices_keep_their_order_and_their_neighbours(shape: tuple[int, int, int
     found = predict(ensemble_of(stub, kind="2d"), scan, TOKENS, CPU)
     z = [min(max(k + offset, 0), shape[2] - 1) for k in range(shape[2])]
     torch.testing.assert_close(found, scan[1][..., z].sigmoid(), rtol=0, atol=1e-5)
-    assert {window[1:] for window in stub.windows} == {(9, 16, 16)}
+    x, y = (16 if n <= 16 else 32 for n in shape[:2])
+    assert {window[1:] for window in stub.windows} == {(9, x, y)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "window", "shape", "expected"),
+    # A plane is as long as the slice, in steps of 16, from the manifest's side up to twice that; a cube is a cube.
+    [
+        ("3d", 96, (140, 178, 145), (96, 96, 96)),
+        ("2d", 256, (301, 386, 31), (304, 400)),
+        ("2d", 256, (212, 600, 20), (256, 512)),
+    ],
+)
+def test_the_window_of_a_scan(
+    kind: str, window: int, shape: tuple[int, int, int], expected: tuple[int, ...]
+) -> None:
+    ensemble = ensemble_of(Stub(lambda w: w[:, :1]), kind=kind, window=window)
+    assert window_of(ensemble, shape) == expected
 
 
 @pytest.mark.parametrize(("kind", "shape"), [("3d", (37, 21, 19)), ("3d", (8, 16, 40)), ("2d", (37, 9, 5))])

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Cases made ready ahead, and written behind, where the user does not say. A GPU would wait for them; on a CPU they take
-#: the cores from the network and gain nothing (0.99 times as fast with one, on two cores).
+#: Cases made ready ahead, and written behind, where the user does not say. A GPU would wait for them; on a CPU they
+#: take the cores from the network and gain nothing (one: 0.99 times as fast, on two cores).
 WORKERS = {"cuda": 2, "cpu": 0}
 
 

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pvs_model.config import NetworkConfig
 from pvs_model.errors import DeviceError
 from pvs_model.nets.model import SegmentationNet
 from pvs_model.nets.precision import cpu_has_bfloat16
@@ -140,7 +141,7 @@ def _graphs(networks: list[SegmentationNet], parts: int) -> list[Any]:
     for network in networks:
         config = network.config
         channels = parts * config.in_channels
-        image = torch.zeros(1, channels, *[16] * config.dimensions)
+        image = torch.zeros(1, channels, *[_least(config, 16)] * config.dimensions)
         text = torch.zeros(1, 4, config.text_width)
         module = _Probability(network.cpu(), parts).eval()
         first = config not in traces
@@ -163,11 +164,16 @@ def _graphs(networks: list[SegmentationNet], parts: int) -> list[Any]:
     return graphs
 
 
+def _least(config: NetworkConfig, side: int) -> int:
+    """A side from ``side`` on that leaves two voxels on the lowest level."""
+    return max(side, int(2 ** len(config.widths)))
+
+
 def _check(graph: Any, network: SegmentationNet, parts: int) -> None:
     """Compare a graph with PyTorch in float32 on noise."""
     config = network.config
     random = torch.Generator().manual_seed(1)
-    image = torch.randn(1, config.in_channels, *[_TRIAL] * config.dimensions, generator=random)
+    image = torch.randn(1, config.in_channels, *[_least(config, _TRIAL)] * config.dimensions, generator=random)
     text = torch.randn(1, 4, config.text_width, generator=random)
     with torch.inference_mode():
         expected = network.eval()(image, text).sigmoid()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -19,6 +19,9 @@ from pvs_model.nets.slices import stack_slices
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int], None]
+
+#: Sides of planes are multiples of this: few different shapes, and even ones on every level of the network.
+_STEP = 16
 
 
 @dataclass(frozen=True)
@@ -165,7 +168,7 @@ def _run(
         "sw_device": attempt.device,
         "device": attempt.accumulate,
     }
-    window = (ensemble.window,) * ensemble.dimensions
+    window = window_of(ensemble, image.shape[1:])
     with torch.inference_mode():
         image = image.to(attempt.accumulate)  # once, so that no window makes the way to the GPU by itself
         if three:
@@ -218,12 +221,23 @@ def mean_probability(ensemble: Ensemble, device: torch.device, backend: str) -> 
     return mean
 
 
+def window_of(ensemble: Ensemble, shape: Sequence[int]) -> tuple[int, ...]:
+    """Sides of the windows for an image (X, Y, Z).
+
+    In 3D a cube of the manifest's side; in 2D a plane from that side up to twice as long: one for a whole slice of
+    nearly every scan. On held-out simulated heads the Dice of other choices was lower: in 3D cubes of 128 by 0.005
+    (1 mm) and 0.017 (1 x 1 x 2 mm), the whole brain at once by 0.026 and 0.020; in 2D always 256 by 0.017 (0.45 mm).
+    """
+    side = ensemble.window
+    if ensemble.dimensions == 3:
+        return (side,) * 3
+    return tuple(min(max(side, -(-length // _STEP) * _STEP), 2 * side) for length in shape[:2])
+
+
 def count_windows(ensemble: Ensemble, shape: tuple[int, int, int]) -> int:
     """How many windows ``predict`` runs for an image of this shape (for a progress bar)."""
-    side = ensemble.window
-    step = max(1, int(side * (1 - ensemble.overlap)))
-    plane = shape if ensemble.dimensions == 3 else shape[:2]
     count = 1 if ensemble.dimensions == 3 else shape[2]
-    for n in plane:
-        count *= max(1, -(-max(0, n - side) // step) + 1)
+    for length, side in zip(shape, window_of(ensemble, shape), strict=False):
+        step = max(1, int(side * (1 - ensemble.overlap)))
+        count *= max(1, -(-max(0, length - side) // step) + 1)
     return count
