@@ -563,3 +563,17 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "100%" in terminal.getvalue() and "3/3" in terminal.getvalue()
     assert "failed=1, left=0" in terminal.getvalue()
     assert desk.failures == {"b\x1b": "b\\x1b: no image"}
+
+
+def test_a_signal_that_meets_a_finaliser_still_stops_it(capfd: pytest.CaptureFixture[str]) -> None:
+    # It did once, in Dask's Future.__del__: the study ran on, and a traceback was on the terminal.
+    class Dying:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    usual = sys.unraisablehook
+    with cluster._stoppable() as stopped:
+        thing = Dying()
+        del thing
+        assert stopped.is_set()
+    assert sys.unraisablehook is usual and capfd.readouterr().err == ""

@@ -82,6 +82,23 @@ def test_networks_of_several_architectures_in_one_ensemble(
     torch.testing.assert_close(graph(windows, words), exact(networks, windows, words), rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize("kind", ["3d", "2d"])
+def test_the_parts_of_an_image_give_the_stems_answer(tiny: dict[str, NetworkConfig], kind: str) -> None:
+    # Each part holds 8 bits: products of rounded parts alone, as bfloat16 has them, leave 16 bits of the answer.
+    (network,) = networks_of(tiny[kind])
+    stem, wide = network.stem(), openvino._reading_parts(network).stem()
+    assert stem is not None and wide is not None and stem.in_channels == tiny[kind].in_channels
+    image = 3 * torch.randn(1, tiny[kind].in_channels, *[16] * tiny[kind].dimensions)
+    parts = openvino._in_parts(image, openvino.PARTS)
+    with torch.no_grad():
+        wide.weight.copy_(wide.weight.bfloat16().float())
+        found, expected = wide(parts.bfloat16().float()), stem(image)
+        stem.weight.copy_(stem.weight.bfloat16().float())
+        coarse = stem(image.bfloat16().float())
+    assert (found - expected).abs().max() < 0.05 * (coarse - expected).abs().max()
+    assert torch.equal(openvino._in_parts(image, 1), image)
+
+
 @needs_openvino
 @pytest.mark.parametrize(("kind", "voxel"), [("3d", (1.0, 1.0, 1.0)), ("2d", (0.6, 0.6, 4.0))])
 def test_the_shipped_networks_mark_the_same_voxels(

@@ -122,8 +122,14 @@ def _stoppable() -> Iterator[threading.Event]:
     """SIGTERM and Ctrl-C stop a run, once: what follows, down to the tables, is not cut short by a second one.
 
     The event says so, too: an exception of a signal handler is lost where it meets a finaliser, as Dask has them.
+    Python would print it there with its traceback, which says nothing to anybody.
     """
     stopped = threading.Event()
+    unraisable = sys.unraisablehook
+
+    def lost(args: sys.UnraisableHookArgs) -> None:
+        if not isinstance(args.exc_value, KeyboardInterrupt):
+            unraisable(args)
 
     def stop(number: int, frame: object) -> None:
         if not stopped.is_set():
@@ -134,9 +140,11 @@ def _stoppable() -> Iterator[threading.Event]:
         yield stopped
         return
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    sys.unraisablehook = lost
     try:
         yield stopped
     finally:
+        sys.unraisablehook = unraisable
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -28,6 +28,8 @@ from pvs_model.nets.precision import cpu_has_bfloat16
 
 log = logging.getLogger(__name__)
 
+#: Parts in which a stem reads the image where the rest is bfloat16.
+PARTS = 3
 #: Compiled graphs kept, one per shape of window.
 _SHAPES_KEPT = 3
 #: Side of the window that a new graph is tried on, and how far its probabilities may lie from PyTorch's in float32
@@ -36,11 +38,11 @@ _TRIAL, _FAR = 32, 0.15
 
 
 class _Probability(nn.Module):
-    """Sigmoid of a network's logits, for an image in one part or in two that add up to it."""
+    """Sigmoid of a network's logits, for an image as it is or in parts (``_in_parts``)."""
 
     def __init__(self, network: SegmentationNet, parts: int) -> None:
         super().__init__()
-        self.network = network if parts == 1 else _reading_parts(network, parts)
+        self.network = network if parts == 1 else _reading_parts(network)
 
     def forward(self, image: Tensor, text: Tensor) -> Tensor:
         """(B, parts * C, *window) and (B, T, W) to (B, 1, *window), 0 to 1."""
@@ -48,28 +50,33 @@ class _Probability(nn.Module):
         return probability
 
 
-def _reading_parts(network: SegmentationNet, parts: int) -> SegmentationNet:
-    """A copy of a network that takes the image as so many parts, one behind the other, which add up to it."""
+def _reading_parts(network: SegmentationNet) -> SegmentationNet:
+    """A copy of a network whose stem takes the image as ``_in_parts`` gives it.
+
+    With w = h + l, rounded to bfloat16 and the rest: h rounded + h rest + l rounded, added up in float32.
+    """
     network = copy.deepcopy(network)
-    network.config = replace(network.config, sequences=parts * network.config.sequences)
+    network.config = replace(network.config, sequences=PARTS * network.config.sequences)
     stem = network.stem()
     if stem is None:
         raise RuntimeError(f"{type(network).__name__} has no stem to widen")
-    stem.weight = nn.Parameter(torch.cat([stem.weight.detach()] * parts, dim=1))
-    stem.in_channels *= parts
+    weight = stem.weight.detach()
+    rounded = weight.bfloat16().float()
+    stem.weight = nn.Parameter(torch.cat([rounded, rounded, weight - rounded], dim=1))
+    stem.in_channels *= PARTS
     return network
 
 
 def _in_parts(image: Tensor, parts: int) -> Tensor:
-    """The image in bfloat16 and what that rounding left, as channels; nothing changes for one part.
+    """The image in bfloat16, what that rounding left, and the first again, as channels; as it is for one part.
 
-    Rounding the image is half of what bfloat16 does to probabilities near a threshold, and the stem, which adds the
-    parts up in float32, is 1 % of the work.
+    Rounding the image and the stem's weights is half of what bfloat16 does to probabilities near a threshold, and the
+    stem is a few per cent of the work.
     """
     if parts == 1:
         return image
     rounded = image.bfloat16().float()
-    return torch.cat([rounded, image - rounded], dim=1)
+    return torch.cat([rounded, image - rounded, rounded], dim=1)
 
 
 def is_installed() -> bool:
@@ -112,7 +119,7 @@ class CompiledEnsemble:
     def __init__(self, networks: Iterable[SegmentationNet]) -> None:
         networks = list(networks)
         fast = cpu_has_bfloat16()
-        self.parts = 2 if fast and all(network.stem() is not None for network in networks) else 1
+        self.parts = PARTS if fast and all(network.stem() is not None for network in networks) else 1
         self.graph = _joined(_graphs(networks, self.parts))
         self._requests: OrderedDict[tuple[int, ...], Any] = OrderedDict()
 
