@@ -8,7 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
-from pvs_model.cohort import Reports, leave, run
+from pvs_model.cohort import Reports, leave, run, tell, tell_stopped
 from pvs_model.cohort.commands import add_options
 from pvs_model.errors import PVSError
 from pvs_model.layouts import Options
@@ -56,12 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("error: stopped; masks already written are complete, --resume does the rest", file=sys.stderr)
-        return 130
-    if failures[1:]:
-        failures[-1] = f"{len(failures)} cases failed, the last: {failures[-1]}"
-    sys.stderr.writelines(f"error: {failure}\n" for failure in failures)
-    return 1 if failures else 0
+        return tell_stopped()
+    return tell(failures)
 
 
 if __name__ == "__main__":

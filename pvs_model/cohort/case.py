@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pvs_model.cohort.ahead import STOPPED
 from pvs_model.errors import PVSError, VolumeError
 from pvs_model.layouts import Layout
 from pvs_model.pipeline import Segmentation
@@ -75,6 +77,23 @@ def report_case(case: Case, result: Segmentation, report: Report, probability: b
 def printable(text: str) -> str:
     """Text on one line: what a terminal would not show is spelt. Names of files are a stranger's."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def tell(failures: list[str]) -> int:
+    """Say on stderr what failed, one line a case; where several did, the last line says how many.
+
+    Returns:
+        the exit status: 0 where nothing failed, else 1.
+    """
+    last = [f"{len(failures)} cases failed, the last: {failures[-1]}"] if failures[1:] else failures[-1:]
+    sys.stderr.writelines(f"error: {failure}\n" for failure in [*failures[:-1], *last])
+    return 1 if failures else 0
+
+
+def tell_stopped() -> int:
+    """Say on stderr that the run was stopped by Ctrl-C or SIGTERM, and return the exit status of that."""
+    sys.stderr.write("error: stopped; masks already written are complete, --resume does the rest\n")
+    return STOPPED
 
 
 def is_done(case: Case, layout: Layout, output: Path, report: Report | None) -> bool:

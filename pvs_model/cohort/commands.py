@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from pvs_model.cohort.case import Reports
+from pvs_model.cohort.case import Reports, tell, tell_stopped
 from pvs_model.errors import PVSError
 from pvs_model.layouts import LAYOUTS, Options
 from pvs_model.pipeline import Settings
@@ -82,9 +81,5 @@ def run_cohort(args: argparse.Namespace) -> int:
             reports, args.retries, args.log,
         )  # fmt: skip
     except KeyboardInterrupt:
-        print("error: stopped; masks already written are complete, --resume does the rest", file=sys.stderr)
-        return 130
-    if failures[1:]:
-        failures[-1] = f"{len(failures)} cases failed, the last: {failures[-1]}"
-    sys.stderr.writelines(f"error: {failure}\n" for failure in failures)
-    return 1 if failures else 0
+        return tell_stopped()
+    return tell(failures)
