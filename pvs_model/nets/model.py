@@ -13,6 +13,7 @@ from pvs_model.nets.blocks import CONVOLUTION, LEAK
 from pvs_model.nets.fusion import DynamicFusion
 from pvs_model.nets.graph import GraphModule
 from pvs_model.nets.nested import NestedUNet
+from pvs_model.nets.precision import safe_in_bfloat16
 
 #: Logit of a share of 1 %, where every head's bias starts.
 RARE_LOGIT = -4.6
@@ -213,11 +214,15 @@ def build(config: NetworkConfig) -> SegmentationNet:
     Raises:
         ValueError: If the widths, heads or neighbours do not fit together.
     """
+    network: SegmentationNet
     if config.architecture == "graph_fusion":
-        return build_graph_fusion(config)
-    from pvs_model.nets.peers import DynUNetPeer
+        network = build_graph_fusion(config)
+    else:
+        from pvs_model.nets.peers import DynUNetPeer
 
-    return DynUNetPeer(config)
+        network = DynUNetPeer(config)
+    safe_in_bfloat16(network)
+    return network
 
 
 def build_graph_fusion(config: NetworkConfig) -> GraphFusionNet:
