@@ -28,12 +28,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.cases import WEIGHTS
-from pvs_model.config import NETWORKS
 from pvs_model.inference import openvino
 from pvs_model.inference.ensemble import Ensemble, Weights
 from pvs_model.inference.predict import count_windows, window_of
 from pvs_model.nets.model import SegmentationNet, build
 from pvs_model.nets.precision import cpu_has_bfloat16
+from pvs_model.nets.registry import ENTRIES
 from pvs_model.nets.text import prompt
 from pvs_model.types import SEQUENCES
 
@@ -86,7 +86,7 @@ def measure(ensemble: Ensemble, words: torch.Tensor, repeats: int) -> dict[str, 
     ours = ensemble.networks[0]
     torch.manual_seed(0)
     widths = NNUNET[ensemble.kind]
-    peer = build(replace(NETWORKS[f"dynunet-{ensemble.kind}"], widths=widths)).eval()
+    peer = build(replace(ENTRIES[f"dynunet-{ensemble.kind}"].config, widths=widths)).eval()
     side = window_of(ensemble, next(iter(BOXES[ensemble.kind].values())))
     numbers = {name: count_windows(ensemble, box) for name, box in BOXES[ensemble.kind].items()}
     # The peer halves its grid more often: its windows are rounded up to what it can take.

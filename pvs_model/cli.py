@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pvs_model.anatomy.commands import add_regions, run_regions
+from pvs_model.benchmark.commands import add_benchmark, run_benchmark
 from pvs_model.cohort.commands import add_cohort, run_cohort
-from pvs_model.config import NETWORKS, NetworkConfig
+from pvs_model.config import NetworkConfig
 from pvs_model.errors import PVSError
 from pvs_model.evaluation.commands import (
     add_agreement,
@@ -22,6 +23,7 @@ from pvs_model.evaluation.commands import (
     run_evaluate,
     run_rank,
 )
+from pvs_model.nets.registry import ENTRIES
 from pvs_model.training.settings import FINE_TUNING_RATE, LEARNING_RATE, LOSSES, PRECISIONS, SCHEDULES, SIMULATE_ON
 
 if TYPE_CHECKING:
@@ -90,10 +92,11 @@ def _train(args: argparse.Namespace) -> int:
     from pvs_model.training.loop import train
     from pvs_model.training.settings import TrainingConfig
 
-    encoder, network = args.encoder or find_encoder(), NETWORKS[args.network]
+    encoder, entry = args.encoder or find_encoder(), ENTRIES[args.network]
+    network = entry.config
     if encoder is None:
         raise PVSError("--encoder: expected the folder of a BERT encoder, found none installed")
-    multiple = 2 ** (len(network.widths) - 1)
+    multiple = 16 if network.architecture != "graph_fusion" else 2 ** (len(network.widths) - 1)
     if args.patch < 2 * multiple or args.patch % multiple or args.batch < 1 or args.steps < 1:
         raise PVSError(
             f"--patch, --batch, --steps: expected a multiple of {multiple} from {2 * multiple} on, and at least 1 of "
@@ -111,8 +114,13 @@ def _train(args: argparse.Namespace) -> int:
         steps=args.steps, batch=args.batch, patch=args.patch, seed=args.seed, minutes=args.minutes,
         learning_rate=rate if args.learning_rate is None else args.learning_rate, loss=args.loss,
         schedule=args.schedule, precision=args.precision, workers=args.workers, simulate_on=args.simulate_on,
-        case_share=args.case_share, shard_mib=args.shard_mib,
+        case_share=args.case_share, shard_mib=args.shard_mib, **entry.training,  # type: ignore[arg-type]
     )  # fmt: skip
+    if args.cases and (network.view or network.regions):
+        raise PVSError(
+            f"--cases with --network {args.network}: expected a network of slices as acquired or of volumes, without "
+            "a region channel; it trains on simulation alone"
+        )
     with joined(choose_device(args.device)) as (ranks, device):
         if not ranks.first:
             logging.getLogger().setLevel(logging.WARNING)  # one process tells for all
@@ -162,9 +170,11 @@ def _release(args: argparse.Namespace) -> int:
     missing = [path for path in args.members if not path.is_file()]
     if missing:
         raise PVSError(f"{missing[0]}: expected the weights of a trained network, found no such file")
+    if args.groups is not None and len(args.groups) != len(args.members):
+        raise PVSError(f"--groups: expected one of each of {len(args.members)} networks, found {len(args.groups)}")
     release(
         args.weights, args.network, args.members, args.threshold, args.window, args.overlap, args.data,
-        scores,
+        scores, groups=args.groups, combine=args.combine,
     )  # fmt: skip
     print(f"{args.weights}: {args.network} ensemble of {len(args.members)}, threshold {args.threshold}")
     return 0
@@ -218,7 +228,8 @@ def parser() -> argparse.ArgumentParser:
         metavar="SHARE",
         help="share of the samples from --cases where --anatomies is given, too (default: %(default)s)",
     )
-    train.add_argument("--network", choices=tuple(NETWORKS), required=True, help="dynunet: nnU-Net's, to compare")
+    train.add_argument("--network", choices=tuple(ENTRIES), required=True, metavar="NAME",
+                       help="3d, 2d, or another of docs/benchmark.md, such as dynunet-3d")  # fmt: skip
     train.add_argument("--output", type=Path, required=True, help="folder of the run; a state in it is resumed")
     train.add_argument(
         "--fold",
@@ -283,6 +294,9 @@ def parser() -> argparse.ArgumentParser:
     add_rank(add("rank", run_rank, "Rank teams as the challenge does, with tests and the stability of the ranks."))
     add_agreement(add("agreement", run_agreement, "Volumes against visual scores, and between repeated measurements."))
 
+    summary = "Train every network of the papers at an equal budget and score them alike; again: resume."
+    add_benchmark(add("benchmark", run_benchmark, summary))
+
     release = add("release", _release, "Copy trained networks into a weights folder and write its manifest.")
     release.add_argument("members", type=Path, nargs="+", help="network.safetensors of each fold")
     release.add_argument("--network", choices=("3d", "2d"), required=True)
@@ -290,6 +304,9 @@ def parser() -> argparse.ArgumentParser:
     release.add_argument("--threshold", type=float, required=True)
     release.add_argument("--window", type=int, required=True)
     release.add_argument("--overlap", type=float, default=0.25)
+    release.add_argument("--groups", nargs="+", metavar="NAME",
+                         help="group of each network; averaged within (default: all in one)")  # fmt: skip
+    release.add_argument("--combine", choices=("mean", "maximum"), default="mean", help="of the groups (default: mean)")
     release.add_argument("--data", default="simulated", help="what it was trained on, in words")
     release.add_argument("--scores", type=Path, help="JSON file of what was measured")
     return out

@@ -10,7 +10,14 @@ from dataclasses import dataclass
 THICK_SLICE_MM = 2.5
 
 
-ARCHITECTURES = ("graph_fusion", "dynunet")
+#: What ``nets.model.build`` makes: ours, and those of ``nets.peers``.
+ARCHITECTURES = (
+    "graph_fusion", "dynunet", "unet", "unet++", "attention_unet", "segresnet", "unetr", "swin_unetr", "mednext",
+    "mfns_de", "cs2net", "separate_encoders", "multiscale_kernels", "gated_residual",
+)  # fmt: skip
+#: Order of an image's channels; the same names as in ``types.SEQUENCES``.
+INPUTS = ("T1w", "T2w", "FLAIR")
+VIEWS = ("axial", "coronal", "sagittal")
 
 
 @dataclass(frozen=True)
@@ -21,11 +28,14 @@ class NetworkConfig:
     + cross-attention, + fusion. Without ``text`` the three others cannot be on.
     """
 
-    architecture: str = "graph_fusion"  # or "dynunet", nnU-Net's network (nets/peers.py)
+    architecture: str = "graph_fusion"  # or one of the others in ARCHITECTURES (nets/peers)
     dimensions: int = 3  # 2 or 3
     sequences: int = 3  # T1w, T2w, FLAIR
     neighbour_slices: int = 1  # 2D only: slices stacked per sequence (3: one on each side)
-    widths: tuple[int, ...] = (16, 48, 96, 192)  # channels per level of the nested U-Net
+    inputs: tuple[str, ...] = INPUTS  # sequences that the network looks at; "-T2w": with inverted intensities
+    regions: bool = False  # a further channel: 1 in basal ganglia and centrum semiovale
+    view: str = ""  # 2D only: planes of thin-sliced volumes along this view; "": slices as acquired
+    widths: tuple[int, ...] = (16, 48, 96, 192)  # channels per level, full resolution first
     text_width: int = 384  # width of the text encoder's token embeddings
     nodes: int = 10  # K of equations (1, 2)
     neighbours: int = 5  # nearest nodes joined to each feature, equation (6)
@@ -34,6 +44,7 @@ class NetworkConfig:
     graph: bool = True
     cross_attention: bool = True
     fusion: bool = True
+    guided_level: int = 1  # of the graph, attention and fusion modules: 1 = half resolution
     graph_values: str = "other"  # equation (3): "other" = values of the other modality; "own" = as printed
 
     def __post_init__(self) -> None:
@@ -47,6 +58,13 @@ class NetworkConfig:
             raise ValueError("neighbour_slices belongs to the 2D network")
         if self.neighbour_slices % 2 == 0:
             raise ValueError(f"neighbour_slices must be odd, got {self.neighbour_slices}")
+        known = {*INPUTS, *(f"-{name}" for name in INPUTS)}
+        if not self.inputs or not known.issuperset(self.inputs):
+            raise ValueError(f"inputs must be of {sorted(known)}, got {self.inputs}")
+        if self.view and (self.view not in VIEWS or self.dimensions == 3):
+            raise ValueError(f"view must be one of {VIEWS} and belongs to 2D networks, got {self.view!r}")
+        if not 0 <= self.guided_level < max(2, len(self.widths) - 1):
+            raise ValueError(f"guided_level must be one above the lowest of {self.widths}, got {self.guided_level}")
         if self.graph_values not in ("other", "own"):
             raise ValueError(f"graph_values must be 'other' or 'own', got {self.graph_values!r}")
         if not self.text and (self.graph or self.cross_attention or self.fusion):
@@ -54,7 +72,13 @@ class NetworkConfig:
 
     @property
     def in_channels(self) -> int:
-        return self.sequences * self.neighbour_slices
+        """Channels of the image that the network is given."""
+        return (self.sequences + self.regions) * self.neighbour_slices
+
+    @property
+    def seen_channels(self) -> int:
+        """Channels that its first layer reads: those of ``inputs``, and the regions."""
+        return (len(self.inputs) + self.regions) * self.neighbour_slices
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
@@ -62,17 +86,11 @@ class NetworkConfig:
     @staticmethod
     def from_json(text: str) -> NetworkConfig:
         values = json.loads(text)
-        values["widths"] = tuple(values["widths"])
+        for name in ("widths", "inputs"):
+            if name in values:  # files from before there were inputs have none
+                values[name] = tuple(values[name])
         return NetworkConfig(**values)
 
 
 NETWORK_3D = NetworkConfig()
 NETWORK_2D = NetworkConfig(dimensions=2, neighbour_slices=3, widths=(32, 64, 128, 256))
-#: nnU-Net's network as a peer, with as many levels as patches of 48 voxels allow.
-DYNUNET_3D = NetworkConfig(
-    architecture="dynunet", widths=(32, 64, 128, 256, 320), text=False, graph=False, cross_attention=False, fusion=False
-)
-DYNUNET_2D = dataclasses.replace(DYNUNET_3D, dimensions=2, neighbour_slices=3, widths=(32, 64, 128, 256, 512, 512))
-
-#: What ``train --network`` offers.
-NETWORKS = {"3d": NETWORK_3D, "2d": NETWORK_2D, "dynunet-3d": DYNUNET_3D, "dynunet-2d": DYNUNET_2D}

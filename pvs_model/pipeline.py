@@ -90,6 +90,11 @@ class Prepared:
     anatomy: Anatomy | None = None
     stripped: bool = False
 
+    @property
+    def sequences(self) -> tuple[str, ...]:
+        """Those that the image holds."""
+        return tuple(name for name, channel in zip(SEQUENCES, self.image, strict=True) if channel.any())
+
 
 @dataclass(frozen=True)
 class Ready:
@@ -115,8 +120,8 @@ class Predicted:
     Attributes:
         ready: the case as it came to the network.
         probability: float32 (x, y, z), 0 to 1, on the prepared grid.
-        backend: what computed it: "cuda", "openvino" or "torch".
-        ensemble: the networks that were chosen.
+        backend: what computed it: "cuda", "openvino", "torch" or "openvino and torch".
+        ensemble: the networks that were chosen, and had something to look at.
         prompt: what they were asked.
         sequences: what they saw.
     """
@@ -305,16 +310,25 @@ def predict(
     bar: Any = None,
     backend: str = "torch",
 ) -> FloatArray:
-    """Probability (x, y, z) on the prepared grid: crop, turn slices to the last axis, respace where needed, predict."""
+    """Probability (x, y, z) on the prepared grid: crop, turn slices to the last axis, respace where needed, predict.
+
+    Raises:
+        VolumeError: when no network looks at a sequence of the case, or one needs regions and there is no anatomy.
+        DeviceError: as ``inference.predict.predict``.
+    """
     import torch
 
     from pvs_model.inference.predict import count_windows
     from pvs_model.inference.predict import predict as run
     from pvs_model.volume import geometry
 
+    ensemble = ensemble.seeing(prepared.sequences)
+    seen: list[Any] = [*prepared.image]
+    if any(group.regions for group in ensemble.groups):
+        seen.append(region_channel(prepared, ensemble.kind))
     crop = geometry.crop_to(prepared.inside, margin=4)
     affine = crop.affine(prepared.grid.affine)
-    channels = [Volume(np.ascontiguousarray(crop.apply(c)), affine) for c in prepared.image]
+    channels = [Volume(np.ascontiguousarray(crop.apply(c)), affine) for c in seen]
     spacing = channels[0].spacing_mm
     wanted = target_spacing(spacing, ensemble)
     back = None
@@ -323,16 +337,34 @@ def predict(
         channels, back = [volume for volume, _ in pairs], pairs[0][1]
     order = slices_last(channels[0].spacing_mm, ensemble.dimensions)
     stacked = np.stack([volume.data.transpose(order) for volume in channels])
+    stacked[len(SEQUENCES) :] = stacked[len(SEQUENCES) :] >= 0.5  # regions stay yes or no where they were respaced
     if bar is not None:
-        bar.reset(total=count_windows(ensemble, stacked.shape[1:]))
+        bar.reset(total=count_windows(ensemble, stacked.shape[1:], order))
     update = None if bar is None else bar.update
     image = torch.from_numpy(stacked)
-    found = run(ensemble, image, text, device, mirror=mirror, progress=update, backend=backend).numpy()
+    found = run(
+        ensemble, image, text, device, mirror=mirror, progress=update, backend=backend, order=order
+    ).numpy()
     found = np.ascontiguousarray(found.transpose(np.argsort(order)))
     if back is not None:
         found = back(found)
     whole: FloatArray = crop.undo(found)
     return whole
+
+
+def region_channel(prepared: Prepared, kind: str) -> FloatArray:
+    """float32 (x, y, z): 1 in basal ganglia and centrum semiovale, 0 elsewhere.
+
+    Raises:
+        VolumeError: when the case has no anatomy.
+    """
+    if prepared.anatomy is None:
+        raise VolumeError(
+            f"expected the regions of the brain, which the {kind} networks look at, found none: they need "
+            "anatomy.safetensors in the weights folder, a brain in the scan, and no --no-anatomy"
+        )
+    channel: FloatArray = (prepared.anatomy.mask("BG") | prepared.anatomy.mask("CSO")).astype(np.float32)
+    return channel
 
 
 def target_spacing(spacing_mm: tuple[float, float, float], ensemble: Ensemble) -> tuple[float, float, float]:
@@ -463,16 +495,25 @@ class Segmenter:
         name, prepared, seconds = ready.case.name, ready.prepared, ready.seconds
         with stage(name, "load", seconds):
             kind = network_kind(prepared.grid)
-            ensemble = self.weights.ensemble(kind)
-            present = tuple(s for s, channel in zip(SEQUENCES, prepared.image, strict=True) if channel.any())
+            present, whole = prepared.sequences, self.weights.ensemble(kind)
+            ensemble = whole.seeing(present)
             prompt = self.settings.prompt or self._prompt(present, prepared.grid)
             text = self.weights.embed(prompt)
             _ = self.device
+        blind = [group for group in whole.groups if group not in ensemble.groups]
+        doubts = [
+            f"the networks that look at {' and '.join(group.inputs)} alone were left out: the case has none"
+            for group in blind
+        ]
+        for doubt in doubts:
+            log.warning("%s: %s", name, doubt)
+        ready = replace(ready, prepared=replace(prepared, warnings=(*prepared.warnings, *doubts)))
 
         def look(device: Any) -> tuple[FloatArray, str]:
             from pvs_model.inference.predict import computed_by
 
-            networks = self.weights.ensemble(kind)  # another one than above where the GPU that held it was lost
+            # Others than above where the GPU that held them was lost.
+            networks = self.weights.ensemble(kind).seeing(present)
             backend = self.settings.backend
             with self._running:
                 by = computed_by(networks, device, backend)
@@ -496,6 +537,7 @@ class Segmenter:
         facts = {
             "network": ensemble.kind,
             "members": len(ensemble.networks),
+            **({"groups": len(ensemble.groups)} if len(ensemble.groups) > 1 else {}),
             "backend": predicted.backend,
             "threshold": ensemble.threshold,
             "prompt": predicted.prompt,

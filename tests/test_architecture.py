@@ -26,7 +26,7 @@ GROUPS: tuple[frozenset[str], ...] = (
     frozenset({"volume", "nets", "synth", "evaluation.metrics"}),
     frozenset({"layouts", "anatomy", "inference", "training", "burden", "evaluation"}),
     frozenset({"pipeline"}),
-    frozenset({"cohort"}),
+    frozenset({"cohort", "benchmark"}),
     frozenset({"cli", "demo", "__main__", "process"}),
 )
 #: The group whose rooms never import each other.

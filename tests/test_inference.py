@@ -9,7 +9,7 @@ import logging
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from pvs_model.config import NetworkConfig
 from pvs_model.errors import DeviceError, PromptError, WeightsError
 from pvs_model.inference import ensemble as ensembles
 from pvs_model.inference import predict as prediction
-from pvs_model.inference.ensemble import MANIFEST, Ensemble, Weights
+from pvs_model.inference.ensemble import MANIFEST, Ensemble, Group, Weights
 from pvs_model.inference.postprocess import to_mask
 from pvs_model.inference.predict import Attempt, attempts, choose_device, count_windows, predict, window_of
 from pvs_model.nets.text import find_encoder, prompt
@@ -35,18 +35,14 @@ CPU = torch.device("cpu")
 PROMPT = prompt(("T1w", "T2w", "FLAIR"), 1.0)
 
 
-@dataclass
-class StubConfig:
-    neighbour_slices: int = 1
-
-
 class Stub(nn.Module):
     """A network whose logits are a function of its windows."""
 
     def __init__(self, logits: Callable[[Tensor], Tensor], neighbours: int = 1) -> None:
         super().__init__()
         self.logits = logits
-        self.config = StubConfig(neighbours)
+        self.neighbours = neighbours
+        self.config = NetworkConfig()
         self.windows: list[tuple[int, ...]] = []
 
     def forward(self, windows: Tensor, words: Tensor) -> Tensor:
@@ -56,7 +52,15 @@ class Stub(nn.Module):
 
 
 def ensemble_of(*networks: nn.Module, kind: str = "3d", window: int = 16, overlap: float = 0.25) -> Ensemble:
-    return Ensemble(kind, networks, 0.5, window, overlap, (0.4, 1.3), (0.4, 2.5))  # type: ignore[arg-type]
+    for network in networks:
+        network.config = NetworkConfig(dimensions=int(kind[0]), neighbour_slices=network.neighbours)  # type: ignore[assignment, arg-type]
+    groups = (Group(networks),)  # type: ignore[arg-type]
+    return Ensemble(kind, groups, 0.5, window, overlap, (0.4, 1.3), (0.4, 2.5))
+
+
+def only(ensemble: Ensemble, member: int) -> Ensemble:
+    """One network of an ensemble."""
+    return replace(ensemble, groups=(Group(ensemble.networks[member : member + 1]),))
 
 
 def image(*shape: int, seed: int = 0) -> Tensor:
@@ -244,7 +248,7 @@ def loaded(weights: Path) -> Weights:
 
 
 def test_one_window_is_a_direct_forward(loaded: Weights) -> None:
-    three = replace(loaded.ensemble("3d"), networks=loaded.ensemble("3d").networks[:1])
+    three = only(loaded.ensemble("3d"), 0)
     scan, tokens = image(40, 40, 40), loaded.embed(PROMPT)
     with torch.inference_mode():
         direct = three.networks[0](scan[None], tokens[None]).sigmoid()[0, 0]
@@ -265,14 +269,14 @@ def test_bfloat16_on_the_cpu_is_near_float32(loaded: Weights, monkeypatch: pytes
 
 def test_an_ensemble_is_the_mean_of_its_members(loaded: Weights) -> None:
     both, tokens, scan = loaded.ensemble("3d"), loaded.embed(PROMPT), image(40, 40, 40)
-    alone = [predict(replace(both, networks=(network,)), scan, tokens, CPU) for network in both.networks]
+    alone = [predict(only(both, member), scan, tokens, CPU) for member in range(2)]
     assert float((alone[0] - alone[1]).abs().max()) > 1e-3
     torch.testing.assert_close(predict(both, scan, tokens, CPU), (alone[0] + alone[1]) / 2, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("kind", "shape"), [("3d", (40, 40, 40)), ("2d", (40, 40, 3))])
 def test_mirroring_is_the_mean_over_mirror_images(loaded: Weights, kind: str, shape: tuple[int, ...]) -> None:
-    one = replace(loaded.ensemble(kind), networks=loaded.ensemble(kind).networks[:1])
+    one = only(loaded.ensemble(kind), 0)
     scan, tokens = image(*shape), loaded.embed(PROMPT)
     axes = (0, 1, 2) if kind == "3d" else (0, 1)
     flips = [[a for k, a in enumerate(axes) if m >> k & 1] for m in range(2 ** len(axes))]
@@ -403,7 +407,7 @@ def test_memory_that_runs_out_on_the_gpu(
 ) -> None:
     tried: list[Attempt] = []
 
-    def run(ensemble: Any, scan: Tensor, text: Tensor, attempt: Attempt, *rest: Any) -> Tensor:
+    def run(ensemble: Any, group: Any, scan: Tensor, text: Tensor, attempt: Attempt, *rest: Any) -> Tensor:
         tried.append(attempt)
         if len(tried) <= fits:
             raise error
@@ -411,7 +415,7 @@ def test_memory_that_runs_out_on_the_gpu(
 
     monkeypatch.setattr(prediction, "_run", run)
     with caplog.at_level(logging.WARNING):
-        found = predict(ensemble_of(), image(4, 4, 4), TOKENS, torch.device("cuda"))
+        found = predict(ensemble_of(Stub(lambda w: w[:, :1])), image(4, 4, 4), TOKENS, torch.device("cuda"))
     assert found.shape == (4, 4, 4)
     ways = list(attempts(torch.device("cuda"), 4))
     assert tried == ways[: fits + 1]

@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 import torch
 
-from pvs_model.config import NETWORKS, NetworkConfig
+from pvs_model.config import NetworkConfig
 from pvs_model.errors import DeviceError
 from pvs_model.inference import openvino
 from pvs_model.inference import predict as prediction
-from pvs_model.inference.ensemble import Ensemble, Weights
-from pvs_model.inference.predict import mean_probability, predict
+from pvs_model.inference.ensemble import Ensemble, Group, Weights
+from pvs_model.inference.predict import computed_by, mean_probability, predict
 from pvs_model.nets.model import SegmentationNet, build
+from pvs_model.nets.registry import ENTRIES
 from pvs_model.nets.text import prompt
 from pvs_model.pipeline import predict as run_pipeline
 from pvs_model.pipeline import prepare
@@ -73,7 +74,7 @@ def test_networks_of_several_architectures_in_one_ensemble(
     tiny: dict[str, NetworkConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(openvino, "cpu_has_bfloat16", lambda: False)
-    peer = replace(NETWORKS["dynunet-3d"], widths=(8, 8, 16))  # it never looks at the text
+    peer = replace(ENTRIES["dynunet-3d"].config, widths=(8, 8, 16))  # it never looks at the text
     bare = replace(tiny["3d"], graph=False, cross_attention=False, fusion=False)
     networks = networks_of(peer, tiny["3d"], bare)
     graph = openvino.compiled(networks, wanted=True)
@@ -122,7 +123,7 @@ def test_a_graph_that_answers_otherwise_is_not_used(
 ) -> None:
     monkeypatch.setattr(openvino, "_FAR", 0.0)
     networks = networks_of(tiny["3d"])
-    ensemble = Ensemble("3d", networks, 0.5, 16, 0.25, (0.4, 1.3), (0.4, 2.5))
+    ensemble = Ensemble("3d", (Group(networks),), 0.5, 16, 0.25, (0.4, 1.3), (0.4, 2.5))
     image, text = torch.randn(3, 16, 16, 16), torch.randn(4, 384)
     with caplog.at_level(logging.WARNING):
         found = predict(ensemble, image, text, CPU, backend="auto")
@@ -135,14 +136,13 @@ def test_a_graph_that_answers_otherwise_is_not_used(
 def test_without_the_package(tiny: dict[str, NetworkConfig], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openvino, "find_spec", lambda name: None)
     networks = networks_of(tiny["3d"])
-    ensemble = Ensemble("3d", networks, 0.5, 16, 0.25, (0.4, 1.3), (0.4, 2.5))
     assert openvino.compiled(networks) is None
     windows, words = torch.randn(1, 3, 16, 16, 16), torch.randn(1, 4, 384)
     with torch.inference_mode():
-        found = mean_probability(ensemble, CPU, "auto")(windows, words)
+        found = mean_probability(networks, CPU, "auto")(windows, words)
     torch.testing.assert_close(found, exact(networks, windows, words), rtol=0, atol=0.05)
     with pytest.raises(DeviceError, match=r"expected the package openvino, found none \(pip install openvino\)"):
-        mean_probability(ensemble, CPU, "openvino")
+        mean_probability(networks, CPU, "openvino")
 
 
 @needs_openvino
@@ -151,11 +151,76 @@ def test_nothing_is_reported_to_anybody() -> None:
     code = (
         "import sys, torch\n"
         "sys.addaudithook(lambda event, args: sys.exit(7) if event.startswith(('socket.', 'subprocess.')) else None)\n"
-        "from pvs_model.config import NETWORKS\n"
+        "from pvs_model.config import NETWORK_2D\n"
         "from pvs_model.inference.openvino import compiled\n"
         "from pvs_model.nets.model import build\n"
-        "compiled((build(NETWORKS['2d']).eval(),), wanted=True)(torch.zeros(1, 9, 32, 32), torch.zeros(1, 4, 384))\n"
+        "compiled((build(NETWORK_2D).eval(),), wanted=True)(torch.zeros(1, 9, 32, 32), torch.zeros(1, 4, 384))\n"
         "assert 'openvino' in sys.modules\n"
     )
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stderr
+
+
+@needs_openvino
+@pytest.mark.parametrize("kind", ["3d", "2d"])
+def test_windows_of_any_side_are_padded_as_pytorch_does(
+    tiny: dict[str, NetworkConfig], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino, "cpu_has_bfloat16", lambda: False)
+    peer = replace(ENTRIES[f"dynunet-{kind}"].config, widths=(8, 8, 16, 16, 16))  # sides of 16 n, from 32 on
+    for config in (tiny[kind], peer):
+        networks = networks_of(config, config)
+        graph = openvino.compiled(networks, wanted=True)
+        assert graph is not None
+        for sides in ((24, 40, 17), (8, 32, 24)):
+            windows = torch.randn(1, config.in_channels, *sides[: config.dimensions])
+            words = torch.randn(1, 4, config.text_width)
+            found = graph(windows, words)
+            assert found.shape == (1, 1, *windows.shape[2:])
+            torch.testing.assert_close(found, exact(networks, windows, words), rtol=0, atol=1e-3)
+
+
+@needs_openvino
+def test_networks_whose_graph_holds_for_one_size_are_pytorchs(
+    tiny: dict[str, NetworkConfig], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    networks = networks_of(tiny["3d"], tiny["3d"])
+    networks[1].any_size = False
+    plain = networks_of(tiny["3d"])
+    ensemble = Ensemble("3d", (Group(networks, "a"), Group(plain, "b")), 0.5, 16, 0.25, (0.4, 1.3), (0.4, 2.5))
+    monkeypatch.setattr(openvino, "_graphs", lambda *_: pytest.fail("it was traced"))
+    with caplog.at_level(logging.WARNING):
+        assert openvino.compiled(networks) is None
+    assert not caplog.messages
+    monkeypatch.undo()
+    assert computed_by(ensemble, CPU, "auto") == "openvino and torch" and not caplog.messages
+    assert computed_by(ensemble, CPU, "torch") == "torch"
+    with pytest.raises(DeviceError, match="expected networks whose graph holds for every size, found graph_fusion$"):
+        computed_by(ensemble, CPU, "openvino")
+
+
+@pytest.mark.parametrize("kind", ["3d", "2d"])
+def test_regions_are_read_in_parts_like_the_sequences(tiny: dict[str, NetworkConfig], kind: str) -> None:
+    config = replace(tiny[kind], regions=True)
+    (network,) = networks_of(config)
+    windows, words = torch.randn(1, config.in_channels, *[16] * config.dimensions), torch.randn(1, 4, config.text_width)
+    with torch.inference_mode():
+        found = openvino._Probability(network, openvino.PARTS)(openvino._in_parts(windows, openvino.PARTS), words)
+    torch.testing.assert_close(found, exact((network,), windows, words), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["3d", "2d"])
+def test_short_prompts_mean_the_same_in_openvino(kind: str) -> None:
+    """Of four words, as many as there are heads, OpenVINO made probabilities that were wrong by 0.3 to 0.5."""
+    weights = Weights(Path(__file__).parents[1] / "weights")
+    networks = weights.ensemble(kind).networks
+    graph = openvino.CompiledEnsemble(networks)
+    config = networks[0].config
+    torch.manual_seed(0)
+    windows = torch.randn(1, config.in_channels, *[32] * config.dimensions)
+    words = weights.embed(prompt(SEQUENCES, 1.0))
+    for count in (1, 2, 4, 5, 8):
+        said = words[None, :count]
+        with torch.inference_mode():
+            expected = networks[0](windows, said).sigmoid()
+        assert (graph(windows, said) - expected).abs().max() < 0.1

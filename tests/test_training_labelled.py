@@ -20,6 +20,7 @@ from pvs_model.cli import main
 from pvs_model.config import NETWORK_2D, NETWORK_3D, NetworkConfig
 from pvs_model.errors import VolumeError
 from pvs_model.layouts import choose
+from pvs_model.nets.registry import ENTRIES
 from pvs_model.nets.slices import stack_slices
 from pvs_model.nets.text import TEMPLATES, TRAINING_TEMPLATES, TextCache, prompt
 from pvs_model.synth.anatomy import BASAL_GANGLIA, CENTRUM_SEMIOVALE, Anatomy
@@ -417,7 +418,8 @@ def train(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny: dict[str, Netwo
     """``python -m pvs_model train`` with tiny networks, no BERT and no pictures; returns its exit status."""
     monkeypatch.setattr(loop, "TextEncoder", CachedEncoder)
     monkeypatch.setattr(recorder, "can_plot", lambda: False)
-    monkeypatch.setattr("pvs_model.cli.NETWORKS", tiny)
+    for name, config in tiny.items():
+        monkeypatch.setitem(ENTRIES, name, replace(ENTRIES[name], config=config))
     fixed = ["--patch", "16", "--encoder", str(tmp_path), "--device", "cpu", "--output", str(tmp_path / "run")]
     return lambda *words: main(["train", *map(str, words), *fixed])
 

@@ -1,4 +1,4 @@
-"""An ensemble as one OpenVINO graph: the fast path on CPUs, taken where the package ``openvino`` is installed.
+"""A group of networks as one OpenVINO graph: the fast path on CPUs, taken where the package ``openvino`` is installed.
 
 The networks are traced once per architecture, their weights put in, and their graphs joined into one whose answer is
 the mean probability, so that only one network's features are in memory at a time. ``openvino``'s own
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -21,9 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pvs_model.config import NetworkConfig
 from pvs_model.errors import DeviceError
-from pvs_model.nets.model import SegmentationNet
+from pvs_model.nets.model import SegmentationNet, cropped
 from pvs_model.nets.precision import cpu_has_bfloat16
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,8 @@ def _reading_parts(network: SegmentationNet) -> SegmentationNet:
     With w = h + l, rounded to bfloat16 and the rest: h rounded + h rest + l rounded, added up in float32.
     """
     network = copy.deepcopy(network)
-    network.config = replace(network.config, sequences=PARTS * network.config.sequences)
+    channels = network.config.sequences + network.config.regions
+    network.config = replace(network.config, sequences=PARTS * channels, regions=False)
     stem = network.stem()
     if stem is None:
         raise RuntimeError(f"{type(network).__name__} has no stem to widen")
@@ -84,9 +85,11 @@ def is_installed() -> bool:
     return find_spec("openvino") is not None
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=8)  # groups of a "3d" and a "2d" ensemble
 def compiled(networks: tuple[SegmentationNet, ...], wanted: bool = False) -> CompiledEnsemble | None:
     """The networks as a graph, kept for the next case; None, with a warning, where that does not work.
+
+    Networks that work out sizes in Python are not tried: a graph traced from them is wrong at other sizes.
 
     Args:
         networks: in eval mode, on the CPU.
@@ -99,6 +102,13 @@ def compiled(networks: tuple[SegmentationNet, ...], wanted: bool = False) -> Com
         if wanted:
             raise DeviceError("--backend openvino: expected the package openvino, found none (pip install openvino)")
         return None
+    fixed = sorted({network.config.architecture for network in networks if not network.any_size})
+    if fixed:
+        if wanted:
+            raise DeviceError(
+                f"--backend openvino: expected networks whose graph holds for every size, found {', '.join(fixed)}"
+            )
+        return None
     try:
         return CompiledEnsemble(networks)
     except Exception as error:  # whatever a converter may say: PyTorch runs everything
@@ -110,7 +120,10 @@ def compiled(networks: tuple[SegmentationNet, ...], wanted: bool = False) -> Com
 
 
 class CompiledEnsemble:
-    """Mean probability of an ensemble, called like a function.
+    """Mean probability of networks, called like a function.
+
+    Windows are padded with zeros to sides that all of the networks can halve, as ``SegmentationNet.forward`` does for
+    one: a trace has no padding in it.
 
     Raises:
         RuntimeError: when a network cannot be converted, or its graph answers otherwise than PyTorch.
@@ -120,12 +133,20 @@ class CompiledEnsemble:
         networks = list(networks)
         fast = cpu_has_bfloat16()
         self.parts = PARTS if fast and all(network.stem() is not None for network in networks) else 1
+        self.multiple = math.lcm(*(network.multiple for network in networks))
+        self.least = max(network.least for network in networks)
+        self.heads = max(network.config.heads for network in networks)
         self.graph = _joined(_graphs(networks, self.parts))
         self._requests: OrderedDict[tuple[int, ...], Any] = OrderedDict()
 
     def __call__(self, windows: Tensor, words: Tensor) -> Tensor:
         """Windows (B, C, *window), float32, and words (1, T, W) to the mean probability (B, 1, *window), float32."""
+        sides = windows.shape[2:]
+        short = [_rounded(max(side, self.least), self.multiple) - side for side in sides]
+        if any(short):
+            windows = nn.functional.pad(windows, [n for extra in reversed(short) for n in (0, extra)])
         windows = _in_parts(windows, self.parts)
+        words = _more_than(words, self.heads)
         shape = (*windows.shape[1:], *words.shape[1:])
         if shape not in self._requests:
             self._requests[shape] = _request(self.graph, tuple(windows.shape[1:]), tuple(words.shape[1:]))
@@ -133,7 +154,15 @@ class CompiledEnsemble:
                 self._requests.popitem(last=False)
         self._requests.move_to_end(shape)
         answers = [_run(self._requests[shape], window, words) for window in windows.split(1)]
-        return torch.cat(answers)
+        return cropped(torch.cat(answers), sides)
+
+
+def _more_than(words: Tensor, count: int) -> Tensor:
+    """Words (1, T, W), said as often as makes them more than ``count``: the same to attention, which averages.
+
+    OpenVINO's attention is wrong in bfloat16 for as many words as heads (2026.4: by up to 0.5 in the probability).
+    """
+    return words.repeat(1, count // words.shape[1] + 1, 1)
 
 
 def _graphs(networks: list[SegmentationNet], parts: int) -> list[Any]:
@@ -148,7 +177,7 @@ def _graphs(networks: list[SegmentationNet], parts: int) -> list[Any]:
     for network in networks:
         config = network.config
         channels = parts * config.in_channels
-        image = torch.zeros(1, channels, *[_least(config, 16)] * config.dimensions)
+        image = torch.zeros(1, channels, *[_least(network, 16)] * config.dimensions)
         text = torch.zeros(1, 4, config.text_width)
         module = _Probability(network.cpu(), parts).eval()
         first = config not in traces
@@ -167,28 +196,40 @@ def _graphs(networks: list[SegmentationNet], parts: int) -> list[Any]:
             graph = front.convert(model)
         if first:
             _check(graph, network, parts)
+            graph.reshape(dict(enumerate(shapes)))  # of any size again: others in the ensemble may be tried on another
         graphs.append(graph)
     return graphs
 
 
-def _least(config: NetworkConfig, side: int) -> int:
-    """A side from ``side`` on that leaves two voxels on the lowest level."""
-    return max(side, int(2 ** len(config.widths)))
+def _rounded(side: int, multiple: int) -> int:
+    """Up to a multiple."""
+    return -(-side // multiple) * multiple
+
+
+def _least(network: SegmentationNet, side: int) -> int:
+    """A side from ``side`` on that the network takes without padding, with two voxels on the lowest level."""
+    return _rounded(max(side, network.least, 2 * network.multiple), network.multiple)
 
 
 def _check(graph: Any, network: SegmentationNet, parts: int) -> None:
-    """Compare a graph with PyTorch in float32 on noise."""
+    """Compare a graph with PyTorch in float32 on noise: in a cube as it will be run, and in a box in float32, too.
+
+    What a trace got wrong about sizes shows in any precision; and bfloat16 on noise is near its limit already.
+    """
     config = network.config
     random = torch.Generator().manual_seed(1)
-    image = torch.randn(1, config.in_channels, *[_least(config, _TRIAL)] * config.dimensions, generator=random)
-    text = torch.randn(1, 4, config.text_width, generator=random)
-    with torch.inference_mode():
-        expected = network.eval()(image, text).sigmoid()
-    image = _in_parts(image, parts)
-    found = _run(_request(graph, tuple(image.shape[1:]), tuple(text.shape[1:])), image, text)
-    worst = float((found - expected).abs().max())
-    if not worst < _FAR:  # NaN is not
-        raise RuntimeError(f"its probabilities differ from PyTorch's by up to {worst:.2g} on a trial window")
+    cube = [_least(network, _TRIAL)] * 3
+    box = [_least(network, 16) + k * network.multiple for k in range(3)]
+    for sides, tokens, exact in ((cube, 11, False), (box, 7, True)):
+        image = torch.randn(1, config.in_channels, *sides[: config.dimensions], generator=random)
+        text = torch.randn(1, tokens, config.text_width, generator=random)
+        with torch.inference_mode():
+            expected = network.eval()(image, text).sigmoid()
+        image = _in_parts(image, parts)
+        found = _run(_request(graph, tuple(image.shape[1:]), tuple(text.shape[1:]), exact), image, text)
+        worst = float((found - expected).abs().max())
+        if not worst < _FAR:  # NaN is not
+            raise RuntimeError(f"its probabilities differ from PyTorch's by up to {worst:.2g} on a trial window")
 
 
 def _joined(graphs: list[Any]) -> Any:
@@ -212,11 +253,14 @@ def _joined(graphs: list[Any]) -> Any:
     return ov.Model([ops.result(total)], inputs, "ensemble")
 
 
-def _request(graph: Any, window: tuple[int, ...], words: tuple[int, ...]) -> Any:
-    """A graph compiled for one shape of window, ready to run on as many cores as PyTorch would use."""
+def _request(graph: Any, window: tuple[int, ...], words: tuple[int, ...], exact: bool = False) -> Any:
+    """A graph compiled for one shape of window, ready to run on as many cores as PyTorch would use.
+
+    ``exact``: in float32 everywhere.
+    """
     graph.reshape({0: [1, *window], 1: [1, *words]})
     settings = {
-        "INFERENCE_PRECISION_HINT": "bf16" if cpu_has_bfloat16() else "f32",
+        "INFERENCE_PRECISION_HINT": "bf16" if cpu_has_bfloat16() and not exact else "f32",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
         "ENABLE_CPU_PINNING": False,  # several processes on one machine would share the first cores

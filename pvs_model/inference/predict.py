@@ -12,7 +12,8 @@ from torch import Tensor
 
 from pvs_model.errors import DeviceError
 from pvs_model.inference import openvino
-from pvs_model.inference.ensemble import Ensemble
+from pvs_model.inference.ensemble import Ensemble, Group
+from pvs_model.nets.model import SegmentationNet
 from pvs_model.nets.precision import cpu_has_bfloat16
 from pvs_model.nets.slices import stack_slices
 
@@ -22,6 +23,9 @@ Progress = Callable[[int], None]
 
 #: Sides of planes are multiples of this: few different shapes, and even ones on every level of the network.
 _STEP = 16
+
+#: Order of RAS+ axes that puts planes of a view last.
+PLANES = {"axial": (0, 1, 2), "coronal": (0, 2, 1), "sagittal": (1, 2, 0)}
 
 
 @dataclass(frozen=True)
@@ -81,19 +85,22 @@ def predict(
     mirror: bool = False,
     progress: Progress | None = None,
     backend: str = "torch",
+    order: tuple[int, int, int] = (0, 1, 2),
 ) -> Tensor:
-    """Mean probability of PVS over the ensemble's networks.
+    """Probability of PVS: the mean over the networks of each group, then the mean or maximum over groups.
 
     Args:
         ensemble: the networks.
-        image: (sequences, X, Y, Z) float32, standardised, zero where a sequence is missing; for a 2D
-            ensemble slices lie along the last axis.
+        image: (channels, X, Y, Z) float32, standardised, zero where a sequence is missing; for 2D networks without
+            a view slices lie along the last axis. After the sequences there is the channel of regions, where a
+            group asks for it.
         text: (T, W) token embeddings of the prompt.
         device: where to run; when its memory runs out, safer ways are tried, down to the CPU.
         batch: windows at a time on a GPU.
         mirror: average over mirror images along each axis of the window too (8 or 4 times the work).
         progress: called with the number of windows done.
         backend: what runs the networks on a CPU: "torch", "openvino", or "auto" for OpenVINO where it is installed.
+        order: which axis of the head, in RAS+, each of X, Y and Z is; only groups with a view ask.
 
     Returns:
         (X, Y, Z) float32 on the CPU, 0 to 1.
@@ -101,18 +108,31 @@ def predict(
     Raises:
         DeviceError: when memory runs out on the CPU as well, or OpenVINO was asked for and cannot run the networks.
     """
-    ways = list(attempts(device, batch))
-    for attempt, safer in zip(ways, [*ways[1:], None], strict=True):
-        try:
-            return _run(ensemble, image, text, attempt, mirror, progress, backend)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
-                raise
-            if attempt.device.type != "cpu":
-                torch.cuda.empty_cache()
-            if safer is not None:
-                log.warning("out of memory with %s; trying %s", attempt, safer)
-    raise DeviceError("expected enough memory for one window on the CPU, found that it ran out")
+
+    def mean_of(group: Group) -> Tensor:
+        """Mean probability (X, Y, Z) over the networks of a group."""
+        axes = _axes(group, order)
+        seen = image[: group.config.sequences + group.regions].permute(0, *(1 + axis for axis in axes))
+        ways = list(attempts(device, batch))
+        for attempt, safer in zip(ways, [*ways[1:], None], strict=True):
+            try:
+                found = _run(ensemble, group, seen, text, attempt, mirror, progress, backend)
+                return found.permute(*(axes.index(axis) for axis in range(3)))
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not _out_of_memory(error):
+                    raise
+                if attempt.device.type != "cpu":
+                    torch.cuda.empty_cache()
+                if safer is not None:
+                    log.warning("out of memory with %s; trying %s", attempt, safer)
+        raise DeviceError("expected enough memory for one window on the CPU, found that it ran out")
+
+    first, *others = ensemble.groups
+    total = mean_of(first)
+    for group in others:
+        more = mean_of(group)
+        total = torch.maximum(total, more) if ensemble.combine == "maximum" else total + more
+    return total / len(ensemble.groups) if others and ensemble.combine == "mean" else total
 
 
 def device_lost(error: BaseException) -> bool:
@@ -132,8 +152,14 @@ def _out_of_memory(error: BaseException) -> bool:
     return "out of memory" in text or "can't allocate memory" in text or "cublas_status_alloc_failed" in text
 
 
+def _axes(group: Group, order: tuple[int, int, int]) -> tuple[int, ...]:
+    """The image's axes as a group takes them: as they are, or with the planes of its view last."""
+    return tuple(order.index(axis) for axis in PLANES[group.view]) if group.view else (0, 1, 2)
+
+
 def _run(
     ensemble: Ensemble,
+    group: Group,
     image: Tensor,
     text: Tensor,
     attempt: Attempt,
@@ -145,11 +171,10 @@ def _run(
     from monai.inferers import SliceInferer, SlidingWindowInferer
 
     tokens = text.to(attempt.device)[None]
-    three = ensemble.dimensions == 3
-    mean = mean_probability(ensemble, attempt.device, backend)
+    mean = mean_probability(group.networks, attempt.device, backend)
 
     def average(windows: Tensor) -> Tensor:
-        """Mean probability (B, 1, *window) over the ensemble and mirror images, in float32."""
+        """Mean probability (B, 1, *window) over the networks and mirror images, in float32."""
         spatial = range(2, windows.ndim)
         flips = [
             tuple(a for k, a in enumerate(spatial) if m >> k & 1) for m in range(2 ** len(spatial) if mirror else 1)
@@ -168,14 +193,14 @@ def _run(
         "sw_device": attempt.device,
         "device": attempt.accumulate,
     }
-    window = window_of(ensemble, image.shape[1:])
+    window = window_of(ensemble, image.shape[1:], group.dimensions)
     with torch.inference_mode():
         image = image.to(attempt.accumulate)  # once, so that no window makes the way to the GPU by itself
-        if three:
+        if group.dimensions == 3:
             inferer = SlidingWindowInferer(roi_size=window, **shared)
             probability = inferer(image[None], average)
         else:
-            neighbours = ensemble.networks[0].config.neighbour_slices
+            neighbours = group.config.neighbour_slices
             stacked = stack_slices(image, neighbours).permute(1, 2, 3, 0)[None]  # (1, channels, X, Y, Z)
             probability = SliceInferer(roi_size=window, spatial_dim=2, **shared)(stacked, average)
     assert isinstance(probability, Tensor)
@@ -183,31 +208,41 @@ def _run(
 
 
 def computed_by(ensemble: Ensemble, device: torch.device, backend: str) -> str:
-    """What runs an ensemble: "cuda", "openvino" or, on a CPU, "torch"; made ready at the first call.
+    """What runs an ensemble: "cuda", "openvino", "torch" on a CPU, or both of these; made ready at the first call.
 
     Raises:
         DeviceError: when OpenVINO was asked for and cannot run the networks.
     """
     if device.type != "cpu":
         return device.type
-    wanted = backend == "openvino"
-    fast = backend != "torch" and openvino.compiled(ensemble.networks, wanted) is not None
-    return "openvino" if fast else "torch"
+    graphs = [_graph(group.networks, device, backend) for group in ensemble.groups]
+    return " and ".join(sorted({"torch" if graph is None else "openvino" for graph in graphs}))
 
 
-def mean_probability(ensemble: Ensemble, device: torch.device, backend: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """The ensemble as a function: windows (B, C, *window), words (1, T, W) -> mean probability (B, 1, *window).
+def _graph(
+    networks: tuple[SegmentationNet, ...], device: torch.device, backend: str
+) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """The networks as OpenVINO runs them; None where PyTorch does."""
+    if device.type != "cpu" or backend == "torch":
+        return None
+    return openvino.compiled(networks, backend == "openvino")
+
+
+def mean_probability(
+    networks: tuple[SegmentationNet, ...], device: torch.device, backend: str
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Networks as a function: windows (B, C, *window), words (1, T, W) -> mean probability (B, 1, *window).
 
     Float32, on the windows' device.
 
     Raises:
         DeviceError: when OpenVINO was asked for and cannot run the networks.
     """
-    if computed_by(ensemble, device, backend) == "openvino":
-        graph = openvino.compiled(ensemble.networks, backend == "openvino")
-        assert graph is not None
+    graph = _graph(networks, device, backend)
+    if graph is not None:
         return graph
-    networks = [network.to(device) for network in ensemble.networks]
+    for network in networks:
+        network.to(device)
 
     def mean(windows: Tensor, words: Tensor) -> Tensor:
         words = words.expand(len(windows), -1, -1)
@@ -221,23 +256,29 @@ def mean_probability(ensemble: Ensemble, device: torch.device, backend: str) -> 
     return mean
 
 
-def window_of(ensemble: Ensemble, shape: Sequence[int]) -> tuple[int, ...]:
-    """Sides of the windows for an image (X, Y, Z).
+def window_of(ensemble: Ensemble, shape: Sequence[int], dimensions: int | None = None) -> tuple[int, ...]:
+    """Sides of the windows for an image (X, Y, Z) and networks of so many dimensions (None: those of the kind).
 
     In 3D a cube of the manifest's side; in 2D a plane from that side up to twice as long: one for a whole slice of
     nearly every scan. On held-out simulated heads larger cubes, the whole brain at once, and boxes that fit it did
     worse in 3D, planes of 256 in 2D, and of planes below 256 those without padding.
     """
     side = ensemble.window
-    if ensemble.dimensions == 3:
+    if (dimensions or ensemble.dimensions) == 3:
         return (side,) * 3
     return tuple(min(max(side, -(-length // _STEP) * _STEP), 2 * side) for length in shape[:2])
 
 
-def count_windows(ensemble: Ensemble, shape: tuple[int, int, int]) -> int:
-    """How many windows ``predict`` runs for an image of this shape (for a progress bar)."""
-    count = 1 if ensemble.dimensions == 3 else shape[2]
-    for length, side in zip(shape, window_of(ensemble, shape), strict=False):
-        step = max(1, int(side * (1 - ensemble.overlap)))
-        count *= max(1, -(-max(0, length - side) // step) + 1)
-    return count
+def count_windows(
+    ensemble: Ensemble, shape: tuple[int, int, int], order: tuple[int, int, int] = (0, 1, 2)
+) -> int:
+    """How many windows ``predict`` runs for an image of this shape and order of axes (for a progress bar)."""
+    total = 0
+    for group in ensemble.groups:
+        sides = [shape[axis] for axis in _axes(group, order)]
+        count = 1 if group.dimensions == 3 else sides[2]
+        for length, side in zip(sides, window_of(ensemble, sides, group.dimensions), strict=False):
+            step = max(1, int(side * (1 - ensemble.overlap)))
+            count *= max(1, -(-max(0, length - side) // step) + 1)
+        total += count
+    return total

@@ -32,7 +32,7 @@ def save(path: Path | str, network: SegmentationNet, metadata: Mapping[str, str]
     if metadata and CONFIG_KEY in metadata:
         raise ValueError(f"the metadata key {CONFIG_KEY!r} is the network's own")
     tensors = {
-        name: tensor.detach().to("cpu", torch.float16, memory_format=torch.contiguous_format)
+        name: _stored(tensor)
         for name, tensor in network.state_dict().items()
     }
     broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
@@ -42,6 +42,12 @@ def save(path: Path | str, network: SegmentationNet, metadata: Mapping[str, str]
     save_file(tensors, partial, metadata={**(metadata or {}), CONFIG_KEY: network.config.to_json()})
     partial.chmod(0o644)  # safetensors leaves it to the owner alone; the container runs as another user
     os.replace(partial, path)
+
+
+def _stored(tensor: torch.Tensor) -> torch.Tensor:
+    """Parameters in float16; counts and indices, which float16 would round above 2048, as they are."""
+    dtype = torch.float16 if tensor.is_floating_point() else tensor.dtype
+    return tensor.detach().to("cpu", dtype, memory_format=torch.contiguous_format)
 
 
 def read_metadata(path: Path | str) -> dict[str, str]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import EllipsisType
 
 import torch
 from torch import Tensor, nn
 
-from pvs_model.config import NetworkConfig
+from pvs_model.config import INPUTS, NetworkConfig
 from pvs_model.nets.attention import CrossAttention, TokenPooling
 from pvs_model.nets.blocks import CONVOLUTION, LEAK
 from pvs_model.nets.fusion import DynamicFusion
@@ -122,13 +123,86 @@ class Head(nn.Module):
 
 
 class SegmentationNet(nn.Module):
-    """What training and inference know of a network: its config, and a forward like ``GraphFusionNet.forward``."""
+    """What training and inference know of a network: its config and its forward.
+
+    A network of its own kind defines ``segment``; choosing the inputs, and padding to sides that its levels can
+    halve, is done here for all.
+
+    Attributes:
+        config: what it was built from.
+        multiple: sides of what ``segment`` is given are multiples of this,
+        least: and at least this long.
+        any_size: whether a graph traced from it holds for other sizes, too: one without sizes worked out in Python.
+    """
 
     config: NetworkConfig
+    multiple: int = 1
+    least: int = 1
+    any_size: bool = True
 
     def stem(self) -> nn.Conv2d | nn.Conv3d | None:
-        """The one convolution that reads the image; None where there is more than one."""
+        """The one convolution that reads the image, channel by channel; None where there is no such."""
         return None
+
+    def segment(self, image: Tensor, text: Tensor | None, text_mask: Tensor | None) -> Tensor | list[Tensor]:
+        """As ``forward``, for the inputs that the network looks at, (B, seen_channels, *spatial)."""
+        raise NotImplementedError
+
+    def forward(
+        self, image: Tensor, text: Tensor | None = None, text_mask: Tensor | None = None
+    ) -> Tensor | list[Tensor]:
+        """Segments a batch of windows.
+
+        Args:
+            image: (B, in_channels, *spatial), z-scored intensities, zeros where a sequence is missing; channels
+                ordered by sequence (then regions), then by neighbouring slice. Sides of any length: they are
+                padded with zeros where the network needs it.
+            text: (B, T, text_width) token embeddings; not needed when ``config.text`` is False.
+            text_mask: (B, T) bool, True for real tokens, at least one per sample; None where all are.
+
+        Returns:
+            In eval mode the logits (B, 1, *spatial). In training mode a list of logits, full resolution first, then
+            half, quarter, ..., sides rounded down, as many as the network supervises.
+
+        Raises:
+            ValueError: If a shape is not as above, or text is missing that the network needs.
+        """
+        expected = self.config.dimensions + 2
+        if image.ndim != expected or image.shape[1] != self.config.in_channels:
+            raise ValueError(
+                f"image must have {expected} axes and {self.config.in_channels} channels, got {tuple(image.shape)}"
+            )
+        sides = [int(side) for side in image.shape[2:]]
+        wanted = [max(self.least, -(-side // self.multiple) * self.multiple) for side in sides]
+        seen = chosen(image, self.config)
+        if wanted == sides:
+            return self.segment(seen, text, text_mask)
+        short = [(0, w - s) for s, w in zip(sides, wanted, strict=True)]
+        answer = self.segment(nn.functional.pad(seen, [n for pair in reversed(short) for n in pair]), text, text_mask)
+        if isinstance(answer, Tensor):
+            return cropped(answer, sides)
+        return [cropped(logits, [side >> level for side in sides]) for level, logits in enumerate(answer)]
+
+
+def chosen(image: Tensor, config: NetworkConfig) -> Tensor:
+    """The channels of an image (B, in_channels, *spatial) that a network looks at: (B, seen_channels, *spatial)."""
+    if config.inputs == INPUTS:
+        return image
+    slices = config.neighbour_slices
+    parts = []
+    for name in config.inputs:
+        start = INPUTS.index(name.lstrip("-")) * slices
+        part = image[:, start : start + slices]
+        parts.append(-part if name.startswith("-") else part)
+    if config.regions:
+        parts.append(image[:, config.sequences * slices :])
+    return torch.cat(parts, dim=1)
+
+
+def cropped(feature: Tensor, sides: Sequence[int]) -> Tensor:
+    """The first ``sides`` voxels of each axis."""
+    index: tuple[EllipsisType | slice, ...] = (..., *(slice(side) for side in sides))
+    return feature[index]
 
 
 class GraphFusionNet(SegmentationNet):
@@ -158,36 +232,18 @@ class GraphFusionNet(SegmentationNet):
         self.text = text
         self.guidance = guidance
         self.heads = nn.ModuleList(heads)
+        self.multiple = backbone.multiple
+        self.least = 2 * self.multiple  # one voxel has no instance norm
 
-    def stem(self) -> nn.Conv2d | nn.Conv3d:
+    def stem(self) -> nn.Conv2d | nn.Conv3d | None:
         """As ``SegmentationNet.stem``."""
+        if self.config.inputs != INPUTS:
+            return None
         conv: nn.Conv2d | nn.Conv3d = self.backbone.encoder[0][0][0]  # type: ignore[index, assignment]
         return conv
 
-    def forward(
-        self, image: Tensor, text: Tensor | None = None, text_mask: Tensor | None = None
-    ) -> Tensor | list[Tensor]:
-        """Segments a batch of windows.
-
-        Args:
-            image: (B, C_in, *spatial), z-scored intensities, zeros where a sequence is missing; channels
-                ordered by sequence, then by neighbouring slice. Spatial sizes are multiples of
-                2^(levels - 1).
-            text: (B, T, text_width) token embeddings; not needed when ``config.text`` is False.
-            text_mask: (B, T) bool, True for real tokens, at least one per sample; None where all are.
-
-        Returns:
-            In eval mode the logits (B, 1, *spatial). In training mode a list of logits, full resolution
-            first, then half, quarter, ...: one for every level but the lowest.
-
-        Raises:
-            ValueError: If a shape is not as above, or text is missing that the network needs.
-        """
-        expected = self.config.dimensions + 2
-        if image.ndim != expected or image.shape[1] != self.config.in_channels:
-            raise ValueError(
-                f"image must have {expected} axes and {self.config.in_channels} channels, got {tuple(image.shape)}"
-            )
+    def segment(self, image: Tensor, text: Tensor | None, text_mask: Tensor | None) -> Tensor | list[Tensor]:
+        """As ``SegmentationNet.segment``: one scale for every level but the lowest."""
         if self.text is None or self.guidance is None:
             tokens, text_mask, features = None, None, self.backbone(image)
         else:
@@ -218,9 +274,9 @@ def build(config: NetworkConfig) -> SegmentationNet:
     if config.architecture == "graph_fusion":
         network = build_graph_fusion(config)
     else:
-        from pvs_model.nets.peers import DynUNetPeer
+        from pvs_model.nets.peers import PEERS
 
-        network = DynUNetPeer(config)
+        network = PEERS[config.architecture](config)
     safe_in_bfloat16(network)
     return network
 
@@ -241,8 +297,8 @@ def build_graph_fusion(config: NetworkConfig) -> GraphFusionNet:
         ValueError: If the widths, heads or neighbours do not fit together.
     """
     dimensions, widths = config.dimensions, config.widths
-    backbone = NestedUNet(dimensions, config.in_channels, widths)
-    guided = widths[1]  # half resolution: at full resolution guidance would cost more than all the rest
+    backbone = NestedUNet(dimensions, config.seen_channels, widths, enhanced=config.guided_level)
+    guided = widths[config.guided_level]  # half resolution: at full it would cost more than all the rest
     text = guidance = None
     if config.text:
         text = TextProjection(config.text_width, guided)
@@ -254,7 +310,7 @@ def build_graph_fusion(config: NetworkConfig) -> GraphFusionNet:
             concatenation=None if modules else TextConcatenation(guided),
         )
     heads = [
-        Head(dimensions, width, text_width=guided if config.text and level > 1 else None)
+        Head(dimensions, width, text_width=guided if config.text and level > config.guided_level else None)
         for level, width in enumerate(widths[:-1])
     ]
     return GraphFusionNet(config, backbone, text, guidance, heads)

@@ -30,12 +30,16 @@ class NestedUNet(nn.Module):
     inference: a thin level 0 is what keeps the cost down.
     """
 
-    def __init__(self, dimensions: int, in_channels: int, widths: Sequence[int]) -> None:
+    def __init__(
+        self, dimensions: int, in_channels: int, widths: Sequence[int], enhanced: int = 1, convolutions: int = 1
+    ) -> None:
         """
         Args:
             dimensions: 2 or 3.
             in_channels: Channels of the image.
             widths: Channels per level, full resolution first; at least two levels.
+            enhanced: Level whose row ``enhance`` is applied to the end of.
+            convolutions: In each node between encoder and last diagonal; U-Net++ itself has 2.
 
         Raises:
             ValueError: If there are fewer than two levels.
@@ -44,6 +48,7 @@ class NestedUNet(nn.Module):
         if len(widths) < 2:
             raise ValueError(f"a nested U-Net needs at least 2 levels, got widths {tuple(widths)}")
         self.levels = len(widths)
+        self.enhanced = enhanced
         self.encoder = nn.ModuleList(
             Stage(dimensions, above, width, stride=1 if level == 0 else 2, image=level == 0)
             for level, (above, width) in enumerate(zip((in_channels, *widths), widths, strict=False))
@@ -55,7 +60,7 @@ class NestedUNet(nn.Module):
                 width = widths[level]
                 joined = (column + 1) * width  # the nodes to the left, and the one from below
                 node = nn.Sequential(ConvBlock(dimensions, joined, width))
-                if level + column == self.levels - 1:
+                if convolutions == 2 or level + column == self.levels - 1:
                     node.append(ConvBlock(dimensions, width, width))
                 self.up[f"{level}_{column}"] = upsampling(dimensions, widths[level + 1], width)
                 self.nodes[f"{level}_{column}"] = node
@@ -71,7 +76,8 @@ class NestedUNet(nn.Module):
         Args:
             image: (B, C_in, *spatial), every spatial size a multiple of ``multiple``.
             enhance: Applied to the end of the row of level 1, X(1, levels - 2), of shape
-                (B, widths[1], *spatial / 2); what it returns goes up into X(0, levels - 1).
+                (B, widths[1], *spatial / 2); what it returns goes up into X(0, levels - 1). Or of the
+                row of another level, ``enhanced``.
 
         Returns:
             The last diagonal, full resolution first: level i is (B, widths[i], *spatial / 2^i), for
@@ -94,7 +100,7 @@ class NestedUNet(nn.Module):
                 key = f"{level}_{column}"
                 below = self.up[key](rows[level + 1][column - 1])
                 node = self.nodes[key](torch.cat([*rows[level], below], dim=1))
-                if enhance is not None and (level, column) == (1, self.levels - 2):
+                if enhance is not None and (level, column) == (self.enhanced, self.levels - 1 - self.enhanced):
                     node = enhance(node)
                 rows[level].append(node)
         return [row[-1] for row in rows[:-1]]

@@ -150,8 +150,11 @@ class TextEncoder:
             # transformers would make a tokenizer that knows no word.
             raise PromptError(f"{self.folder}: expected the encoder's vocabulary, found no tokenizer.json or vocab.txt")
 
-        from transformers import AutoTokenizer, BertModel
+        from transformers import AutoTokenizer, BertModel, logging
 
+        told = logging.get_verbosity()
+        logging.set_verbosity_error()  # that the pooling layer is not loaded is meant
+        logging.disable_progress_bar()
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
             loaded: Any = BertModel.from_pretrained(
@@ -163,6 +166,9 @@ class TextEncoder:
             )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise PromptError(f"{self.folder}: the BERT encoder cannot be loaded ({error})") from error
+        finally:
+            logging.set_verbosity(told)
+            logging.enable_progress_bar()
         model, report = loaded  # a pair, since output_loading_info is set
         missing = sorted(report["missing_keys"])  # transformers fills these with random numbers and only warns
         if missing:

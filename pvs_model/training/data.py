@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import random
 from collections.abc import Callable, Sequence
@@ -29,6 +30,8 @@ from pvs_model.types import SEQUENCES
 MARGIN = 4
 #: One scene in so many is kept as drawn; the others hold at least ``FEW_VOXELS`` if ``ATTEMPTS`` draws bring them.
 EMPTY_EVERY, FEW_VOXELS, ATTEMPTS = 3, 12, 3
+#: Axes (RAS) of the planes of a view, the one across them last.
+PLANE_AXES = {"axial": (0, 1, 2), "coronal": (0, 2, 1), "sagittal": (1, 2, 0)}
 REGION_VALUES = {"basal ganglia": BASAL_GANGLIA, "centrum semiovale": CENTRUM_SEMIOVALE}
 #: The arrays of an anatomy.
 TENSORS = ("tissues", "regions", "field", "histogram")
@@ -141,6 +144,7 @@ class PatchStream:
         refresh: int = 3,
         region_share: float = 0.2,
         ranks: Ranks = ALONE,
+        coverage: float | None = None,
     ) -> None:
         self.anatomies = anatomies
         self.config = config
@@ -150,6 +154,7 @@ class PatchStream:
         self.refresh = refresh
         self.region_share = region_share
         self.ranks = ranks
+        self.coverage = coverage
         self.scenes: dict[int, Scene] = {}
         self.visits = 0
         #: Where scenes come from by their number; None: ``render``, when they are first taken.
@@ -161,12 +166,15 @@ class PatchStream:
         Left to chance, half of the small patches hold no PVS: two in three of those are drawn again, a
         few times at most. More would teach the network a world too full of PVS.
         """
-        side = self.patch + 2 * MARGIN
+        side, view = self.patch + 2 * MARGIN, self.config.view
         shape = (side, side, side if self.config.dimensions == 3 else 5)
+        if view:  # planes of a volume with thin slices
+            shape = tuple(5 if axis == PLANE_AXES[view][2] else side for axis in range(3))  # type: ignore[assignment]
         for attempt in range(1 if number % EMPTY_EVERY == 0 else ATTEMPTS):
             seed = (self.seed * 1_000_003 + number) * ATTEMPTS + attempt
             rng = random.Random(seed)
-            voxel, plane = draw_voxel(seed, self.config.dimensions)
+            voxel, plane = draw_voxel(seed, 3 if view else self.config.dimensions)
+            plane = "axial" if view else plane  # the view is that of the head
             scene = render(draw_scene(seed, shape, voxel, plane), rng.choice(self.anatomies))
             if int(scene.label.sum()) >= FEW_VOXELS:
                 break
@@ -175,14 +183,19 @@ class PatchStream:
     def sample(self, scene: Scene, seed: int, region: str | None = None, template: int | None = None) -> Batch:
         """One patch of a scene: a new scan, crop, flip and prompt, all from ``seed``."""
         rng = random.Random(seed)
-        scan_params = draw_scan(seed, self.config.dimensions)
+        scan_params = draw_scan(seed, 3 if self.config.view else self.config.dimensions)
         images = standardise(acquire(scene, scan_params), scene)
-        label = scene.label
+        label = scene.label if self.coverage is None else scene.coverage >= math.ceil(self.coverage * 255)
         if region is None:
             asked = rng.random() < self.region_share
             region = rng.choice(list(REGION_VALUES)) if asked else "brain"
         if region != "brain":
             label = label & (scene.regions == REGION_VALUES[region])
+        if self.config.regions:
+            images = torch.cat([images, (scene.regions > 0).to(images.dtype)[None]])
+        if self.config.view:
+            axes = PLANE_AXES[self.config.view]
+            images, label = images.permute(0, *(a + 1 for a in axes)), label.permute(axes)
         start = [rng.randint(0, n - self.patch) for n in images.shape[1:3]]
         crop = [slice(s, s + self.patch) for s in start]
         if self.config.dimensions == 3:

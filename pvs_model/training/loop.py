@@ -18,7 +18,7 @@ from pvs_model.nets.text import TextEncoder
 from pvs_model.training.distributed import ALONE, Ranks, any_rank, averaging, wait_for_all
 from pvs_model.training.logbook import Pace
 from pvs_model.training.losses import DeepSupervision
-from pvs_model.training.material import Material, samples_of, validation_of
+from pvs_model.training.material import Material, Shared, samples_of, validation_of
 from pvs_model.training.precision import precision
 from pvs_model.training.prompts import Prompts
 from pvs_model.training.recorder import Recorder, reached
@@ -53,6 +53,8 @@ def train(
     device: torch.device,
     start: Path | None = None,
     ranks: Ranks = ALONE,
+    shared: Shared | None = None,
+    show: bool = True,
 ) -> dict[str, float]:
     """Train one network.
 
@@ -66,6 +68,8 @@ def train(
         device: where to train.
         start: weights to begin from when there is no state to resume.
         ranks: which of the processes that train together this one is.
+        shared: samples of other trainings in this process, to be used again.
+        show: whether to draw a progress bar.
 
     Returns:
         what was reached: steps, validation Dice, the threshold that gave it, samples per second. Of a run that
@@ -87,16 +91,16 @@ def train(
     if state.progress.step >= training.steps:
         return reached(output) if ranks.first else {}
 
-    prompts = Prompts(TextEncoder(encoder))
+    prompts = Prompts(TextEncoder(encoder), training.prompts == "constant")
     loss_of, model = DeepSupervision(training.loss), averaging(network, device, ranks)
     recorder, facts = None, {}
     if ranks.first:
-        checks = validation_of(material, config, training)
+        checks = validation_of(material, config, training, shared)
         recorder = Recorder(
             output, training, state, lambda: validate(average, checks, prompts, device, training.precision)
         )
-    bar = tqdm(total=training.steps, initial=state.progress.step, mininterval=5, disable=not ranks.first)
-    with bar, samples_of(material, config, training, device, ranks) as samples:
+    bar = tqdm(total=training.steps, initial=state.progress.step, mininterval=5, disable=not (ranks.first and show))
+    with bar, samples_of(material, config, training, device, ranks, shared) as samples:
         samples.visits = state.progress.visits // ranks.count
         network.train()
         pace, clock, done = Pace(), time.monotonic() - state.progress.seconds, False

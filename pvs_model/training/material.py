@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
@@ -12,6 +12,7 @@ import torch
 from pvs_model.config import NetworkConfig
 from pvs_model.errors import VolumeError
 from pvs_model.synth.anatomy import Anatomy
+from pvs_model.synth.engine import Scene
 from pvs_model.training.ahead import RenderAhead
 from pvs_model.training.data import Batch, PatchStream
 from pvs_model.training.distributed import ALONE, Ranks
@@ -35,6 +36,39 @@ class Material:
     held_out_cases: Sequence[LabelledCase] = ()
 
 
+@dataclass
+class Shared:
+    """Scenes and samples that several trainings of one process draw alike, kept after the first.
+
+    Attributes:
+        most: samples kept of each kind, and scenes.
+        checks: what is validated on, all of it.
+    """
+
+    most: int = 1000
+    scenes: dict[object, dict[int, Scene]] = field(default_factory=dict)
+    samples: dict[object, dict[int, Batch]] = field(default_factory=dict)
+    checks: dict[object, list[Batch]] = field(default_factory=dict)
+
+    def serve(self, stream: PatchStream, mixture: Mixture) -> None:
+        """Have a stream and the mixture that draws from it take what is here, and leave here what is new."""
+        config = stream.config
+        kind = (config.dimensions, config.view, stream.patch, stream.seed, tuple(a.name for a in stream.anatomies))
+        scenes = self.scenes.setdefault(kind, {})
+
+        def source(number: int) -> Scene:
+            if number not in scenes:
+                scene = stream.render(number)
+                if len(scenes) >= self.most:
+                    return scene
+                scenes[number] = scene
+            return scenes[number]
+
+        stream.source = source
+        drawn = (*kind, config.neighbour_slices, config.regions, stream.region_share, stream.coverage)
+        mixture.memory, mixture.most = self.samples.setdefault(drawn, {}), self.most
+
+
 def split(items: Sequence[Item], fold: int, folds: int, what: str) -> tuple[list[Item], list[Item]]:
     """Items to train on, and those held out: the K-th, the K + FOLDS-th, ... for fold K.
 
@@ -55,28 +89,45 @@ def samples_of(
     training: TrainingConfig,
     device: torch.device,
     ranks: Ranks = ALONE,
+    shared: Shared | None = None,
 ) -> Iterator[Mixture]:
-    """Samples to train on, of one of the processes that train together; ends its background processes."""
+    """Samples to train on, of one of the processes that train together; ends its background processes.
+
+    A network that reads no prompt is asked for the whole brain alone: it could not know which region is meant.
+    """
+    asks = config.text and training.prompts == "varied"
+    region_share = training.region_share if asks else 0.0
     stream, cases, ahead = None, None, None
     if material.anatomies:
         where = device if training.simulate_on == "device" else torch.device("cpu")
         stream = PatchStream(
             [anatomy.to(where) for anatomy in material.anatomies], config, training.patch, training.seed,
-            training.pool, training.refresh, training.region_share, ranks,
+            training.pool, training.refresh, region_share, ranks, training.coverage,
         )  # fmt: skip
         if training.workers:
             ahead = stream.source = RenderAhead(stream, training.workers)
     if material.cases:
-        cases = LabelledCases(material.cases, config, training.patch, training.seed, training.region_share)
+        cases = LabelledCases(material.cases, config, training.patch, training.seed, region_share)
+    mixture = Mixture(stream, cases, training.case_share, device, ranks)
+    if shared is not None and stream is not None and ahead is None:
+        shared.serve(stream, mixture)
     try:
-        yield Mixture(stream, cases, training.case_share, device, ranks)
+        yield mixture
     finally:
         if ahead is not None:
             ahead.close()
 
 
-def validation_of(material: Material, config: NetworkConfig, training: TrainingConfig) -> list[Batch]:
+def validation_of(
+    material: Material, config: NetworkConfig, training: TrainingConfig, shared: Shared | None = None
+) -> list[Batch]:
     """Fixed patches of what is held out. Simulated on the CPU: they are the same on every machine."""
+    kind = (
+        config.dimensions, config.view, config.neighbour_slices, config.regions, training.patch, training.seed,
+        training.validation_patches,
+    )  # fmt: skip
+    if shared is not None and kind in shared.checks:
+        return shared.checks[kind]
     seed, numbers = training.seed + VALIDATION_SEED, range(training.validation_patches)
     checks = []
     if material.held_out_anatomies:
@@ -85,4 +136,6 @@ def validation_of(material: Material, config: NetworkConfig, training: TrainingC
     if material.held_out_cases:
         real = LabelledCases(material.held_out_cases, config, training.patch, seed)
         checks += [real.fixed(k) for k in numbers]
+    if shared is not None:
+        shared.checks[kind] = checks
     return checks

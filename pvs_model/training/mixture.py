@@ -36,6 +36,9 @@ class Mixture:
         self.device = device
         self.ranks = ranks
         self.visits = 0
+        #: Samples by their visit, where they are kept for another training; and how many at most.
+        self.memory: dict[int, Batch] = {}
+        self.most = 0
 
     def _of_cases(self, visits: int) -> int:
         """How many of the first ``visits`` samples come from cases."""
@@ -45,11 +48,17 @@ class Mixture:
         """The next ``size`` samples."""
         parts = []
         for _ in range(size):
+            if self.visits in self.memory:
+                parts.append(self.memory[self.visits])
+                self.visits += 1
+                continue
             before = self._of_cases(self.visits)
             if self.cases is not None and self._of_cases(self.visits + 1) > before:
                 parts.append(self.cases.sample(self.ranks.number(before)))
             elif self.stream is not None:
                 self.stream.visits = self.visits - before
                 parts.append(self.stream.batch(1))
+            if len(self.memory) < self.most:
+                self.memory[self.visits] = parts[-1]
             self.visits += 1
         return join(parts, self.device)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pvs_model.inference.ensemble import FORMAT, MANIFEST
+from pvs_model.inference.ensemble import COMBINE, FORMAT, MANIFEST
 from pvs_model.nets import checkpoint
 
 #: Voxel spacing that ``synth.engine.draw_voxel`` covers: within slices and across them, mm.
@@ -33,6 +33,8 @@ def release(
     overlap: float,
     data: str,
     scores: dict[str, Any],
+    groups: Sequence[str] | None = None,
+    combine: str = "mean",
 ) -> None:
     """Copy networks into a weights folder as one ensemble and write its entry in the manifest.
 
@@ -45,7 +47,16 @@ def release(
         overlap: of neighbouring windows, a share.
         data: what it was trained on, in words.
         scores: what was measured, in any JSON.
+        groups: of each network; probabilities are averaged within a group. None: all are one.
+        combine: "mean" or "maximum" of the groups' probabilities.
+
+    Raises:
+        ValueError: when there is not one group per network, or groups cannot be combined so.
     """
+    if groups is not None and len(groups) != len(networks):
+        raise ValueError(f"groups must be one per network, got {len(groups)} for {len(networks)}")
+    if combine not in COMBINE:
+        raise ValueError(f"combine must be one of {COMBINE}, got {combine!r}")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / MANIFEST
     manifest: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"format": FORMAT, "ensembles": {}}
@@ -67,6 +78,8 @@ def release(
                 "seed": training["seed"],
             }
         )
+        if groups is not None:
+            members[-1]["group"] = groups[fold]
     (low, high), (thin, thick) = TRAINED_RANGE[kind]
     manifest["ensembles"][kind] = {
         "members": members,
@@ -78,6 +91,8 @@ def release(
         "data": data,
         "scores": scores,
     }
+    if combine != "mean":
+        manifest["ensembles"][kind]["combine"] = combine
     text = folder / SHIPPED_TEXT.name
     if not text.is_file():  # a new folder: the prompts are the same for every network
         shutil.copyfile(SHIPPED_TEXT, text)

@@ -9,6 +9,7 @@ LOSSES = ("dice-ce", "dice-topk")
 SCHEDULES = ("cosine", "polynomial")
 PRECISIONS = ("auto", "bfloat16", "float32")
 SIMULATE_ON = ("cpu", "device")
+PROMPTS = ("varied", "constant")
 
 #: From fresh weights, and from trained ones, which large steps would spoil.
 LEARNING_RATE, FINE_TUNING_RATE = 1.5e-3, 3e-4
@@ -37,6 +38,8 @@ class TrainingConfig:
         simulate_on: "cpu", or "device" to render and scan where the network is.
         case_share: share of the samples from labelled cases where there are anatomies, too.
         shard_mib: largest size of a file of the state.
+        prompts: one of ``PROMPTS``: "varied" say what is there and which region is asked for; "constant": one for all.
+        coverage: share of a voxel that PVS fill from which it is labelled; None for the rule of ``synth.engine``.
 
     Raises:
         ValueError: for a choice that there is not.
@@ -64,9 +67,12 @@ class TrainingConfig:
     simulate_on: str = "cpu"
     case_share: float = 0.5
     shard_mib: float = 15.0
+    prompts: str = "varied"
+    coverage: float | None = None
 
     def __post_init__(self) -> None:
-        choices = {"loss": LOSSES, "schedule": SCHEDULES, "precision": PRECISIONS, "simulate_on": SIMULATE_ON}
+        choices = {"loss": LOSSES, "schedule": SCHEDULES, "precision": PRECISIONS, "simulate_on": SIMULATE_ON,
+                   "prompts": PROMPTS}  # fmt: skip
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")

@@ -1,4 +1,4 @@
-"""Networks of others, trained and run by the same code as ours, so that they can be compared."""
+"""nnU-Net's network."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 from monai.networks.nets import DynUNet
 from torch import Tensor, nn
 
-from pvs_model.config import NetworkConfig
+from pvs_model.config import INPUTS, NetworkConfig
 from pvs_model.nets.model import RARE_LOGIT, SegmentationNet
+from pvs_model.nets.peers.library import with_instance_norms
 
 
 class DynUNetPeer(SegmentationNet):
@@ -32,9 +33,11 @@ class DynUNetPeer(SegmentationNet):
         if levels < 3:
             raise ValueError(f"DynUNet needs at least 3 levels, got widths {config.widths}")
         self.config = config
+        self.multiple = 2 ** (levels - 1)
+        self.least = self.multiple
         net: Any = DynUNet(
             spatial_dims=config.dimensions,
-            in_channels=config.in_channels,
+            in_channels=config.seen_channels,
             out_channels=1,
             kernel_size=[3] * levels,
             strides=[1] + [2] * (levels - 1),
@@ -50,16 +53,17 @@ class DynUNetPeer(SegmentationNet):
         self.heads = nn.ModuleList([net.output_block, *net.deep_supervision_heads])
         for head in self.heads:
             nn.init.constant_(head.conv.conv.bias, RARE_LOGIT)  # type: ignore[union-attr, arg-type]
+        with_instance_norms(self)
 
-    def stem(self) -> nn.Conv2d | nn.Conv3d:
+    def stem(self) -> nn.Conv2d | nn.Conv3d | None:
         """As ``SegmentationNet.stem``."""
+        if self.config.inputs != INPUTS:
+            return None
         conv: nn.Conv2d | nn.Conv3d = self.down[0].conv1.conv  # type: ignore[union-attr, assignment]
         return conv
 
-    def forward(
-        self, image: Tensor, text: Tensor | None = None, text_mask: Tensor | None = None
-    ) -> Tensor | list[Tensor]:
-        """As ``GraphFusionNet.forward``; spatial sizes are multiples of 2^(levels - 1)."""
+    def segment(self, image: Tensor, text: Tensor | None, text_mask: Tensor | None) -> Tensor | list[Tensor]:
+        """As ``SegmentationNet.segment``."""
         features = [image]
         for block in self.down:
             features.append(block(features[-1]))

@@ -1,0 +1,352 @@
+"""Ensembles of groups: how their probabilities are combined, planes of a view, regions, and what a case lacks.
+
+Most networks here are functions of their windows, so that each expected probability can be said by hand.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from pvs_model import pipeline
+from pvs_model.anatomy.regions import CLASS, STRUCTURES, Anatomy
+from pvs_model.config import NetworkConfig
+from pvs_model.errors import VolumeError, WeightsError
+from pvs_model.inference import predict as prediction
+from pvs_model.inference.ensemble import MANIFEST, Ensemble, Group, Weights
+from pvs_model.inference.predict import attempts, count_windows, predict
+from pvs_model.nets import checkpoint
+from pvs_model.nets.model import build
+from pvs_model.nets.text import prompt
+from pvs_model.pipeline import Segmenter, Settings, prepare
+from pvs_model.training.release import release
+from pvs_model.types import Case
+
+CPU = torch.device("cpu")
+TOKENS = torch.zeros(4, 384)
+
+
+class Stub(nn.Module):
+    """A network whose logits are a function of its windows."""
+
+    def __init__(self, logits: Callable[[Tensor], Tensor], **config: Any) -> None:
+        super().__init__()
+        self.logits, self.config = logits, NetworkConfig(**config)
+        self.windows: list[tuple[int, ...]] = []
+
+    def forward(self, windows: Tensor, words: Tensor) -> Tensor:
+        self.windows.append(tuple(windows.shape))
+        return self.logits(windows)
+
+
+def ensemble_of(*groups: Sequence[nn.Module], combine: str = "mean", kind: str = "3d", window: int = 16) -> Ensemble:
+    named = tuple(Group(tuple(networks), str(n)) for n, networks in enumerate(groups))  # type: ignore[arg-type]
+    return Ensemble(kind, named, 0.5, window, 0.25, (0.4, 1.3), (0.4, 2.5), combine)
+
+
+def constant(probability: float, **config: Any) -> Stub:
+    logit = float(np.log(probability / (1 - probability)))
+    return Stub(lambda w: torch.full_like(w[:, :1], logit), **config)
+
+
+def image(*shape: int, channels: int = 3) -> Tensor:
+    return torch.randn(channels, *shape, generator=torch.Generator().manual_seed(0))
+
+
+# ---- means and maxima ----------------------------------------------------------------------------------------------
+
+
+def test_one_group_is_the_mean_of_its_networks_to_the_last_bit() -> None:
+    networks, scan = [Stub(lambda w, k=k: w[:, k : k + 1]) for k in range(3)], image(16, 16, 16)
+    mean = sum((w[None].sigmoid() for w in scan), torch.zeros(1, 16, 16, 16)) / 3
+    for combine in ("mean", "maximum"):
+        found = predict(ensemble_of(networks, combine=combine), scan, TOKENS, CPU)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, mean[0], rtol=0, atol=1e-6)  # the windows' weights cancel to rounding
+        name = ensemble_of(networks, combine=combine).groups[0]
+        alone = prediction._run(ensemble_of(networks), name, scan, TOKENS, next(attempts(CPU, 4)), False, None, "torch")
+        assert torch.equal(found, alone)
+
+
+@given(st.floats(0.01, 0.99))
+@settings(max_examples=20, deadline=None, derandomize=True)
+def test_the_maximum_of_networks_is_the_or_of_their_masks(threshold: float) -> None:
+    networks, scan = [Stub(lambda w, k=k: w[:, k : k + 1]) for k in range(3)], image(9, 12, 7)
+    both = predict(ensemble_of(*([n] for n in networks), combine="maximum"), scan, TOKENS, CPU)
+    alone = [predict(ensemble_of([n]), scan, TOKENS, CPU) >= threshold for n in networks]
+    assert torch.equal(both >= threshold, alone[0] | alone[1] | alone[2])
+
+
+def test_groups_weigh_the_same_whatever_their_size() -> None:
+    # (0.2 + 0.4 + 0.6) / 3 = 0.4 in one group, 0.8 in the other: 0.6, not the flat (0.2 + 0.4 + 0.6 + 0.8) / 4 = 0.5.
+    groups = [constant(0.2), constant(0.4), constant(0.6)], [constant(0.8)]
+    scan = image(16, 16, 16)
+    for combine, expected in (("mean", 0.6), ("maximum", 0.8)):
+        found = predict(ensemble_of(*groups, combine=combine), scan, TOKENS, CPU)
+        torch.testing.assert_close(found, torch.full((16, 16, 16), expected), rtol=0, atol=1e-6)
+    flat = predict(ensemble_of([*groups[0], *groups[1]]), scan, TOKENS, CPU)
+    torch.testing.assert_close(flat, torch.full((16, 16, 16), 0.5), rtol=0, atol=1e-6)
+
+
+def test_memory_that_runs_out_for_one_group_starts_the_next_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[tuple[str, int]] = []
+
+    def run(ensemble: Any, group: Group, scan: Tensor, text: Tensor, attempt: Any, *rest: Any) -> Tensor:
+        tried.append((group.name, attempt.batch))
+        if tried[-1] == ("0", 4):
+            raise torch.OutOfMemoryError("no")
+        return torch.full(scan.shape[1:], 0.25 if group.name == "0" else 0.75)
+
+    monkeypatch.setattr(prediction, "_run", run)
+    groups = ensemble_of([constant(0.5)], [constant(0.5)])
+    found = predict(groups, image(4, 4, 4), TOKENS, torch.device("cuda"))
+    assert tried == [("0", 4), ("0", 2), ("1", 4)] and torch.equal(found, torch.full((4, 4, 4), 0.5))
+
+
+# ---- planes of a view ----------------------------------------------------------------------------------------------
+
+VIEW_AXIS = {"axial": 2, "coronal": 1, "sagittal": 0}
+ORDERS = [(0, 1, 2), (0, 2, 1), (1, 2, 0)]  # as ``pipeline.slices_last`` gives them
+
+
+@pytest.mark.parametrize("view", VIEW_AXIS)
+@pytest.mark.parametrize("order", ORDERS, ids=str)
+@pytest.mark.parametrize("kind", ["3d", "2d"])
+def test_a_view_is_its_network_slice_by_slice(view: str, order: tuple[int, int, int], kind: str) -> None:
+    torch.manual_seed(3)
+    config = NetworkConfig(dimensions=2, neighbour_slices=3, widths=(4, 8, 8), view=view)
+    network, axis = build(config).eval(), 1 + VIEW_AXIS[view]
+    head = image(16, 24, 32)  # in RAS+ order; sides for which there is one window per plane, without padding
+    planes = head.unbind(axis)
+    expected = []
+    for k in range(len(planes)):
+        around = [planes[min(max(k + step, 0), len(planes) - 1)] for step in (-1, 0, 1)]
+        window = torch.stack(around, 1).flatten(0, 1)[None]  # by sequence, then by slice from below to above
+        wide = torch.zeros(1, 9, 32, 32)
+        low = [(32 - side) // 2 for side in window.shape[2:]]  # MONAI pads on both sides
+        inside = (..., *(slice(a, a + n) for a, n in zip(low, window.shape[2:], strict=True)))
+        wide[inside] = window
+        with torch.inference_mode():
+            expected.append(network(wide, TOKENS[None]).sigmoid()[inside][0, 0])
+    ensemble = ensemble_of([network], kind=kind, window=32)
+    found = predict(ensemble, head.permute(0, *(1 + a for a in order)), TOKENS, CPU, order=order)
+    back = found.permute(*(order.index(a) for a in range(3)))
+    torch.testing.assert_close(back, torch.stack(expected, VIEW_AXIS[view]), rtol=0, atol=1e-5)
+    assert float(back.std()) > 1e-4
+
+
+def test_three_views_and_three_dimensions_make_one_answer() -> None:
+    # Each network gives its own channel, and every voxel is answered by itself: the mean of four images.
+    flat = [Stub(lambda w, k=k: w[:, k : k + 1], dimensions=2, view=v) for k, v in enumerate(VIEW_AXIS)]
+    ensemble = ensemble_of(*([n] for n in flat), [Stub(lambda w: w.sum(1, keepdim=True))])
+    scan, done = image(37, 21, 19), []
+    found = predict(ensemble, scan, TOKENS, CPU, progress=done.append, order=(0, 2, 1))
+    expected = torch.stack([*scan.sigmoid(), scan.sum(0).sigmoid()]).mean(0)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert sum(done) == count_windows(ensemble, (37, 21, 19), (0, 2, 1))
+
+
+@pytest.mark.parametrize("thick", [0, 1, 2])
+def test_the_pipeline_says_which_axis_is_which(body: Any, thick: int) -> None:
+    # How far a voxel lies from the first plane of its view, in the network's eyes: the count of slices.
+    spacing = [0.9, 1.0, 1.1]
+    spacing[thick] = 2.2
+    prepared = prepare({"T2w": body.volume("T2w", spacing_mm=tuple(spacing))})
+    for view, axis in VIEW_AXIS.items():
+        stub = Stub(lambda w: w[:, 1:2], dimensions=2, view=view)
+        found = pipeline.predict(prepared, ensemble_of([stub], window=32), TOKENS, CPU)
+        inside = np.s_[tuple(slice(a.min(), a.max() + 1) for a in np.nonzero(prepared.inside))]
+        expected = 1 / (1 + np.exp(-prepared.image[1][inside]))
+        np.testing.assert_allclose(found[inside], expected, atol=1e-5)
+        box = [min(prepared.grid.shape[a], w.max() + 5) - max(0, w.min() - 4) for a, w in
+               enumerate(np.nonzero(prepared.inside))]  # fmt: skip
+        assert len(stub.windows) % box[axis] == 0  # as many windows in every plane
+
+
+# ---- regions -------------------------------------------------------------------------------------------------------
+
+
+def with_regions(prepared: pipeline.Prepared) -> pipeline.Prepared:
+    """Putamen, thalamus, white matter and hippocampus in boxes of a third of the grid."""
+    labels = np.zeros(prepared.grid.shape, np.uint8)
+    x, y, z = (n // 3 for n in labels.shape)
+    boxes = {"PUT": np.s_[:x, :y, :z], "THA": np.s_[x:, y:, :z], "CSO": np.s_[:x, :y, z:], "HIP": np.s_[x:, :y, :]}
+    for name, box in boxes.items():
+        labels[box] = STRUCTURES[CLASS[name] - 1].left
+    return replace(prepared, anatomy=Anatomy(labels, labels > 0))
+
+
+@pytest.mark.parametrize(
+    "spacing", [(1.0, 1.0, 1.0), (0.9, 2.2, 1.0), (2.0, 2.0, 2.0), (0.3, 0.9, 0.9)], ids=str
+)
+def test_regions_are_the_last_channel_of_who_asks(body: Any, spacing: tuple[float, float, float]) -> None:
+    small = type(body)(radii_mm=(9.0, 10.0, 8.0), ball_mm=(5.0, -7.0, 4.0), ball_radius_mm=2.0)
+    prepared = with_regions(prepare({"T2w": small.volume("T2w", spacing_mm=spacing)}))
+    seen: list[Tensor] = []
+
+    def asks(windows: Tensor) -> Tensor:
+        seen.append(windows[:, 3:])
+        return 20 * windows[:, 3:] - 10
+
+    asking, plain = Stub(asks, regions=True), Stub(lambda w: w[:, 1:2])
+    found = pipeline.predict(prepared, ensemble_of([asking], [plain], combine="maximum"), TOKENS, CPU) >= 0.5
+    assert {w[1] for w in asking.windows} == {4} and {w[1] for w in plain.windows} == {3}
+    assert set(torch.cat(seen).unique().tolist()) <= {0.0, 1.0}
+    assert prepared.anatomy is not None
+    region = prepared.anatomy.mask("BG") | prepared.anatomy.mask("CSO")
+    assert not (region & prepared.anatomy.mask("HIP")).any()
+    alone = pipeline.predict(prepared, ensemble_of([asking]), TOKENS, CPU) >= 0.5
+    respaced = min(spacing) < 0.4 or sorted(spacing)[1] > 1.3
+    same = (alone == region)[prepared.inside].mean()
+    assert same > 0.95 if respaced else same == 1
+    assert (found & prepared.inside).sum() > (alone & prepared.inside).sum() and not (alone & ~found).any()
+
+
+def test_regions_are_not_asked_of_a_case_whose_networks_do_not_look_at_them(body: Any) -> None:
+    prepared = prepare({"T2w": body.volume("T2w")})
+    plain = Stub(lambda w: w[:, 1:2])
+    pipeline.predict(prepared, ensemble_of([plain]), TOKENS, CPU)
+    assert {w[1] for w in plain.windows} == {3}
+
+
+def test_without_anatomy_networks_of_regions_are_not_run(body: Any) -> None:
+    prepared = prepare({"T2w": body.volume("T2w")})
+    stub = Stub(lambda w: w[:, 3:], regions=True)
+    with pytest.raises(VolumeError, match=r"^expected the regions of the brain, .* found none: .*no --no-anatomy$"):
+        pipeline.predict(prepared, ensemble_of([stub]), TOKENS, CPU)
+    assert not stub.windows
+
+
+# ---- sequences that a case has not ---------------------------------------------------------------------------------
+
+
+def put(folder: Path, kind: str, members: list[tuple[NetworkConfig, str]], combine: str = "mean") -> None:
+    """Release random networks as an ensemble of groups."""
+    torch.manual_seed(11)
+    facts = {"training": json.dumps({"batch": 1, "patch": 16, "seed": 0}), "facts": json.dumps({"steps": 0})}
+    files = [folder / f"made_{n}" for n in range(len(members))]
+    for file, (config, _) in zip(files, members, strict=True):
+        checkpoint.save(file, build(config).eval(), facts)
+    groups = [group for _, group in members]
+    release(folder, kind, files, 0.5, 32, 0.25, "none: random weights", {}, groups=groups, combine=combine)
+
+
+@pytest.fixture
+def by_sequence(own_weights: Path, tiny: dict[str, NetworkConfig]) -> Path:
+    """Two networks of T1w alone and one of inverted T2w alone, the maximum of the two means."""
+    t1, t2 = replace(tiny["3d"], inputs=("T1w",)), replace(tiny["3d"], inputs=("-T2w",))
+    put(own_weights, "3d", [(t1, "T1w"), (t1, "T1w"), (t2, "T2w")], "maximum")
+    return own_weights
+
+
+def test_a_group_without_its_sequence_is_left_out_and_told(
+    by_sequence: Path, write_body: Callable[..., dict[str, Path]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    paths = write_body(tmp_path / "a_{}.nii.gz")
+    # One prompt for all: the standard one names the sequences.
+    segmenter = Segmenter(Settings(by_sequence, "cpu", prompt=prompt(("T1w", "T2w", "FLAIR"), 1.0)))
+
+    def segment(*names: str) -> pipeline.Segmentation:
+        return segmenter.segment(Case("a", {name: paths[name] for name in names}, Path("a.nii.gz")))
+
+    both, t1, t2 = segment("T1w", "T2w"), segment("T1w"), segment("T2w", "FLAIR")
+    assert both.facts["members"] == 3 and both.facts["groups"] == 2 and both.facts["warnings"] == []
+    assert t1.facts["members"] == 2 and t2.facts["members"] == 1
+    assert "groups" not in t1.facts and "groups" not in t2.facts
+    told = "the networks that look at T1w alone were left out: the case has none"
+    assert t2.facts["warnings"] == [told] and f"a: {told}" in caplog.messages
+    assert t1.facts["warnings"] == [told.replace("T1w", "T2w")]
+    # T2w alone is the reference of both: the group that is left answers as it does in the whole ensemble.
+    assert t2.reference == both.reference == "T2w"
+    assert (both.probability >= t2.probability - 1e-6).all() and (both.probability > t2.probability + 1e-6).any()
+    with pytest.raises(VolumeError, match="^expected T1w or T2w, which the 3d networks look at, found FLAIR$"):
+        segment("FLAIR")
+
+
+def test_a_mean_is_over_the_groups_that_are_left(body: Any) -> None:
+    groups = ensemble_of([constant(0.2, inputs=("T1w",))], [constant(0.6, inputs=("-T2w", "FLAIR"))])
+    prepared = prepare({"FLAIR": body.volume("FLAIR")})
+    found = pipeline.predict(prepared, groups, TOKENS, CPU)
+    np.testing.assert_allclose(found[prepared.inside], 0.6, atol=1e-6)
+    assert groups.groups[1].inputs == ("T2w", "FLAIR") and groups.seeing(("T1w", "FLAIR")) is groups
+
+
+# ---- the manifest --------------------------------------------------------------------------------------------------
+
+
+def change(folder: Path, kind: str = "3d", **entries: Any) -> list[dict[str, Any]]:
+    """Overwrite entries of an ensemble; its members."""
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["ensembles"][kind].update(entries)
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    members: list[dict[str, Any]] = manifest["ensembles"][kind]["members"]
+    return members
+
+
+def test_a_manifest_without_groups_has_one(weights: Path) -> None:
+    for kind in ("3d", "2d"):
+        ensemble = Weights(weights).ensemble(kind)
+        assert len(ensemble.groups) == 1 and ensemble.groups[0].name == "" and ensemble.combine == "mean"
+        assert ensemble.groups[0].networks == ensemble.networks
+    entry = json.loads((weights / MANIFEST).read_text())["ensembles"]["3d"]
+    assert "combine" not in entry and not any("group" in member for member in entry["members"])
+
+
+@pytest.mark.parametrize("kind", ["3d", "2d"])
+def test_views_and_volumes_belong_to_both_kinds(own_weights: Path, tiny: dict[str, NetworkConfig], kind: str) -> None:
+    views = [(replace(tiny["2d"], view=view), view) for view in VIEW_AXIS]
+    put(own_weights, kind, [*views, (tiny["3d"], "3d"), views[1]])
+    ensemble = Weights(own_weights).ensemble(kind)
+    assert [(g.name, g.dimensions, g.view, g.in_channels, len(g.networks)) for g in ensemble.groups] == [
+        ("axial", 2, "axial", 9, 1), ("coronal", 2, "coronal", 9, 2), ("sagittal", 2, "sagittal", 9, 1),
+        ("3d", 3, "", 3, 1),
+    ]  # fmt: skip
+    assert len(ensemble.networks) == 5 and ensemble.dimensions == int(kind[0])
+    found = predict(ensemble, image(20, 24, 9), TOKENS, CPU)
+    assert found.shape == (20, 24, 9) and found.isfinite().all()
+
+
+@pytest.mark.parametrize("combine", ["median", "", None, 3, ["mean"]], ids=str)
+def test_an_unknown_way_to_combine(own_weights: Path, combine: Any) -> None:
+    change(own_weights, combine=combine)
+    with pytest.raises(WeightsError, match=r"MANIFEST.json: expected a 3d ensemble whose groups are combined by mean "):
+        Weights(own_weights).ensemble("3d")
+
+
+def test_slices_as_acquired_belong_to_thick_ones_alone(own_weights: Path, tiny: dict[str, NetworkConfig]) -> None:
+    put(own_weights, "3d", [(tiny["3d"], "a"), (tiny["2d"], "b")])
+    with pytest.raises(WeightsError, match=r"3d_fold1.safetensors: expected a 3d network, or a 2d one of a view"):
+        Weights(own_weights).ensemble("3d")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"dimensions": 2, "view": "axial"}, {"regions": True}],
+    ids=str,
+)
+def test_networks_of_one_group_are_of_one_form(
+    own_weights: Path, tiny: dict[str, NetworkConfig], other: dict[str, Any]
+) -> None:
+    members = [(tiny["3d"], "a"), (replace(tiny["3d"], **other), "b")]
+    put(own_weights, "3d", members)
+    assert len(Weights(own_weights).ensemble("3d").groups) == 2
+    put(own_weights, "3d", [(config, "a") for config, _ in members])
+    with pytest.raises(WeightsError, match=r"3d_fold1.safetensors: expected dimensions, view and channels like"):
+        Weights(own_weights).ensemble("3d")
+
+
+def test_a_release_needs_a_group_per_network(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="groups must be one per network, got 2 for 1"):
+        release(tmp_path, "3d", [tmp_path / "a"], 0.5, 32, 0.25, "", {}, groups=["a", "b"])
+    with pytest.raises(ValueError, match="combine must be one of"):
+        release(tmp_path, "3d", [tmp_path / "a"], 0.5, 32, 0.25, "", {}, combine="median")
