@@ -42,12 +42,14 @@ $(STAMP): $(wildcard requirements*.txt)
 demo: $(STAMP)  ## simulate one subject, segment it, print the scores, draw demo_output/*.png
 	$(BIN)/python -m pvs_model demo --output demo_output
 
-# Threads that wait by spinning cost tests of tiny networks more than the networks do.
+# Tests of tiny networks gain nothing from threads: a process per core does (four at most: each takes 2 GiB).
+PYTEST = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+
 test: $(STAMP)  ## the tests, without the slow ones
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu"
 
 test-all: $(STAMP)  ## all tests (those that need a GPU skip themselves without one)
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: $(STAMP)  ## ruff, mypy, hadolint
 	$(BIN)/ruff check .

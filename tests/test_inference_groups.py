@@ -350,3 +350,20 @@ def test_a_release_needs_a_group_per_network(tmp_path: Path) -> None:
         release(tmp_path, "3d", [tmp_path / "a"], 0.5, 32, 0.25, "", {}, groups=["a", "b"])
     with pytest.raises(ValueError, match="combine must be one of"):
         release(tmp_path, "3d", [tmp_path / "a"], 0.5, 32, 0.25, "", {}, combine="median")
+
+
+def test_release_by_command_takes_a_group_per_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from pvs_model import cli
+
+    files = []
+    for name in ("a", "b"):
+        files.append(str(tmp_path / name))
+        metadata = {"training": json.dumps({"batch": 1, "patch": 16, "seed": 0}), "facts": json.dumps({"steps": 0})}
+        checkpoint.save(files[-1], build(NetworkConfig(widths=(4, 8, 8, 8))), metadata)
+    words = ["release", *files, "--network", "3d", "--threshold", "0.5", "--window", "32",
+             "--weights", str(tmp_path / "out"), "--combine", "maximum"]  # fmt: skip
+    assert cli.main([*words, "--groups", "T1w"]) == 2
+    assert "--groups: expected one of each of 2 networks, found 1" in capsys.readouterr().err
+    assert cli.main([*words, "--groups", "T1w", "T2w"]) == 0
+    ensemble = Weights(tmp_path / "out").ensemble("3d")
+    assert [group.name for group in ensemble.groups] == ["T1w", "T2w"] and ensemble.combine == "maximum"

@@ -34,7 +34,8 @@ TABLE_2 = (
 )
 #: Ours with one thing changed.
 CHANGES = (
-    ("constant", "one prompt for all"),
+    ("constant", "one prompt for all, so no regions"),
+    ("whole", "varied prompts, none for a region"),
     ("printed", "equation (3) as printed (V_T)"),
     ("level2", "modules at a quarter of the resolution"),
     ("coverage20", "labels from a coverage of 0.2"),
@@ -179,9 +180,11 @@ def ensembles(joined: Sequence[Record]) -> str:
             ]
         )
     lines.sort(key=lambda line: line[4], reverse=True)
-    says = {recipe.name: recipe.says for recipe in RECIPES if recipe.says}
+    there = {record["system"] for record in joined}
+    says = {recipe.name: recipe.says for recipe in RECIPES if recipe.says and recipe.name in there}
     notes = "; ".join(f"{name}: {text}" for name, text in says.items())
-    return markdown(["system", "of", "networks", "joined by, threshold", *SCORES, "s a case"], lines) + f"\n\n{notes}."
+    table = markdown(["system", "of", "networks", "joined by, threshold", *SCORES, "s a case"], lines)
+    return f"{table}\n\n{notes}." if notes else table
 
 
 def entries(names: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from pvs_model.config import NETWORK_2D, NETWORK_3D, VIEWS, NetworkConfig
 #: Papers, as ``docs/method.md`` cites them.
 CROSS_MODAL = "Chen et al., MICCAI 2025"
 CHALLENGE = "EPVS challenge, MICCAI 2024"
-MFNS_DE = "Cai et al., Frontiers in Neuroscience 2024"
+MFNS_DE = "Cai et al., Front. Aging Neurosci. 2024"
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,7 @@ def _entries() -> list[Entry]:
         ours("graph", "Table 2: + graph interaction", changes={"cross_attention": False, "fusion": False})
         ours("attention", "Table 2: + cross-attention", changes={"fusion": False})
         ours("constant", "one prompt for all", {"prompts": "constant"})
+        ours("whole", "prompts vary, but none asks for a region", {"region_share": 0.0})
         ours("printed", "equation (3) with V_T as printed", changes={"graph_values": "own"})
         ours("level2", "modules at a quarter of the resolution", changes={"guided_level": 2})
         ours("coverage20", "labels from a coverage of 0.2", {"coverage": 0.2})
