@@ -18,11 +18,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pvs_model.errors import VolumeError
 from pvs_model.evaluation.metrics import detection, official, overlap
 from pvs_model.layouts import choose
 from pvs_model.pipeline import Prepared, prepare, read
-from pvs_model.training.labelled_files import beside, read_mask
+from pvs_model.training.labelled_files import read_labels
 from pvs_model.types import Volume
 
 Bool = npt.NDArray[np.bool_]
@@ -62,12 +61,7 @@ def cases_of(folder: Path, count: int | None = None) -> Iterator[LabelledCase]:
     for case in choose(folder).find_cases(folder)[:count]:
         volumes = read(case)
         prepared = prepare(volumes)
-        masks: dict[str, Bool] = {}
-        for label in ("PVS", "BG", "CSO"):
-            path = beside(case, label)
-            if path is None:
-                raise VolumeError(f"{case.name}: expected a mask <case>_{label}.nii.gz beside its images, found none")
-            masks[label] = read_mask(path, volumes[prepared.reference]) > 0
+        masks = read_labels(case, volumes[prepared.reference])
         yield LabelledCase(case.name, volumes, prepared, masks["PVS"], {"BG": masks["BG"], "CSO": masks["CSO"]})
 
 

@@ -12,12 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pvs_model import pipeline
-from pvs_model.errors import VolumeError
 from pvs_model.evaluation.metrics import detection, official, overlap, voxels
 from pvs_model.inference.ensemble import Ensemble
 from pvs_model.inference.postprocess import to_mask, without_specks
 from pvs_model.layouts import choose
-from pvs_model.training.labelled_files import beside, read_mask
+from pvs_model.training.labelled_files import read_labels
 from pvs_model.types import SEQUENCES, FloatArray
 
 Bool = npt.NDArray[np.bool_]
@@ -67,12 +66,7 @@ def load_cases(folder: Path, name: str, count: int, crop_mm: float, weights: Pat
         volumes = pipeline.read(case)
         anatomy = None if weights is None else pipeline.find_anatomy(volumes, weights)
         prepared = pipeline.prepare(volumes, anatomy=anatomy)
-        masks: dict[str, Bool] = {}
-        for label in ("PVS", "BG", "CSO"):
-            path = beside(case, label)
-            if path is None:
-                raise VolumeError(f"{case.name}: expected a mask <case>_{label}.nii.gz beside its images, found none")
-            masks[label] = read_mask(path, volumes[prepared.reference]) > 0
+        masks = read_labels(case, volumes[prepared.reference])
         box = box_around(masks["BG"], prepared.grid.spacing_mm, crop_mm)
         prepared = replace(prepared, inside=prepared.inside & box)
         regions = {"CSO": masks["CSO"] & box, "BG": masks["BG"] & box, "brain": box}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -238,6 +239,21 @@ def _see(
         thickness_mm=max(spacing),
         points=torch.from_numpy(np.argwhere(marked).astype(np.int32, order="C")),
     )
+
+
+def read_labels(case: Case, like: Volume) -> dict[str, npt.NDArray[np.bool_]]:
+    """The masks of PVS and both regions beside a case's images: bool (x, y, z) by "PVS", "BG" and "CSO".
+
+    Raises:
+        VolumeError: when one is missing or lies on another grid than ``like``. Any of them may mark nothing.
+    """
+    found = {}
+    for label in ("PVS", "BG", "CSO"):
+        path = beside(case, label)
+        if path is None:
+            raise VolumeError(f"{case.name}: expected a mask <case>_{label}.nii.gz beside its images, found none")
+        found[label] = read_mask(path, like) > 0
+    return found
 
 
 def read_mask(path: Path, reference: Volume) -> Mask:
