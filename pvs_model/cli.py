@@ -109,12 +109,14 @@ def _train(args: argparse.Namespace) -> int:
         )
     if args.workers and args.simulate_on == "device":
         raise PVSError("--workers: expected 0 with --simulate-on device, for workers render on the CPU")
-    rate = FINE_TUNING_RATE if args.start else LEARNING_RATE
+    own = dict(entry.training)
+    rate = own.pop("learning_rate", LEARNING_RATE)
+    rate = FINE_TUNING_RATE if args.start else float(rate)
     training = TrainingConfig(
         steps=args.steps, batch=args.batch, patch=args.patch, seed=args.seed, minutes=args.minutes,
         learning_rate=rate if args.learning_rate is None else args.learning_rate, loss=args.loss,
         schedule=args.schedule, precision=args.precision, workers=args.workers, simulate_on=args.simulate_on,
-        case_share=args.case_share, shard_mib=args.shard_mib, **entry.training,  # type: ignore[arg-type]
+        case_share=args.case_share, shard_mib=args.shard_mib, **own,  # type: ignore[arg-type]
     )  # fmt: skip
     if args.cases and (network.view or network.regions):
         raise PVSError(
@@ -251,7 +253,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--learning-rate",
         type=float,
-        help=f"default: {LEARNING_RATE:g}; {FINE_TUNING_RATE:g} with --start, where more spoils the weights",
+        help=f"default: the network's, mostly {LEARNING_RATE:g}; {FINE_TUNING_RATE:g} with --start: more spoils weights",
     )
     train.add_argument(
         "--loss",

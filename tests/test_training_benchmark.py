@@ -162,3 +162,17 @@ def test_cases_train_no_network_of_views_or_regions(tmp_path: Path, capsys: pyte
         code = cli.main(["train", "--network", name, "--cases", str(tmp_path), "--output", str(tmp_path / "out"),
                          "--patch", "32", "--encoder", str(tmp_path)])  # fmt: skip
         assert code == 2 and f"--cases with --network {name}" in capsys.readouterr().err
+
+
+def test_networks_with_a_learning_rate_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pvs_model import cli
+    from pvs_model.training import loop
+
+    seen: list[TrainingConfig] = []
+    monkeypatch.setattr(loop, "train", lambda config, training, *rest: seen.append(training) or {})
+    monkeypatch.setattr(cli, "_material", lambda args, network: Material())
+    fixed = ["--patch", "32", "--encoder", str(tmp_path), "--device", "cpu", "--output", str(tmp_path / "out")]
+    for name in ("segresnet-2d", "unet-2d"):
+        assert cli.main(["train", "--network", name, *fixed]) == 0
+    assert cli.main(["train", "--network", "segresnet-2d", "--learning-rate", "0.01", *fixed]) == 0
+    assert [training.learning_rate for training in seen] == [4e-4, 1.5e-3, 0.01]
