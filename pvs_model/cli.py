@@ -253,7 +253,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--learning-rate",
         type=float,
-        help=f"default: the network's, mostly {LEARNING_RATE:g}; {FINE_TUNING_RATE:g} with --start: more spoils weights",
+        help=f"default: the network's own, mostly {LEARNING_RATE:g}; {FINE_TUNING_RATE:g} with --start",
     )
     train.add_argument(
         "--loss",
