@@ -155,6 +155,20 @@ def test_a_little_is_shared_where_there_is_room_for_little(anatomy: Anatomy, tin
     assert max(len(kept) for kept in (*shared.samples.values(), *shared.scenes.values())) == 2
 
 
+def test_what_was_asked_for_longest_ago_goes_first(anatomy: Anatomy, tiny: dict[str, NetworkConfig]) -> None:
+    shared, heads = Shared(limit_mib=0.0), Material([anatomy], [anatomy])
+    for seed in (0, 1, 2):
+        training = TrainingConfig(patch=8, pool=2, refresh=1, seed=seed)
+        with samples_of(heads, tiny["3d"], training, CPU, shared=shared) as samples:
+            samples.batch(2)
+            assert len(samples.memory) == 2
+    assert len(shared.scenes) == 1 and len(shared.samples) == 1
+    (kind,) = shared.scenes
+    assert kind[3] == 2  # type: ignore[index]
+    scene = next(iter(shared.scenes[kind].values()))
+    assert shared.mib() > scene.coverage.nbytes / 2**20
+
+
 def test_cases_train_no_network_of_views_or_regions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from pvs_model import cli
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TypeVar
 
 import torch
@@ -42,10 +42,12 @@ class Shared:
 
     Attributes:
         most: samples kept of each kind, and scenes.
+        limit_mib: of scenes and samples together; those of the kinds that were asked for longest ago go first.
         checks: what is validated on, all of it.
     """
 
     most: int = 1000
+    limit_mib: float = 3072.0
     scenes: dict[object, dict[int, Scene]] = field(default_factory=dict)
     samples: dict[object, dict[int, Batch]] = field(default_factory=dict)
     checks: dict[object, list[Batch]] = field(default_factory=dict)
@@ -54,7 +56,7 @@ class Shared:
         """Have a stream and the mixture that draws from it take what is here, and leave here what is new."""
         config = stream.config
         kind = (config.dimensions, config.view, stream.patch, stream.seed, tuple(a.name for a in stream.anatomies))
-        scenes = self.scenes.setdefault(kind, {})
+        scenes = self.scenes[kind] = self.scenes.pop(kind, {})  # the last of the dictionary
 
         def source(number: int) -> Scene:
             if number not in scenes:
@@ -66,7 +68,17 @@ class Shared:
 
         stream.source = source
         drawn = (*kind, config.neighbour_slices, config.regions, stream.region_share, stream.coverage)
-        mixture.memory, mixture.most = self.samples.setdefault(drawn, {}), self.most
+        mixture.memory = self.samples[drawn] = self.samples.pop(drawn, {})
+        mixture.most = self.most
+        while self.mib() > self.limit_mib and len(self.scenes) + len(self.samples) > 2:
+            older = self.scenes if len(self.scenes) > 1 else self.samples  # scenes are the larger
+            older.pop(next(iter(older)))
+
+    def mib(self) -> float:
+        """What scenes and samples take."""
+        scenes = [getattr(s, f.name) for kept in self.scenes.values() for s in kept.values() for f in fields(s)]
+        samples = [t for kept in self.samples.values() for b in kept.values() for t in (b.images, b.label)]
+        return sum(t.nbytes for t in (*scenes, *samples) if isinstance(t, torch.Tensor)) / 2**20
 
 
 def split(items: Sequence[Item], fold: int, folds: int, what: str) -> tuple[list[Item], list[Item]]:
