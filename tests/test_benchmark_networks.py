@@ -84,6 +84,12 @@ def test_another_budget_in_the_folder_is_told(tmp_path: Path) -> None:
         keep_budget(tmp_path, replace(LITTLE, steps=9))
 
 
+def test_a_damaged_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "budget.json").write_text("{")
+    with pytest.raises(PVSError, match=r"budget\.json: expected a JSON file of the benchmark"):
+        keep_budget(tmp_path, LITTLE)
+
+
 def test_networks_are_scored_on_the_scans_they_are_for() -> None:
     assert plan.sets_of(ENTRIES["2d"]) == plan.THICK
     for name in ("3d", "swin_unetr-sagittal"):
@@ -233,6 +239,8 @@ def test_a_network_that_fails_is_told_and_the_others_go_on(
 
     def fails(config: NetworkConfig, *args: Any, **kwargs: Any) -> Any:
         if config.architecture == "dynunet":
+            (args[2] / "state.json").parent.mkdir(parents=True)
+            (args[2] / "state.json").write_text("hours of work")
             raise RuntimeError("out of everything\nand more")
         return real(config, *args, **kwargs)
 
@@ -241,6 +249,8 @@ def test_a_network_that_fails_is_told_and_the_others_go_on(
     outcome = run.run(small, ["dynunet-3d", "backbone-3d"], budget, tmp_path / "bench")
     assert outcome.failed == [{"entry": "dynunet-3d", "why": "out of everything"}]
     assert [record["entry"] for record in outcome.runs] == ["backbone-3d"]
+    (kept,) = (tmp_path / "bench" / "runs" / "dynunet-3d").rglob("state.json")
+    assert kept.read_text() == "hours of work", "another run goes on from there"
 
 
 # ---- tables --------------------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,8 +19,9 @@ from pvs_model.benchmark.plan import FIRST_SEED, REAL, THICK, THIN, Budget, Job,
 from pvs_model.benchmark.score import ScoredCase, load_cases, predict, scores
 from pvs_model.errors import PVSError
 from pvs_model.inference.ensemble import Weights
-from pvs_model.nets.registry import RECIPES, Entry, Recipe
+from pvs_model.nets.registry import ENTRIES, RECIPES, Entry, Recipe
 from pvs_model.nets.text import prompt
+from pvs_model.pipeline import first_line
 from pvs_model.synth.background import Background
 from pvs_model.training.loop import train
 from pvs_model.training.material import Material, Shared
@@ -106,10 +106,9 @@ def run(study: Study, names: Sequence[str], budget: Budget, output: Path, minute
                 else:
                     outcome.runs.append(record)
             except (PVSError, RuntimeError) as error:
-                told = str(error).strip().splitlines()[0]
+                told = first_line(error)
                 log.warning("%s: not finished: %s", job.entry.name, told)
                 outcome.failed.append({"entry": job.entry.name, "why": told})
-                shutil.rmtree(job.folder(output), ignore_errors=True)
             bar.update(round(seconds))
     outcome.ensembles = bench.ensembles(outcome.runs)
     return outcome
@@ -124,14 +123,14 @@ def keep_budget(output: Path, budget: Budget) -> None:
     path = output / "budget.json"
     wanted = asdict(budget)
     if path.is_file():
-        found = json.loads(path.read_text())
+        found = read_json(path)
         free = ("seeds", "peer_seeds", "equal_seconds")  # more of these go on from what is there
         differing = [k for k, v in wanted.items() if found.get(k) != v and k not in free]
         if differing:
             told = ", ".join(f"{k} {found.get(k)} (asked for: {wanted[k]})" for k in differing)
             raise PVSError(f"{path}: expected the budget asked for, found {told}; choose another --output")
     output.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(wanted, indent=1) + "\n")
+    write_json(path, wanted)
 
 
 def make_sets(study: Study, entries: Sequence[Entry], budget: Budget, folder: Path) -> dict[str, Path]:
@@ -162,12 +161,12 @@ class Bench:
     def measure(self, entries: Sequence[Entry]) -> dict[str, dict[str, Any]]:
         """What each entry costs, by name; kept in ``costs.json``."""
         path = self.output / COSTS
-        known: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else {}
+        known: dict[str, dict[str, Any]] = read_json(path) if path.is_file() else {}
         for entry in tqdm(entries, desc="costs", unit="network", mininterval=5):
             if entry.name not in known:
                 patch = self.budget.patch_of(entry)
                 known[entry.name] = asdict(cost.measure(entry.config, patch, self.budget.batch, self.study.device))
-                path.write_text(json.dumps(known, indent=1) + "\n")
+                write_json(path, known)
         return known
 
     def steps_of(self, job: Job, costs: dict[str, dict[str, Any]]) -> int:
@@ -177,8 +176,6 @@ class Bench:
         own = f"{job.entry.config.dimensions}d"
         if own not in costs:
             patch = self.budget.patch_of(job.entry)
-            from pvs_model.nets.registry import ENTRIES
-
             costs[own] = asdict(cost.measure(ENTRIES[own].config, patch, self.budget.batch, self.study.device))
         ratio = costs[own]["step_seconds"] / costs[job.entry.name]["step_seconds"]
         return max(1, round(self.budget.steps * ratio))
@@ -197,8 +194,7 @@ class Bench:
         """
         folder = job.folder(self.output)
         if (folder / RESULT).is_file():
-            known: dict[str, Any] = json.loads((folder / RESULT).read_text())
-            return known
+            return read_json(folder / RESULT)
         if minutes <= 0:
             return None
         entry, budget, steps = job.entry, self.budget, self.steps_of(job, costs)
@@ -293,7 +289,7 @@ class Bench:
         )  # fmt: skip
         kept = folder / f"{recipe.kind}_{RESULT}"
         digest = [str(m.stat().st_mtime_ns) for m in members]
-        if kept.is_file() and (known := json.loads(kept.read_text()))["made_from"] == digest:
+        if kept.is_file() and (known := read_json(kept)).get("made_from") == digest:
             return dict(known)
         record = {
             "system": recipe.name, "kind": recipe.kind, "members": [name for name, _ in recipe.members],
@@ -307,6 +303,19 @@ class Bench:
 def kind_of(entry: Entry) -> str:
     """Which scans an entry's network is for: thick slices as acquired, else those that are thinner."""
     return "2d" if entry.form == "2d" else "3d"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What ``write_json`` wrote.
+
+    Raises:
+        PVSError: it is something else.
+    """
+    try:
+        content: dict[str, Any] = dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise PVSError(f"{path}: expected a JSON file of the benchmark, found {error!r}; remove it to go on") from error
+    return content
 
 
 def write_json(path: Path, content: Any) -> None:

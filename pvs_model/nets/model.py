@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from types import EllipsisType
 
@@ -122,7 +123,7 @@ class Head(nn.Module):
         return logits
 
 
-class SegmentationNet(nn.Module):
+class SegmentationNet(nn.Module, ABC):
     """What training and inference know of a network: its config and its forward.
 
     A network of its own kind defines ``segment``; choosing the inputs, and padding to sides that its levels can
@@ -144,9 +145,9 @@ class SegmentationNet(nn.Module):
         """The one convolution that reads the image, channel by channel; None where there is no such."""
         return None
 
+    @abstractmethod
     def segment(self, image: Tensor, text: Tensor | None, text_mask: Tensor | None) -> Tensor | list[Tensor]:
         """As ``forward``, for the inputs that the network looks at, (B, seen_channels, *spatial)."""
-        raise NotImplementedError
 
     def forward(
         self, image: Tensor, text: Tensor | None = None, text_mask: Tensor | None = None
