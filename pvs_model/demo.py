@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pvs_model import pages
+from pvs_model import files
 from pvs_model.synth.phantom import phantom
 from pvs_model.training.cases import write_case
 
@@ -48,7 +48,7 @@ def demo(output: Path, weights: Path | None = None) -> int:
     if status:
         return status
     report = evaluate(output / "truth", output / "masks", workers=1)
-    pages.replace(output / "scores.json", json.dumps(as_json(report), indent=1, allow_nan=False) + "\n")
+    files.write_text(output / "scores.json", json.dumps(as_json(report), indent=1, allow_nan=False) + "\n")
     truth = read_mask(output / "truth" / NAME / f"{NAME}_PVS.nii.gz").inside
     mask_path = output / "masks" / NAME / f"{NAME}_pred.nii.gz"
     mask = read_mask(mask_path).inside

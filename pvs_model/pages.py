@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -16,8 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from markupsafe import Markup
-
-from pvs_model.errors import PVSError
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -43,25 +40,6 @@ def render(folder: Path, template: str, parts: Mapping[str, object], more_policy
     )
     own = {"style": Markup(style), "script": Markup(script), "policy": policy}
     return environment.get_template(template).render({**parts, **own})
-
-
-def replace(path: Path, text: str) -> None:
-    """Write a page, or a table that goes with it; an older file is replaced only by a whole new one.
-
-    Args:
-        path: the file; its folder is made.
-        text: all of it.
-
-    Raises:
-        PVSError: it cannot be written.
-    """
-    part = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(text.encode(errors="backslashreplace"))
-        os.replace(part, path)
-    except OSError as error:
-        raise PVSError(f"{path}: expected to write it, found: {error.strerror}") from error
 
 
 def finished(value: object) -> object:

@@ -403,7 +403,7 @@ def test_other_formats_and_missing_folders(tmp_path: Path) -> None:
     write_table(tmp_path / "new" / "table.tsv")
     assert (tmp_path / "new" / "table.tsv").read_text().startswith("index\tname\tabbreviation\n0\tbackground\tBKG\n2\t")
     (tmp_path / "file").write_text("")
-    with pytest.raises(VolumeError, match="expected to write the label table"):
+    with pytest.raises(VolumeError, match="expected to write it"):
         write_table(tmp_path / "file" / "table.tsv")
 
 

@@ -22,7 +22,7 @@ PACKAGE = "pvs_model"
 #: Rooms from the bottom of the house to its top. A room may import from those below, and from itself.
 GROUPS: tuple[frozenset[str], ...] = (
     frozenset({PACKAGE, "types", "errors"}),
-    frozenset({"config", "pages"}),
+    frozenset({"config", "files", "pages"}),
     frozenset({"volume", "nets", "synth", "evaluation.metrics"}),
     frozenset({"layouts", "anatomy", "inference", "training", "burden", "evaluation"}),
     frozenset({"pipeline"}),

@@ -29,10 +29,10 @@ from pvs_model.cohort import cluster, engines, worker
 from pvs_model.cohort.case import Reports
 from pvs_model.cohort.worker import Order, Outcome, Study, segment
 from pvs_model.errors import DeviceError, PVSError, VolumeError
+from pvs_model.files import PART
 from pvs_model.layouts import choose
 from pvs_model.pipeline import Segmenter, Settings
 from pvs_model.types import Case
-from pvs_model.volume import headers
 
 distributed = pytest.importorskip("distributed")
 
@@ -137,10 +137,9 @@ def killed_once(order: Order) -> Outcome:
 def dies_writing(order: Order) -> Outcome:
     """The worker dies between a mask and its place."""
     (order.study.output / order.case.output).parent.mkdir(parents=True)
-    hidden = (order.study.output / order.case.output).parent / f"{headers.PART}x"
+    hidden = (order.study.output / order.case.output).parent / f"{PART}x"
     hidden.mkdir()
     (hidden / "part.nii.gz").write_bytes(b"half")
-    (hidden.parent / f".{Path(order.case.name).name}_pred.json.part").write_bytes(b"half")
     os.kill(os.getpid(), signal.SIGKILL)
     return Outcome()
 

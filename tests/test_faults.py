@@ -25,10 +25,10 @@ import torch
 import process
 from pvs_model import pipeline
 from pvs_model.errors import DeviceError
+from pvs_model.files import PART
 from pvs_model.inference.predict import device_lost
 from pvs_model.pipeline import Segmenter, Settings
 from pvs_model.types import Case
-from pvs_model.volume import headers
 from pvs_model.volume.io import read_grid, write_mask
 
 ROOT = Path(__file__).parent.parent
@@ -71,7 +71,7 @@ def whole(source: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory)
 def check_and_finish(source: Path, output: Path, weights: Path, expected: dict[str, str]) -> None:
     """What lies there is whole, and a second run does the rest: the same bytes, nothing hidden left behind."""
     assert masks(output).items() <= expected.items()
-    for left in output.rglob(f"{headers.PART}*"):
+    for left in output.rglob(f"{PART}*"):
         os.utime(left, (0, 0))  # as if it had been left long ago
     ran = subprocess.run(command(source, output, weights, "--resume"), capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stderr
@@ -263,7 +263,7 @@ def held() -> Iterator[Callable[[Path], None]]:
 
 
 def test_hidden_folders_of_killed_runs_are_removed(source: Path, tmp_path: Path, held: Callable[[Path], None]) -> None:
-    left, busy, new = (tmp_path / f"{headers.PART}{name}" for name in ("left", "busy", "new"))
+    left, busy, new = (tmp_path / f"{PART}{name}" for name in ("left", "busy", "new"))
     for folder in (left, busy, new):
         folder.mkdir()
         (folder / "part.nii.gz").write_bytes(b"half")

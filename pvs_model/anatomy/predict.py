@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +22,7 @@ from pvs_model.anatomy.network import SPACING_MM, AnatomyNet, load
 from pvs_model.anatomy.prepare import background_of, normalise
 from pvs_model.anatomy.regions import CLASS, CLASSES, Anatomy, Bool, label_table, values_of
 from pvs_model.errors import VolumeError, WeightsError
+from pvs_model.files import write_text
 from pvs_model.types import Affine, Grid, Volume
 
 MANIFEST = "MANIFEST.json"
@@ -369,10 +369,4 @@ def write_table(path: Path) -> None:
     writer = csv.writer(text, delimiter="\t", lineterminator="\n")
     writer.writerow(("index", "name", "abbreviation"))
     writer.writerows((row.value, row.name, row.abbreviation) for row in label_table())
-    part = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text.getvalue(), encoding="utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        raise VolumeError(f"{path}: expected to write the label table, found: {error.strerror}") from error
+    write_text(path, text.getvalue(), VolumeError)

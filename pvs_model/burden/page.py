@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from pvs_model import __version__, pages
+from pvs_model import __version__, files, pages
 from pvs_model.burden.pictures import (
     AXIAL,
     CORONAL,
@@ -154,7 +154,7 @@ def write_case_page(path: Path, view: CaseView) -> None:
         path: the file.
         view: what to show.
     """
-    pages.replace(path, case_page(view))
+    files.write_text(path, case_page(view))
 
 
 def write_index(path: Path, entries: Iterable[Entry]) -> None:
@@ -164,7 +164,7 @@ def write_index(path: Path, entries: Iterable[Entry]) -> None:
         path: the file; pages of cases are linked relative to it.
         entries: of all cases, of ``entry_of``.
     """
-    pages.replace(path, index_page(entries))
+    files.write_text(path, index_page(entries))
 
 
 def case_page(view: CaseView) -> str:

@@ -10,13 +10,14 @@ import csv
 import io
 import json
 import logging
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pvs_model import pages
+from pvs_model import files
 from pvs_model.anatomy.regions import Anatomy, values_of
 from pvs_model.burden.counts import region_map
 from pvs_model.burden.measure import measure
@@ -125,9 +126,31 @@ class Report:
         Raises:
             PVSError: the numbers of a case cannot be read, or a table cannot be written.
         """
+        expected = {self._place(name, ".json") for name in names}
+        # Another run may write the same tables. Whoever writes last has seen all cases: it looks again afterwards.
+        written: dict[Path, tuple[int, ...]] | None = None
+        while written != (listed := self._listed(expected)):
+            self._write_tables(sorted(listed))
+            written = listed
+
+    def _listed(self, expected: set[Path]) -> dict[Path, tuple[int, ...]]:
+        """The JSON files of cases, each with what changes when it is replaced."""
+        cases = self.folder / "cases"
+        # A network file system may list a folder from memory until something is made in it.
+        with tempfile.TemporaryDirectory(prefix=files.PART, dir=cases):
+            paths = {path for path in cases.rglob("*.json") if not _hidden(path, self.folder)}
+        listed: dict[Path, tuple[int, ...]] = {}
+        for path in paths | expected:
+            try:
+                status = path.stat()
+            except OSError as error:
+                raise PVSError(f"{path}: expected the JSON of a case, found: {error.strerror}") from error
+            listed[path] = (status.st_mtime_ns, status.st_size, status.st_ino)
+        return listed
+
+    def _write_tables(self, paths: Iterable[Path]) -> None:
         cases = []
-        places = {*(self.folder / "cases").rglob("*.json"), *(self._place(name, ".json") for name in names)}
-        for path in sorted(places):
+        for path in paths:
             try:
                 cases.append(json.loads(path.read_text(encoding="utf-8")))
                 entry_of(cases[-1])
@@ -135,7 +158,7 @@ class Report:
                 raise PVSError(f"{path}: expected the JSON of a case, found: {error}") from error
         measured = [case for case in cases if case["burden"] is not None]
         for name, columns, part in (("burden", REGION_COLUMNS, "regions"), ("pvs", PVS_COLUMNS, "pvs")):
-            pages.replace(self.folder / f"{name}.csv", _csv(columns, measured, part))
+            files.write_text(self.folder / f"{name}.csv", _csv(columns, measured, part))
         write_index(self.folder / "index.html", (entry_of(case) for case in cases))
 
     def _place(self, case: str, ending: str) -> Path:
@@ -149,7 +172,12 @@ class Report:
         shown = page.relative_to(self.folder).as_posix() if page.is_file() else None
         path = self._place(case, ".json")
         entry = {"case": case, "page": shown, **content}
-        pages.replace(path, json.dumps(entry, indent=1, allow_nan=False, default=str) + "\n")
+        files.write_text(path, json.dumps(entry, indent=1, allow_nan=False, default=str) + "\n")
+
+
+def _hidden(path: Path, root: Path) -> bool:
+    """Whether a path below a folder lies in a hidden one, where files are filled before they are put in place."""
+    return any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
 def view_of(

@@ -6,11 +6,9 @@ dies it counts the death against all of them, and one case that takes all memory
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
+import math
 import queue
-import shutil
 import signal
 import sys
 import threading
@@ -28,6 +26,7 @@ from pvs_model.cohort.case import Reports, is_done, printable
 from pvs_model.cohort.engines import Engine, Link, quiet
 from pvs_model.cohort.worker import Order, Outcome, Study, manifest_hash, segment
 from pvs_model.errors import PVSError
+from pvs_model.files import remove_abandoned
 from pvs_model.layouts import Options, choose
 from pvs_model.pipeline import Settings
 from pvs_model.types import Case
@@ -151,24 +150,11 @@ def _stoppable() -> Iterator[threading.Event]:
 
 def _sweep(case: Case, output: Path, report: Report | None) -> None:
     """Remove what a worker that was killed left of a case under hidden names; what somebody writes to is locked."""
-    from pvs_model.volume.headers import PART
-
-    name = Path(case.name).name
     parents = {(output / case.output).parent}
     if report is not None:
         parents |= {(report.folder / place / case.name).parent for place in ("cases", "probability")}
     for parent in parents:
-        for left in parent.glob(f"{PART}*"):
-            with suppress(OSError):
-                descriptor = os.open(left, os.O_RDONLY)
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(left, ignore_errors=True)
-                finally:
-                    os.close(descriptor)
-        for left in parent.glob(".*.part"):
-            if left.name.startswith((f".{name}.", f".{name}_")):
-                left.unlink(missing_ok=True)
+        remove_abandoned(parent, older_than_s=-math.inf)
 
 
 def _finish(report: Report, names: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pvs_model import pages
+from pvs_model import files
 from pvs_model.errors import PVSError
 from pvs_model.evaluation.metrics import PAPERS
 from pvs_model.evaluation.records import MISSING, REFUSED, SCORED, Report
@@ -65,9 +65,9 @@ def run_evaluate(args: argparse.Namespace) -> int:
     print(text(report, args.names_of))
     print(_told(report))
     if args.json:
-        pages.replace(args.json, json.dumps(as_json(report), indent=1, allow_nan=False) + "\n")
+        files.write_text(args.json, json.dumps(as_json(report), indent=1, allow_nan=False) + "\n")
     if args.csv:
-        pages.replace(args.csv, as_csv(report.rows))
+        files.write_text(args.csv, as_csv(report.rows))
     if args.html:
         from pvs_model.evaluation.page import write_page
 
@@ -157,9 +157,9 @@ def run_rank(args: argparse.Namespace) -> int:
             if args.plot:
                 plot_stability(stable, args.plot)
     if args.json:
-        pages.replace(args.json, json.dumps(content, indent=1, allow_nan=False) + "\n")
+        files.write_text(args.json, json.dumps(content, indent=1, allow_nan=False) + "\n")
     if args.csv:
-        pages.replace(args.csv, ranking.as_csv())
+        files.write_text(args.csv, ranking.as_csv())
     for line in problems:
         print(f"error: {line}", file=sys.stderr)
     return 1 if problems else 0
@@ -216,7 +216,7 @@ def run_agreement(args: argparse.Namespace) -> int:
     found = agree(read_measurements(args.table, args.group, args.volume))
     print(found.text())
     if args.json:
-        pages.replace(args.json, json.dumps(found.as_json(), indent=1, allow_nan=False) + "\n")
+        files.write_text(args.json, json.dumps(found.as_json(), indent=1, allow_nan=False) + "\n")
     return 0
 
 

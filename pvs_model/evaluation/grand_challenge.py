@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,6 +19,7 @@ from pvs_model.evaluation.evaluate import score_pairs
 from pvs_model.evaluation.pairs import Pair, find_truths
 from pvs_model.evaluation.records import Report
 from pvs_model.evaluation.report import as_json, text
+from pvs_model.files import write_text
 from pvs_model.layouts.base import entries, listed
 from pvs_model.layouts.grand_challenge import Sockets, read_sockets
 from pvs_model.layouts.names import image_stem, is_image
@@ -190,10 +190,4 @@ def _with_mask(pair: Pair, job: Mapping[str, Any], source: Path, slug: str) -> P
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    part = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        raise LayoutError(f"{path}: expected to write it, found: {error.strerror}") from error
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n", LayoutError)

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from pvs_model import __version__, pages
+from pvs_model import __version__, files, pages
 from pvs_model.evaluation.metrics import PAPERS, SETS
 from pvs_model.evaluation.records import MISSING, REFUSED, SCORED, Report, Row, Summary, values_of
 
@@ -105,7 +105,7 @@ def write_page(path: Path, report: Report, when: datetime | None = None) -> None
         report: what to show.
         when: time to put on the page, in its own zone; None for now, in UTC.
     """
-    pages.replace(path, page(report, when or datetime.now(UTC)))
+    files.write_text(path, page(report, when or datetime.now(UTC)))
 
 
 def page(report: Report, when: datetime) -> str:

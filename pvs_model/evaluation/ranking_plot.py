@@ -8,6 +8,7 @@ import numpy as np
 
 from pvs_model.errors import PVSError
 from pvs_model.evaluation.ranking import Stability
+from pvs_model.files import write_atomically
 
 FORMATS = (".png", ".svg")
 
@@ -62,14 +63,11 @@ def plot_stability(stability: Stability, target: Path) -> None:
         title=f"area: share of {stability.resamples} bootstrap samples", title_fontsize=8, alignment="left",
     )  # fmt: skip
     form = target.suffix.lower()[1:]
-    part = target.with_name(target.name + ".part")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # Without a date and with a fixed salt the same ranking gives the same file.
-        with matplotlib.rc_context({"svg.hashsalt": "pvs_model"}):
-            figure.savefig(
-                part, dpi=150, format=form, bbox_inches="tight", metadata={"Date": None} if form == "svg" else None
-            )
-        part.replace(target)
-    except OSError as error:
-        raise PlotError(f"{target}: expected to write it, found: {error.strerror}") from error
+    metadata = {"Date": None} if form == "svg" else None
+    # Without a date and with a fixed salt the same ranking gives the same file.
+    with matplotlib.rc_context({"svg.hashsalt": "pvs_model"}):
+        write_atomically(
+            target,
+            lambda part: figure.savefig(part, dpi=150, format=form, bbox_inches="tight", metadata=metadata),
+            PlotError,
+        )

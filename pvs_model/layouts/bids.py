@@ -7,7 +7,6 @@ with a JSON sidecar, and ``dataset_description.json`` in the root.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from pvs_model import __version__
 from pvs_model.errors import LayoutError
+from pvs_model.files import write_text
 from pvs_model.layouts.base import Layout, doubled, entries, listed
 from pvs_model.layouts.names import image_stem
 from pvs_model.types import SEQUENCES, Case
@@ -42,13 +42,7 @@ def _sidecar(mask_path: Path) -> Path:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write by way of a temporary name, so that a run cut short leaves no half a file."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        raise LayoutError(f"{path}: expected to write it, found: {error.strerror}") from error
+    write_text(path, json.dumps(content, indent=2, default=str) + "\n", LayoutError)
 
 
 class Bids(Layout):

@@ -1,11 +1,7 @@
-"""What every reader and writer of image files shares: the opened file, its checks, and writing in one step."""
+"""What every reader and writer of image files shares: the opened file and its checks."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +12,6 @@ import numpy.typing as npt
 
 from pvs_model.errors import VolumeError
 from pvs_model.types import Affine, Grid, spacing_of
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 #: More voxels than this are not an MRI scan but a header that lies: 2 GiB as float32, 512 x 512 x 400 are a fifth.
 MAX_VOXELS = 2**29
@@ -33,10 +24,6 @@ COARSEST_WITHIN_MM = 6.0
 
 #: Least volume of the unit cell that the three axis directions span: 1 where they are orthogonal.
 LEAST_CELL = 0.1
-
-#: Hidden folders in which files are written before they are moved to their places.
-PART = ".part-"
-_JUST_MADE_S = 30.0
 
 #: Extensions that masks and volumes are written with.
 WRITTEN = (".nii.gz", ".nii", ".mha")
@@ -127,62 +114,3 @@ def written_extension(path: Path) -> str:
         if path.name.lower().endswith(extension):
             return extension
     raise ValueError(f"{path}: expected a name that ends in one of {', '.join(WRITTEN)}")
-
-
-def replace_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a file in a hidden folder beside ``path``, then put it in its place.
-
-    In a folder of its own, so that a run that is killed leaves no second image beside the masks. The folder is locked
-    while it is in use: one that is not was left by such a run, and is removed.
-
-    Raises:
-        VolumeError: it cannot be written.
-    """
-    hidden: str | None = None
-    lock: int | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_left(path.parent)
-        hidden = tempfile.mkdtemp(prefix=PART, dir=path.parent)
-        lock = _locked(Path(hidden))
-        part = Path(hidden) / f"part{written_extension(path)}"
-        write(part)
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except (OSError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or "SimpleITK could not write it"
-        raise VolumeError(f"{path}: expected to write the image, found: {reason}") from error
-    finally:
-        if hidden is not None:
-            shutil.rmtree(hidden, ignore_errors=True)
-        if lock is not None:
-            os.close(lock)
-
-
-def _locked(folder: Path) -> int | None:
-    """A lock on a folder that ends with its process; None where it is another's, or where there are no locks."""
-    if fcntl is None:
-        return None
-    descriptor = None
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return descriptor
-    except OSError:
-        if descriptor is not None:
-            os.close(descriptor)
-        return None
-
-
-def _remove_left(parent: Path) -> None:
-    """Remove the hidden folders that a killed run left; one that was just made may not be locked yet."""
-    for left in parent.glob(f"{PART}*"):
-        try:
-            old = time.time() - left.stat().st_mtime > _JUST_MADE_S
-        except OSError:
-            continue  # its owner was quicker
-        lock = _locked(left) if old else None
-        if lock is not None:
-            shutil.rmtree(left, ignore_errors=True)
-            os.close(lock)

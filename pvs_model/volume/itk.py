@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pvs_model.errors import VolumeError
+from pvs_model.files import write_atomically
 from pvs_model.types import Affine, Grid, spacing_of
-from pvs_model.volume.headers import Opened, believable, damaged, one_volume, replace_file
+from pvs_model.volume.headers import Opened, believable, damaged, one_volume
 
 ITK_IO = {
     ".mha": "MetaImageIO",
@@ -102,9 +103,10 @@ def write_itk(
     image.SetSpacing(spacing)
     image.SetOrigin(origin)
     image.SetDirection(direction)
-    replace_file(
+    write_atomically(
         path,
         lambda part: sitk.WriteImage(
             image, os.fspath(part), useCompression=True, imageIO="MetaImageIO"
         ),
+        VolumeError,
     )

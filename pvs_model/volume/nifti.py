@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pvs_model.errors import VolumeError
+from pvs_model.files import write_atomically
 from pvs_model.types import Affine, Grid
-from pvs_model.volume.headers import SPACING_RANGE_MM, Opened, believable, damaged, one_volume, replace_file
+from pvs_model.volume.headers import SPACING_RANGE_MM, Opened, believable, damaged, one_volume
 
 NIBABEL = (".nii.gz", ".nii", ".mgz")
 
@@ -153,4 +154,4 @@ def write_nifti(path: Path, voxels: npt.NDArray[Any], header: Any) -> None:
             else:
                 file.write(content)
 
-    replace_file(path, write)
+    write_atomically(path, write, VolumeError)
