@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 from pvs_model.cohort import Reports, leave, run, tell, tell_stopped
-from pvs_model.cohort.commands import add_options
+from pvs_model.cohort.commands import add_options, options_of
+from pvs_model.cohort.inputs import dry_run
 from pvs_model.errors import PVSError
-from pvs_model.layouts import Options
 from pvs_model.pipeline import Settings
 
 MOUNTED_WEIGHTS = Path("/opt/ml/model")  # where grand-challenge unpacks a model of its own
@@ -51,7 +51,10 @@ def main(arguments: list[str] | None = None) -> int:
     settings = Settings(**{name: getattr(args, name) for name in Settings.__annotations__})
     reports = Reports(args.report, args.probability) if args.report else None
     try:
-        failures = run(args.input, args.output, settings, args.layout, Options(args.suffix, args.sockets), reports)
+        options = options_of(args)
+        if args.dry_run:
+            return dry_run(args.input, args.output, args.layout, options, reports, args.resume)
+        failures = run(args.input, args.output, settings, args.layout, options, reports)
     except PVSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from pvs_model.anatomy.commands import add_regions, run_regions
 from pvs_model.benchmark.commands import add_benchmark, run_benchmark
 from pvs_model.cohort.commands import add_cohort, run_cohort
 from pvs_model.config import NetworkConfig
-from pvs_model.errors import PVSError
+from pvs_model.errors import PVSError, WeightsError
 from pvs_model.evaluation.commands import (
     add_agreement,
     add_evaluate,
@@ -123,6 +124,8 @@ def _train(args: argparse.Namespace) -> int:
             f"--cases with --network {args.network}: expected a network of slices as acquired or of volumes, without "
             "a region channel; it trains on simulation alone"
         )
+    if args.start is not None:
+        _check_start(args.start, args.network, network)
     with joined(choose_device(args.device)) as (ranks, device):
         if not ranks.first:
             logging.getLogger().setLevel(logging.WARNING)  # one process tells for all
@@ -131,6 +134,24 @@ def _train(args: argparse.Namespace) -> int:
         if ranks.first:
             print(json.dumps(facts))
     return 0
+
+
+def _check_start(path: Path, name: str, network: NetworkConfig) -> None:
+    """Refuse to go on from the weights of another network, in a sentence that says where they differ."""
+    from pvs_model.nets import checkpoint
+
+    if not path.is_file():
+        raise WeightsError(f"{path}: expected a file of weights, found none")
+    try:
+        found = NetworkConfig.from_json(checkpoint.read_metadata(path)[checkpoint.CONFIG_KEY])
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"{path}: expected the weights of a network that train wrote, found others") from error
+    differing = [key for key, value in asdict(network).items() if asdict(found)[key] != value]
+    if differing:
+        told = ", ".join(f"{key} {asdict(found)[key]} in place of {asdict(network)[key]}" for key in differing[:3])
+        fitting = [entry.name for entry in ENTRIES.values() if entry.config == found]
+        hint = f"; they are of --network {fitting[0]}" if fitting else ""
+        raise WeightsError(f"{path}: expected weights of the network {name}, found those of another: {told}{hint}")
 
 
 def _material(args: argparse.Namespace, network: NetworkConfig) -> Material:
@@ -163,7 +184,8 @@ def _material(args: argparse.Namespace, network: NetworkConfig) -> Material:
 
 
 def _release(args: argparse.Namespace) -> int:
-    from pvs_model.training.release import release
+    from pvs_model.pipeline import lacking
+    from pvs_model.training.release import add_anatomy, release
 
     try:
         scores = json.loads(args.scores.read_text()) if args.scores else {}
@@ -178,6 +200,9 @@ def _release(args: argparse.Namespace) -> int:
         args.weights, args.network, args.members, args.threshold, args.window, args.overlap, args.data,
         scores, groups=args.groups, combine=args.combine,
     )  # fmt: skip
+    add_anatomy(args.weights)
+    for line in lacking(args.weights):
+        print(f"warning: {line}", file=sys.stderr)
     print(f"{args.weights}: {args.network} ensemble of {len(args.members)}, threshold {args.threshold}")
     return 0
 

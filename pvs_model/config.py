@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 #: From this slice thickness (the largest voxel spacing, mm) on, the 2D network is used.
 THICK_SLICE_MM = 2.5
+#: What each configuration is for, in words.
+SLICES = {"3d": "below 2.5 mm", "2d": "of 2.5 mm or more"}
 
 
 #: What ``nets.model.build`` makes: ours, and those of ``nets.peers``.

@@ -5,6 +5,7 @@ Heavy libraries are imported where they are first needed, so that a wrong path i
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import threading
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from pvs_model import __version__
-from pvs_model.config import THICK_SLICE_MM
+from pvs_model.config import SLICES, THICK_SLICE_MM
 from pvs_model.errors import DeviceError, VolumeError, WeightsError
 from pvs_model.types import SEQUENCES, Case, FloatArray, Grid, Mask, Volume
 
@@ -227,9 +228,9 @@ def prepare(volumes: dict[str, Volume], n4: bool = False, anatomy: Anatomy | Non
     """One grid, one orientation, one scale; without the skull, where the anatomy says which part is brain.
 
     Raises:
-        VolumeError: when a sequence and the reference do not overlap in space.
+        VolumeError: when a sequence and the reference do not overlap in space, or one has the contrast of another.
     """
-    from pvs_model.anatomy.contrast import contrast_warning
+    from pvs_model.anatomy.contrast import CONTRADICTS, contrast_warning
     from pvs_model.volume import geometry, intensity
 
     reference = geometry.choose_reference(volumes)
@@ -238,10 +239,11 @@ def prepare(volumes: dict[str, Volume], n4: bool = False, anatomy: Anatomy | Non
     image = np.zeros((len(SEQUENCES), *upright.data.shape), np.float32)
     inside = intensity.foreground(upright.data)
     stripped = anatomy is not None and has_skull(inside, anatomy)
+    covered_well = anatomy is not None and covers(anatomy, inside) >= COVERS
     if anatomy is not None and stripped:
         warnings.append("a skull was found and taken off by the anatomy network: look at what it left")
         inside &= geometry.widened(anatomy.brain, BRAIN_MARGIN_MM, upright.spacing_mm)
-    elif anatomy is not None and covers(anatomy, inside) < COVERS:
+    elif anatomy is not None and not covered_well:
         warnings.append(
             f"the anatomy network found a brain in only {covers(anatomy, inside):.0%} of the scan: regions are doubtful"
             ", and no PVS was removed for lying outside the brain"
@@ -262,6 +264,11 @@ def prepare(volumes: dict[str, Volume], n4: bool = False, anatomy: Anatomy | Non
             volume = geometry.resample_onto(geometry.to_ras(volumes[name])[0], upright.grid)
         if anatomy is not None:
             doubt = contrast_warning(name, volume.data, anatomy)
+            if contrast_warning(name, volume.data, anatomy, CONTRADICTS) and (stripped or covered_well):
+                raise VolumeError(
+                    f"{volumes[name].source}: expected a {name}, found another contrast: {doubt} Rename the file or "
+                    "remove it; --no-anatomy runs it all the same"
+                )
             warnings += [doubt] if doubt else []
         head = inside
         if stripped:
@@ -391,6 +398,30 @@ def slices_last(spacing_mm: tuple[float, float, float], dimensions: int) -> tupl
     if dimensions == 3 and max(spacing_mm) < ANISOTROPIC * min(spacing_mm):
         return 0, 1, 2
     return {2: (0, 1, 2), 1: (0, 2, 1), 0: (1, 2, 0)}[thick_axis(spacing_mm)]  # type: ignore[return-value]
+
+
+def lacking(weights: Path) -> list[str]:
+    """What a weights folder lacks, a sentence each, with what follows from it.
+
+    Nothing of a manifest that cannot be read: that is an error of its own.
+    """
+    path = weights / "MANIFEST.json"
+    try:
+        manifest = json.loads(path.read_text())
+        kinds = set(manifest["ensembles"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    sentences = [
+        f"{path} has no {kind} ensemble: scans with slices {slices} cannot be segmented with it"
+        for kind, slices in SLICES.items()
+        if kind not in kinds
+    ]
+    if not (weights / "anatomy.safetensors").is_file():
+        sentences.append(
+            f"{weights} has no anatomy network (anatomy.safetensors): no skull is taken off, so that scans with their "
+            "skull get wrong masks, and there are no regions"
+        )
+    return sentences
 
 
 class Segmenter:

@@ -158,12 +158,12 @@ def test_a_folder_that_cannot_be_listed(tmp_path: Path) -> None:
     [
         (["T1.nii.gz", "t2w.nii", "my_FLAIR.mha"], "case_pred.nii.gz"),
         (["p 7_T1.mha", "p 7_T2.mhd"], "p 7_pred.mha"),
-        (["my_FLAIR.mha"], "my_pred.mha"),
+        (["my_FLAIR.mha"], "case_pred.mha"),
         (["T1_orig_with_skull.mgz", "T1_orig_labels.mgz"], "case_pred.nii.gz"),
     ],
 )
 def test_flat(tmp_path: Path, files: list[str], output: str) -> None:
-    (case,) = found(lay(tmp_path, *files))
+    (case,) = found(lay(tmp_path / "input", *files))
     assert case.output == Path(output) and case.problem is None
     assert f"{case.name}_pred" == case.output.name.split(".")[0]
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pvs_model.layouts.names import EXTENSIONS, common_name, image_stem, sequence_of
+from pvs_model.layouts.names import EXTENSIONS, image_stem, sequence_of
 from pvs_model.types import SEQUENCES
 
 SPELLINGS = {
@@ -91,18 +91,3 @@ def test_any_text_is_judged(text: str) -> None:
     assert sequence_of(text) == sequence_of(text + "")
     stem = image_stem(text)
     assert stem is None or text.startswith(stem)
-
-
-@pytest.mark.parametrize(
-    ("names", "shared"),
-    [
-        (["sub01_T1.nii.gz", "sub01_T2.nii.gz"], "sub01"),
-        (["a b.é_3D_T1.nii", "a b.é_FLAIR.nii"], "a b.é"),
-        (["my_FLAIR.mha"], "my"),
-        (["T1.nii", "T2.nii"], None),
-        (["x_T1.nii", "y_T2.nii"], None),
-        ([], None),
-    ],
-)
-def test_common_name(names: list[str], shared: str | None) -> None:
-    assert common_name(names) == shared

@@ -22,37 +22,60 @@ def save(path: Path, data: npt.NDArray[Any], affine: npt.NDArray[np.float64] = A
     return path
 
 
-def ramp() -> npt.NDArray[np.float32]:
-    """(2, 2, 3): -1, 0, 0.25, 0.5, 0.75, 1, ..."""
-    return np.array([-1, 0, 0.25, 0.5, 0.75, 1, 2, 255, 0, 0, 0, 0], np.float32).reshape(2, 2, 3)
+def two_values(value: float = 1) -> npt.NDArray[np.float32]:
+    """(2, 2, 3): 0 in half of the voxels."""
+    return np.array([0, value] * 6, np.float32).reshape(2, 2, 3)
 
 
-def test_anything_but_zero_is_inside_or_what_is_above(tmp_path: Path) -> None:
-    path = save(tmp_path / "m.nii.gz", ramp())
-    assert np.array_equal(read_mask(path).inside, ramp() != 0)
-    assert np.array_equal(read_mask(path, above=0.5).inside, ramp() > 0.5)
-    assert read_mask(path).source == path and np.allclose(read_mask(path).grid.affine, AFFINE)
+@pytest.mark.parametrize("value", [1, 255, 0.5, 3])
+def test_one_value_besides_0_is_inside_whatever_it_is(tmp_path: Path, value: float) -> None:
+    path = save(tmp_path / "m.nii.gz", two_values(value))
+    mask = read_mask(path)
+    assert np.array_equal(mask.inside, two_values() > 0)
+    assert mask.source == path and np.allclose(mask.grid.affine, AFFINE)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ([1e-6, 0.2, 0.999999], "values from 1e-06 to 1: it looks like a probability map"),
+        ([0, 0.5, 1], "values from 0.5 to 1: it looks like a probability map"),
+        ([0, 1, 2], "the labels 1, 2: it looks like a map of several structures; write the one that is PVS alone"),
+        ([0, 2, 3, 4, 41, 42, 1001], "the labels 2, 3, 4, 41, 42, ...: it looks like a map of several"),
+        ([0, -1, 1], "values from -1 to 1: it looks like an image"),
+        ([0.5, 80.25, 700], "values from 0.5 to 700: it looks like an image"),
+    ],
+)
+def test_what_is_no_mask_is_not_made_one(tmp_path: Path, values: list[float], said: str) -> None:
+    path = save(tmp_path / "m.nii.gz", np.resize(np.array(values, np.float32), (2, 3, 4)))
+    with pytest.raises(VolumeError) as refused:
+        read_mask(path)
+    assert str(refused.value).startswith(f"{path}: expected a mask, 0 and one value above it, found {said}")
+
+
+def test_rounding_makes_no_second_value(tmp_path: Path) -> None:
+    path = save(tmp_path / "m.nii.gz", two_values() * np.linspace(0.9995, 1, 12, dtype=np.float32).reshape(2, 2, 3))
+    assert np.array_equal(read_mask(path).inside, two_values() > 0)
 
 
 def test_an_empty_mask_and_a_full_one_are_masks(tmp_path: Path) -> None:
     for value in (0, 1):
         path = save(tmp_path / f"{value}.nii.gz", np.full((2, 3, 4), value, np.uint8))
-        assert (read_mask(path, above=0.5).inside == value).all()
+        assert (read_mask(path).inside == value).all()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_voxels_that_are_not_finite_are_refused(value: float, tmp_path: Path) -> None:
-    data = ramp()
+    data = two_values()
     data[0, 0, 0] = value
     with pytest.raises(VolumeError, match=r"m.nii.gz: expected a mask of finite values, found NaN or infinite"):
         read_mask(save(tmp_path / "m.nii.gz", data))
 
 
-def test_labels_of_another_kind_are_refused_where_a_limit_is_asked_for(tmp_path: Path) -> None:
-    path = save(tmp_path / "m.nii.gz", -ramp().clip(0, 1))
+def test_a_region_that_is_nowhere_above_a_half_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "m.nii.gz", two_values(-1))
     with pytest.raises(VolumeError, match=r"m.nii.gz: expected voxels above 0.5, or 0 in all, found -1 to "):
-        read_mask(path, above=0.5)
-    assert read_mask(path).inside.any()  # the challenge's scripts would take these
+        read_region([path])
 
 
 def test_parts_of_a_region_are_added_up(tmp_path: Path) -> None:
@@ -80,7 +103,7 @@ def test_aligned_turns_to_ras_whatever_the_order(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("shift", "fits"), [(0.05, True), (0.3, False)])
 def test_grids_are_one_to_a_tenth_of_a_voxel(shift: float, fits: bool, tmp_path: Path) -> None:
-    mask = read_mask(save(tmp_path / "m.nii.gz", ramp()))
+    mask = read_mask(save(tmp_path / "m.nii.gz", two_values()))
     moved = AFFINE.copy()
     moved[1, 3] += shift
     wanted = Grid((2, 2, 3), moved)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
+import os
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,11 +14,18 @@ from typing import TYPE_CHECKING
 from pvs_model.cohort.ahead import STOPPED
 from pvs_model.errors import PVSError, VolumeError
 from pvs_model.layouts import Layout
+from pvs_model.layouts.subjects import is_nameless
 from pvs_model.pipeline import Segmentation
 from pvs_model.types import SEQUENCES, Case
 
 if TYPE_CHECKING:
     from pvs_model.burden.report import Report
+
+
+log = logging.getLogger(__name__)
+
+#: Bytes at the beginning and the end of an image by which it is known again.
+_ENDS = 4096
 
 
 @dataclass(frozen=True)
@@ -52,7 +63,7 @@ def write(case: Case, result: Segmentation, layout: Layout, output: Path) -> Pat
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise VolumeError(f"{path.parent}: expected a folder that can be made, found {error.strerror}") from error
-    write_mask(path, result.mask, case.images[result.reference])
+    write_mask(path, result.mask, case.images[result.reference], origin_of(case))
     layout.finish(case, path, output, result.facts)
     return path
 
@@ -96,12 +107,88 @@ def tell_stopped() -> int:
     return STOPPED
 
 
+def origin_of(case: Case) -> str:
+    """What a mask's header keeps of the images that it was made from: a digest of their sizes, beginnings and ends.
+
+    The end of a compressed file holds its check sum.
+
+    Raises:
+        VolumeError: an image cannot be read.
+    """
+    digest = hashlib.sha256()
+    for sequence, path in sorted(case.images.items()):
+        try:
+            with path.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                digest.update(f"{sequence} {size} ".encode())
+                for start in (0, max(0, size - _ENDS)):
+                    file.seek(start)
+                    digest.update(file.read(_ENDS))
+        except OSError as error:
+            raise VolumeError(f"{path}: expected an image that can be read, found: {error.strerror}") from error
+    return f"pvs_model, images {digest.hexdigest()[:16]}"
+
+
+def is_of_others(case: Case, output: Path) -> bool:
+    """Whether the mask in a case's place was made from other images than those of the case."""
+    from pvs_model.volume.io import read_note
+
+    try:
+        note = read_note(output / case.output)
+        return note.startswith("pvs_model, ") and note != origin_of(case)
+    except VolumeError:
+        return False  # there is none, or it is told when the case is run
+
+
+def refusal(case: Case, output: Path) -> str | None:
+    """Why a case must not be run: it has no name of its own, and another's mask lies in its place. Else None."""
+    if case.problem is not None or not is_nameless(case.name) or not is_of_others(case, output):
+        return None
+    return (
+        f"{case.name}: expected {output / case.output} to be of these images, found that of others without a name "
+        "too: put the images into a folder named after the subject, or choose another output folder"
+    )
+
+
+@dataclass(frozen=True)
+class Todo:
+    """What a run has to do.
+
+    Attributes:
+        left: cases to be run.
+        done: names of those that an earlier run has finished.
+        refused: sentences on those that must not be run, by name.
+    """
+
+    left: tuple[Case, ...]
+    done: frozenset[str]
+    refused: Mapping[str, str]
+
+
+def todo_of(cases: Sequence[Case], layout: Layout, output: Path, report: Report | None, resume: bool) -> Todo:
+    """Which cases are to be run; those whose masks were made from other images replace them, and that is told."""
+    refused = {case.name: sentence for case in cases if (sentence := refusal(case, output)) is not None}
+    done = {case.name for case in cases if resume and is_done(case, layout, output, report)}
+    if resume:
+        log.info("%s: %d of %d cases were there already", output, len(done), len(cases))
+    for case in cases:
+        if case.name not in refused and case.problem is None and is_of_others(case, output):
+            log.warning("%s: replaces a mask that was made from other images", printable(case.name))
+    for sentence in refused.values():
+        log.error("%s", printable(sentence))
+    left = tuple(case for case in cases if case.name not in done and case.name not in refused)
+    return Todo(left, frozenset(done), {name: printable(sentence) for name, sentence in refused.items()})
+
+
 def is_done(case: Case, layout: Layout, output: Path, report: Report | None) -> bool:
-    """Whether an earlier run finished a case: files appear under their names only once they are whole."""
+    """Whether an earlier run finished a case from the images that it has now.
+
+    Files appear under their names only once they are whole.
+    """
     from pvs_model.volume.io import read_grid
 
     reported = report is None or report.has(case.name)
-    if case.problem is not None or not reported or not layout.is_complete(case, output):
+    if case.problem is not None or not reported or not layout.is_complete(case, output) or is_of_others(case, output):
         return False
     try:
         shape = read_grid(output / case.output).shape

@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pvs_model import __version__
-from pvs_model.cohort.case import Reports, is_done, printable
+from pvs_model.cohort.case import Reports, printable, todo_of
 from pvs_model.cohort.engines import Engine, Link, quiet
+from pvs_model.cohort.inputs import tell_lacking, tell_passed_over, with_outputs
 from pvs_model.cohort.worker import Order, Outcome, Study, manifest_hash, segment
 from pvs_model.errors import PVSError
 from pvs_model.files import remove_abandoned
@@ -87,20 +88,20 @@ def run(
     with quiet(log_file, detail), _stoppable() as stopped:
         source, output = source.absolute(), output.absolute()
         settings = replace(settings, weights=settings.weights.absolute())
-        layout = choose(source, layout_name, options)
+        layout = choose(source, layout_name, with_outputs(options, output, reports))
         cases = layout.find_cases(source)
         log.info("%s: %d case%s (%s)", source, len(cases), "" if len(cases) == 1 else "s", layout.name)
+        tell_passed_over(source, cases, layout)
         manifest = manifest_hash(settings.weights)
+        tell_lacking(settings)
         layout.prepare_output(output)
         if reports is not None:
             reports = replace(reports, folder=reports.folder.absolute())
         report = reports.open(output) if reports is not None else None
-        done = {case.name for case in cases if settings.resume and is_done(case, layout, output, report)}
-        if settings.resume:
-            log.info("%s: %d of %d cases were there already", output, len(done), len(cases))
+        todo = todo_of(cases, layout, output, report, settings.resume)
         study = Study(source, output, settings, layout, reports, __version__, manifest)
-        left = [case for case in cases if case.name not in done]
-        desk = _Desk(len(cases), len(done), report)
+        left = list(todo.left)
+        desk = _Desk(len(cases), len(todo.done), report, failures=dict(todo.refused))
         try:
             if left:
                 with engine.open(len(left)) as link, desk.shown():

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from pvs_model.cohort.case import Reports, tell, tell_stopped
+from pvs_model.cohort.inputs import dry_run
 from pvs_model.errors import PVSError
 from pvs_model.layouts import LAYOUTS, Options
 from pvs_model.pipeline import Settings
@@ -24,6 +25,8 @@ def add_options(out: argparse.ArgumentParser, weights: Path) -> None:
     out.add_argument("--suffix", default="pred", help="masks are named CASE_SUFFIX.nii.gz (default: pred)")
     out.add_argument("--layout", choices=tuple(LAYOUTS), help="form of the input (default: look at it)")
     out.add_argument("--sockets", type=Path, help="JSON file naming grand-challenge sockets")
+    out.add_argument("--bids-filter-file", type=Path, metavar="FILE", help="JSON: which of several images to take")
+    out.add_argument("--dry-run", action="store_true", help="list cases, files and what is passed over; run nothing")
     out.add_argument("--prompt", help="a prompt of your own (needs a BERT encoder)")
     out.add_argument("--report", type=Path, metavar="DIR", help="burden tables and pages to look at (not in --output)")
     out.add_argument("--probability", action="store_true", help="with --report: keep probability maps there")
@@ -32,6 +35,11 @@ def add_options(out: argparse.ArgumentParser, weights: Path) -> None:
     out.add_argument("--register", action="store_true", help="move sequences onto the reference where that fits better")
     out.add_argument("--n4", action="store_true", help="correct the bias field first")
     out.add_argument("--mirror", action="store_true", help="average over mirror images (8 or 4 times slower)")
+
+
+def options_of(args: argparse.Namespace) -> Options:
+    """The form of input and output, of ``add_options``."""
+    return Options(args.suffix, args.sockets, args.bids_filter_file)
 
 
 def add_cohort(command: argparse.ArgumentParser) -> None:
@@ -75,10 +83,13 @@ def run_cohort(args: argparse.Namespace) -> int:
         engine = engines.slurm(args.slurm)
     chosen = {name: getattr(args, name) for name in Settings.__annotations__ if name != "workers"}
     reports = Reports(args.report, args.probability) if args.report else None
+    options = options_of(args)
+    if args.dry_run:
+        return dry_run(args.input, args.output, args.layout, options, reports, args.resume)
     try:
         failures = run(
-            args.input, args.output, Settings(**chosen), engine, args.layout, Options(args.suffix, args.sockets),
-            reports, args.retries, args.log,
+            args.input, args.output, Settings(**chosen), engine, args.layout, options, reports,
+            args.retries, args.log,
         )  # fmt: skip
     except KeyboardInterrupt:
         return tell_stopped()

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pvs_model.cohort.ahead import in_order
-from pvs_model.cohort.case import Reports, is_done, printable, report_case, write
+from pvs_model.cohort.case import Reports, printable, report_case, todo_of, write
+from pvs_model.cohort.inputs import tell_lacking, tell_passed_over, with_outputs
 from pvs_model.errors import PVSError
 from pvs_model.layouts import Layout, Options, choose
 from pvs_model.pipeline import Predicted, Segmenter, Settings
@@ -56,17 +57,17 @@ def run(
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     if settings.workers is not None and settings.workers < 0:
         raise PVSError(f"--workers: expected 0 or more cases, found {settings.workers}")
-    layout = choose(source, layout_name, options)
+    layout = choose(source, layout_name, with_outputs(options, output, reports))
     cases = layout.find_cases(source)
     log.info("%s: %d case%s (%s)", source, len(cases), "" if len(cases) == 1 else "s", layout.name)
+    tell_passed_over(source, cases, layout)
     segmenter = Segmenter(settings)
+    tell_lacking(settings)
     layout.prepare_output(output)
     report = reports.open(output) if reports is not None else None
-    done = {case.name for case in cases if settings.resume and is_done(case, layout, output, report)}
-    if settings.resume:
-        log.info("%s: %d of %d cases were there already", output, len(done), len(cases))
+    todo = todo_of(cases, layout, output, report, settings.resume)
     desk = _Desk(segmenter, layout, output, len(cases), report, reports is not None and reports.probability)
-    left = [(number, case) for number, case in enumerate(cases, 1) if case.name not in done]
+    left = [(number, case) for number, case in enumerate(cases, 1) if case in todo.left]
     try:
         workers = _workers(segmenter, len(left))
         in_order(left, lambda item: segmenter.ready(item[1]), segmenter.predict, desk.take, workers)
@@ -76,7 +77,7 @@ def run(
         raise
     if report is not None:
         report.finish()
-    return desk.failures
+    return [*todo.refused.values(), *desk.failures]
 
 
 def _workers(segmenter: Segmenter, cases: int) -> int:

@@ -94,7 +94,7 @@ def score_pairs(pairs: Sequence[Pair], regions: Regions = AS_GIVEN, workers: int
     problems = [problem for _, scored in results for problem in scored.problems]
     faults = [fault for _, scored in results for fault in scored.faults]
     warnings = []
-    if missing := [pair.label for pair in pairs if pair.prediction is None and pair.problem is None]:
+    if missing := [pair.label for pair in pairs if {pair.prediction, pair.problem, pair.fault} == {None}]:
         warnings.append(
             f"{len(missing)} of {len(pairs)} cases have no prediction and get the worst scores: {listed(missing)}"
         )
@@ -114,6 +114,8 @@ def score_pairs(pairs: Sequence[Pair], regions: Regions = AS_GIVEN, workers: int
 
 def score_pair(pair: Pair, regions: Regions = AS_GIVEN) -> Scored:
     """Read one case's masks and score it in every region."""
+    if pair.fault is not None:
+        return _fault(f"{pair.label}: not scored: {pair.fault}")
     try:
         true = read_mask(pair.truth)
         truth = aligned(true, true.grid, pair.truth)

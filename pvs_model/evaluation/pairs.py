@@ -16,11 +16,11 @@ from pathlib import Path
 
 from pvs_model.errors import LayoutError
 from pvs_model.layouts.base import entries, folders_below, listed
+from pvs_model.layouts.labels import bids_mask, subject_of
 from pvs_model.layouts.names import group, image_stem
 from pvs_model.types import SEQUENCES
 
 _TRUTH = re.compile(r"(?:(?P<case>.+)_)?e?pvs", re.IGNORECASE)
-_BIDS = re.compile(r"(?P<case>sub-[^_]+(?:_ses-[^_]+)?)(?:_[^_]+-[^_]+)*_label-PVS(?:_desc-[^_]+)?_mask", re.IGNORECASE)
 #: What the name of a prediction may end in, after the name of the case.
 _ENDINGS = ("pred", "prediction", "pvs", "epvs", "mask", "seg", "segmentation")
 
@@ -40,6 +40,7 @@ class Pair:
         truth: file of its true mask.
         prediction: file of the mask to score; None where there is none.
         problem: why none could be chosen, where there are several.
+        fault: why the case cannot be scored: its true mask is one of several.
         regions: files of region masks by name, several to be united.
         images: the scan's own images beside the truth, by sequence, if any.
     """
@@ -49,6 +50,7 @@ class Pair:
     truth: Path
     prediction: Path | None = None
     problem: str | None = None
+    fault: str | None = None
     regions: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
     images: Mapping[str, Path] = field(default_factory=dict)
 
@@ -68,13 +70,22 @@ class _File:
 def find_truths(root: Path, regions: Path | None = None) -> list[Pair]:
     """The cases of a folder of truth, sorted by site and name, without predictions.
 
+    Two true masks of one name in one place are a fault of their case.
+
     Raises:
-        LayoutError: the folder is missing or holds no mask, or two truths bear one name in one place.
+        LayoutError: the folder is missing or holds no mask.
     """
-    return [
-        Pair(case, site, true.path, regions=_regions(case, true, regions), images=_sequences(true.path.parent, case))
-        for case, site, true in _truths(root)
-    ]
+    by_place: dict[tuple[str, str], Pair] = {}
+    for case, site, true in _truths(root):
+        place = (case.lower(), site)
+        if place in by_place:
+            first = by_place[place].truth
+            fault = f"expected one true mask of {case} in {site or root}, found {first.name} and {true.path.name}"
+            by_place[place] = replace(by_place[place], fault=fault)
+            continue
+        images = _sequences(true.path.parent, case)
+        by_place[place] = Pair(case, site, true.path, regions=_regions(case, true, regions), images=images)
+    return list(by_place.values())
 
 
 def find_pairs(
@@ -89,7 +100,7 @@ def find_pairs(
         suffix: one more ending that the names of predictions may have.
 
     Raises:
-        LayoutError: a folder is missing or holds no mask, or two truths bear one name in one place.
+        LayoutError: a folder is missing or holds no mask.
     """
     truths = find_truths(truth, regions)
     guesses = list(_images(predictions))
@@ -113,7 +124,30 @@ def find_pairs(
             problem = f"{predictions}: expected one prediction for {pair.case}, found {listed(g.path for g in found)}"
         taken |= {g.path for g in found}
         pairs.append(replace(pair, prediction=found[0].path if len(found) == 1 else None, problem=problem))
+    for guess in guesses:
+        if guess.path not in taken:
+            taken |= {guess.path} if _assign(pairs, guess, by_name[guess.path]) else set()
     return pairs, [guess.path for guess in guesses if guess.path not in taken]
+
+
+def _assign(pairs: list[Pair], guess: _File, names: set[str]) -> bool:
+    """Gives a prediction that bears no case's whole name to the one that it can be of; says so where there are several.
+
+    ``sub-01_label-PVS_mask`` is of sub-01_run-1 where there is no other run. It is of none of two runs, nor is
+    ``a_pred`` of one of ``a_rater1_PVS`` and ``a_rater2_PVS``: neither case is scored.
+    """
+    free = [k for k, pair in enumerate(pairs) if pair.prediction is None and pair.problem is None]
+    fitting = [k for k in free if any(pairs[k].case.lower().startswith(f"{name}_") for name in names)]
+    fitting = [k for k in fitting if _within(pairs[k].site, guess.folder)] or fitting
+    if len(fitting) == 1 and bids_mask(guess.stem) and subject_of(pairs[fitting[0]].case).lower() in names:
+        pairs[fitting[0]] = replace(pairs[fitting[0]], prediction=guess.path)
+        return True
+    if len(fitting) < 2:
+        return False
+    told = listed(pairs[k].truth for k in fitting)
+    for k in fitting:
+        pairs[k] = replace(pairs[k], fault=f"expected one true mask for {guess.path}, found {told}")
+    return True
 
 
 def _truths(root: Path) -> list[tuple[str, str, _File]]:
@@ -125,17 +159,13 @@ def _truths(root: Path) -> list[tuple[str, str, _File]]:
         found = [(file.stem, "" if file.folder == Path() else file.folder.as_posix(), file) for file in kept]
     if not found:
         raise LayoutError(f"{root}: expected true masks (<case>_PVS.nii.gz, PVS.nii.gz), found no image")
-    places = Counter((case.lower(), site) for case, site, _ in found)
-    for case, site, file in found:
-        if places[case.lower(), site] > 1:
-            raise LayoutError(f"{file.path}: expected one true mask of {case} in {site or root}, found several")
     return sorted(found, key=lambda entry: (entry[1], entry[0]))
 
 
 def _truth_name(file: _File) -> tuple[str, str] | None:
     """(case, site) of a file that is named as a true mask."""
-    if bids := _BIDS.fullmatch(file.stem):
-        return bids["case"], ""
+    if (mask := bids_mask(file.stem)) is not None:
+        return (mask[0], "") if mask[1].lower() == "pvs" else None
     match = _TRUTH.fullmatch(file.stem)
     if match is None:
         return None
@@ -151,8 +181,8 @@ def _truth_name(file: _File) -> tuple[str, str] | None:
 
 def _by_name(file: _File, suffix: str) -> set[str]:
     """In small letters, the cases that a prediction may be of by its own name."""
-    if bids := _BIDS.fullmatch(file.stem):
-        return {bids["case"].lower()}
+    if (mask := bids_mask(file.stem)) is not None:
+        return {mask[0].lower()}
     stem = file.stem.lower()
     endings = [f"_{ending}" for ending in (*_ENDINGS, suffix.lower())]
     return {stem, *(stem.removesuffix(ending) for ending in endings)}

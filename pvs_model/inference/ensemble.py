@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pvs_model.config import INPUTS, NetworkConfig
+from pvs_model.config import INPUTS, SLICES, NetworkConfig
 from pvs_model.errors import PromptError, VolumeError, WeightsError
 from pvs_model.nets import checkpoint
 from pvs_model.nets.model import SegmentationNet
@@ -155,6 +155,12 @@ class Weights:
         """
         if kind not in self._loaded:
             path = self.folder / MANIFEST
+            ensembles = self.manifest.get("ensembles")
+            if isinstance(ensembles, dict) and kind not in ensembles:
+                raise WeightsError(
+                    f"{path}: expected a {kind} ensemble, for slices {SLICES[kind]}, found "
+                    f"{' and '.join(sorted(ensembles)) or 'none'} alone: python -m pvs_model release adds one"
+                )
             try:
                 entry = self.manifest["ensembles"][kind]
                 files = [(str(m["file"]), str(m["sha256"]), str(m.get("group", ""))) for m in entry["members"]]

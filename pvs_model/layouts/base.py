@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pvs_model.errors import LayoutError
-from pvs_model.layouts.names import sequence_of
+from pvs_model.layouts.names import image_stem, sequence_of
 from pvs_model.types import Case
 
 #: The most file names that a message lists.
@@ -25,6 +26,8 @@ class Options:
     Attributes:
         suffix: what the mask's name ends in (``<case>_<suffix>.nii.gz``) in ``epvs`` and ``flat``.
         sockets: JSON file that maps sockets to sequences, for ``grand_challenge``.
+        bids_filter: JSON file that says which files of a BIDS data set to take, as that of other BIDS apps.
+        outputs: folders that this run writes to: what lies in them is no input.
 
     Raises:
         LayoutError: the suffix could not stand in a file name.
@@ -32,6 +35,8 @@ class Options:
 
     suffix: str = "pred"
     sockets: Path | None = None
+    bids_filter: Path | None = None
+    outputs: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w-]+", self.suffix):
@@ -92,6 +97,22 @@ class Layout(ABC):
         """
 
 
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        LayoutError: it cannot be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise LayoutError(
+            f"{path}: expected a JSON file that can be read, found: {error.strerror}"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise LayoutError(f"{path}: expected JSON, found: {error}") from error
+
+
 def listed(paths: Iterable[Path | str]) -> str:
     """Names for a message, the first few of them."""
     names = [path.name if isinstance(path, Path) else path for path in paths]
@@ -123,10 +144,38 @@ def entries(folder: Path) -> list[Path]:
         ) from error
 
 
-def folders_below(root: Path) -> Iterator[tuple[Path, list[Path], bool]]:
+#: Files that lie beside images. A link of such a name that leads nowhere is not a subject that has gone missing.
+_NO_FOLDER = re.compile(
+    r".*\.(?:json|txt|tsv|csv|md|bvals?|bvecs?|pdf|html?|log|gz|xml|ya?ml|xlsx?|docx?|zip|py|sh|m|mat)", re.IGNORECASE
+)
+
+
+def leads_nowhere(path: Path) -> str | None:
+    """The sentence on a link to a subject or a folder of it that leads nowhere; None for anything else."""
+    if not path.is_symlink() or os.path.exists(path) or _NO_FOLDER.fullmatch(path.name) or image_stem(path.name):
+        return None
+    return (
+        f"{path}: expected a folder of images, found a link that leads nowhere ({os.readlink(path)}): "
+        "its target may lie outside of what is mounted"
+    )
+
+
+def is_within(path: Path, folders: Iterable[Path]) -> bool:
+    """Whether a path lies in one of some folders, or is one, when links are followed."""
+    real = Path(os.path.realpath(path))
+    return any(real.is_relative_to(os.path.realpath(folder)) for folder in folders)
+
+
+def folders_below(
+    root: Path, skip: Callable[[Path], bool] = lambda folder: False
+) -> Iterator[tuple[Path, list[Path], bool]]:
     """Every folder below ``root``, itself left out: (folder, its files, whether it has subfolders).
 
     Linked folders are followed, each real folder once, so that a link to a parent does not loop.
+
+    Args:
+        root: where to begin.
+        skip: whether a folder and all below it are left out.
 
     Raises:
         LayoutError: a folder cannot be listed.
@@ -141,7 +190,7 @@ def folders_below(root: Path) -> Iterator[tuple[Path, list[Path], bool]]:
             if folder == root:
                 raise
             inside = []  # one that may not be listed is a case that fails, not the end of the run
-        below = [path for path in inside if path.is_dir() and path.name != "lost+found"]
+        below = [path for path in inside if path.is_dir() and path.name != "lost+found" and not skip(path)]
         if folder != root:
             # A dangling link, a pipe or a folder with the name of a sequence is told when it is read.
             files = [path for path in inside if not path.is_dir() or sequence_of(path.name, folder.name)]

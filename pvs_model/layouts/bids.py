@@ -7,6 +7,7 @@ with a JSON sidecar, and ``dataset_description.json`` in the root.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,26 +16,116 @@ from typing import Any
 from pvs_model import __version__
 from pvs_model.errors import LayoutError
 from pvs_model.files import write_text
-from pvs_model.layouts.base import Layout, doubled, entries, listed
+from pvs_model.layouts.base import Layout, Options, doubled, entries, leads_nowhere, listed, read_json
 from pvs_model.layouts.names import image_stem
 from pvs_model.types import SEQUENCES, Case
 
 _IMAGE = re.compile(r"(?P<entities>.+)_(?P<suffix>T1w|T2w|FLAIR)\.nii(?:\.gz)?", re.IGNORECASE)
-#: Scans after contrast agent, parts of complex images, and images made from others.
-_PASSED_OVER = re.compile(r"_(?:ce-|part-(?:phase|real|imag)|desc-|label-)", re.IGNORECASE)
+_SUBJECT = re.compile(r"(?P<subject>sub-[^_]+)(?:_(?P<session>ses-[^_]+))?")
+#: Scans after contrast agent, parts of complex images, and masks: passed over where no filter asks for them.
+_PASSED_OVER = re.compile(r"_(?:ce-|part-(?:phase|real|imag)|label-)", re.IGNORECASE)
+#: Of the files of a sequence those come first that are the scanner's; then those made from them on the same grid.
+_DERIVED = re.compile(r"_desc-", re.IGNORECASE)
+_MOVED = re.compile(r"_space-(?!orig|T1w|T2w|FLAIR|individual|native)", re.IGNORECASE)
 _SEQUENCE = {sequence.lower(): sequence for sequence in SEQUENCES}
 
+#: Entities by the names that filters of BIDS apps have for them.
+ENTITIES = {
+    "subject": "sub", "session": "ses", "acquisition": "acq", "ceagent": "ce", "reconstruction": "rec", "run": "run",
+    "space": "space", "desc": "desc", "description": "desc", "resolution": "res", "part": "part", "echo": "echo",
+}  # fmt: skip
 
-def _anat_folders(root: Path) -> list[Path]:
-    """Every ``sub-X[/ses-Y]/anat``; ``derivatives`` and ``sourcedata`` hold other data sets."""
-    found = []
-    for subject in entries(root):
-        if not (subject.name.startswith("sub-") and subject.is_dir()):
+#: What filters of other apps say as well: it is clear here.
+_NO_ENTITIES = ("datatype", "suffix", "extension")
+
+Filters = Mapping[str, Mapping[str, Any]]
+
+
+def read_filter(path: Path) -> Filters:
+    """Reads a filter file as fMRIPrep and other BIDS apps take it: ``{"t1w": {"reconstruction": "norm"}}``.
+
+    By sequence ("t1w", "t2w", "flair"), the value that each entity must have, or a list of those that it may have;
+    null where it must not be there.
+
+    Raises:
+        LayoutError: it cannot be read, or holds something else.
+    """
+    content = read_json(path)
+    known = {*ENTITIES, *ENTITIES.values(), *_NO_ENTITIES}
+    usable = isinstance(content, dict) and all(
+        isinstance(wanted, dict) and set(wanted) <= known
+        for name, wanted in content.items()
+        if name.lower() in _SEQUENCE
+    )
+    if not usable or not {name.lower() for name in content} & set(_SEQUENCE):
+        raise LayoutError(
+            f'{path}: expected a filter such as {{"t1w": {{"reconstruction": "norm"}}}} with the entities '
+            f"{', '.join(ENTITIES)}, found {content!r:.80}"
+        )
+    return {_SEQUENCE[name.lower()]: wanted for name, wanted in content.items() if name.lower() in _SEQUENCE}
+
+
+def _passes(entities: str, wanted: Mapping[str, Any]) -> bool:
+    """Whether a file's entities are those that a filter wants."""
+    found = dict(part.split("-", 1) for part in entities.split("_") if "-" in part)
+    for name, value in wanted.items():
+        if name in _NO_ENTITIES:
             continue
-        inside = entries(subject)
-        sessions = [path for path in inside if path.name.startswith("ses-") and path.is_dir()]
-        found += [path / "anat" for path in (subject, *sessions) if (path / "anat").is_dir()]
+        allowed = value if isinstance(value, list) else [value]
+        given = found.get(ENTITIES.get(name, name))
+        if given not in [None if option is None else str(option) for option in allowed] and not (
+            given is not None and given.isdigit() and int(given) in allowed
+        ):
+            return False
+    return True
+
+
+def _prefixed(path: Path, prefix: str) -> bool:
+    return path.name.startswith(prefix) and path.is_dir()
+
+
+def _subjects(root: Path) -> list[tuple[Path, Path]]:
+    """Folders of subjects and sessions, each with its path below the root of the data set.
+
+    ``root`` may be the data set, or a subject or a session of it.
+    """
+    found = []
+    own = Path(os.path.abspath(root))
+    if own.name.startswith("ses-") and own.parent.name.startswith("sub-"):
+        return [(root, Path(own.parent.name, own.name))]
+    subjects = [root] if own.name.startswith("sub-") else [p for p in entries(root) if _prefixed(p, "sub-")]
+    for subject in subjects:
+        below = Path(own.name if subject == root else subject.name)
+        found.append((subject, below))
+        found += [(path, below / path.name) for path in _entries(subject) if _prefixed(path, "ses-")]
     return found
+
+
+def _anat_folders(root: Path) -> list[tuple[Path, Path]]:
+    """Every ``anat`` folder with its path below the root of the data set.
+
+    ``derivatives`` and ``sourcedata`` hold other data sets. Where the input folder is that of a subject and does not
+    bear its name (one that is mounted), the images do.
+    """
+    found = [(path / "anat", below / "anat") for path, below in _subjects(root) if (path / "anat").is_dir()]
+    if found:
+        return found
+    own = Path(os.path.abspath(root))
+    inside = [root] if own.name == "anat" else [root / "anat"]
+    inside += [path / "anat" for path in entries(root) if _prefixed(path, "ses-")]
+    for anat in inside:
+        names = [path.name for path in (_entries(anat) if anat.is_dir() else []) if _IMAGE.fullmatch(path.name)]
+        if names and (match := _SUBJECT.match(names[0])):
+            found.append((anat, Path(*filter(None, match.groups()), "anat")))
+    return found
+
+
+def _entries(folder: Path) -> list[Path]:
+    """As ``entries``; of a folder that may not be listed, none: its case fails."""
+    try:
+        return entries(folder)
+    except LayoutError:
+        return []
 
 
 def _sidecar(mask_path: Path) -> Path:
@@ -49,45 +140,71 @@ class Bids(Layout):
     name = "bids"
     looks_for = "sub-<X>[/ses-<Y>]/anat/sub-<X>[_ses-<Y>]_T1w.nii.gz, _T2w, _FLAIR"
 
+    def __init__(self, options: Options | None = None) -> None:
+        super().__init__(options)
+        path = self.options.bids_filter
+        self.filters: Filters = {} if path is None else read_filter(path)
+
     def recognises(self, root: Path) -> bool:
         return any(
-            _IMAGE.fullmatch(path.name) for anat in _anat_folders(root) for path in entries(anat)
+            _IMAGE.fullmatch(path.name) for anat, _ in _anat_folders(root) for path in _entries(anat)
         )
 
     def find_cases(self, root: Path) -> list[Case]:
         """One case per ``anat`` folder that holds images, named ``sub-X[_ses-Y]``.
 
-        Two runs or acquisitions of one sequence are a problem: which of them counts is for the
-        user to say. Scans after contrast agent (``ce-``) and derived images (``desc-``) are
-        passed over.
+        Of each sequence the scanner's own image counts, else one made from it (``desc-``), else one in another space.
+        Two that are equal in this are a problem: which of them counts is for the user to say, by a filter. Scans after
+        contrast agent (``ce-``) are passed over. A link that leads nowhere is a case that cannot be run.
         """
         cases = []
-        for anat in _anat_folders(root):
-            below = anat.relative_to(root)
-            name = "_".join(below.parts[:-1])
-            output = below / f"{name}_space-orig_label-PVS_mask.nii.gz"
-            images = [path for path in entries(anat) if image_stem(path.name) is not None]
-            found: dict[str, list[Path]] = {}
-            for path in images:
-                match = _IMAGE.fullmatch(path.name)
-                if match and not _PASSED_OVER.search(match["entities"]):
-                    found.setdefault(_SEQUENCE[match["suffix"].lower()], []).append(path)
-            if not images:
-                continue
+        for anat, below in _anat_folders(root):
+            images = [path for path in _entries(anat) if image_stem(path.name) is not None]
+            found = self._images(images)
             problem = doubled(anat, found)
+            if problem is not None and not self.filters:
+                problem += '; --bids-filter-file FILE with {"t1w": {"reconstruction": "norm"}} or the like chooses'
             if not found:
-                problem = (
-                    f"{anat}: expected an image that ends in _T1w, _T2w or _FLAIR, "
-                    f"found {listed(images)}"
-                )
+                inside = listed(images) or listed(_entries(anat)) or "an empty folder"
+                problem = f"{anat}: expected an image that ends in _T1w, _T2w or _FLAIR, found {inside}"
+                if not os.access(anat, os.R_OK | os.X_OK):
+                    problem = f"{anat}: expected a folder of images, found one that may not be read"
             chosen = {} if problem else {key: found[key][0] for key in SEQUENCES if key in found}
-            sources = {key: path.relative_to(root).as_posix() for key, path in chosen.items()}
-            cases.append(Case(name, chosen, output, problem, extra=sources))
+            cases.append(self._case(root, below, chosen, problem))
+        for folder in [root, *(path for path, _ in _subjects(root))]:
+            for path in _entries(folder):
+                expected = path.name == "anat" or path.name.startswith(("sub-", "ses-"))
+                if expected and (problem := leads_nowhere(path)) is not None:
+                    cases.append(self._case(root, path.relative_to(root) / "anat", {}, problem))
+                elif path.name.startswith("sub-") and path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
+                    problem = f"{path}: expected a folder of images, found one that may not be read"
+                    cases.append(self._case(root, path.relative_to(root) / "anat", {}, problem))
         if not cases:
             raise LayoutError(
                 f"{root}: expected {self.looks_for}, found no image in any anat folder"
             )
         return sorted(cases, key=lambda case: case.name)
+
+    def _images(self, images: list[Path]) -> dict[str, list[Path]]:
+        """Those that count, by sequence."""
+        found: dict[str, dict[tuple[bool, bool], list[Path]]] = {}
+        for path in images:
+            if (match := _IMAGE.fullmatch(path.name)) is None:
+                continue
+            entities, sequence = match["entities"], _SEQUENCE[match["suffix"].lower()]
+            wanted = self.filters.get(sequence)
+            if _PASSED_OVER.search(f"_{entities}_") if wanted is None else not _passes(entities, wanted):
+                continue
+            rank = (_MOVED.search(entities) is not None, _DERIVED.search(entities) is not None)
+            found.setdefault(sequence, {}).setdefault(rank, []).append(path)
+        return {sequence: by_rank[min(by_rank)] for sequence, by_rank in found.items()}
+
+    def _case(self, root: Path, below: Path, chosen: dict[str, Path], problem: str | None) -> Case:
+        parts = [part for part in below.parts if part != "anat"]
+        name = "_".join(parts)
+        output = Path(*parts, "anat", f"{name}_space-orig_label-PVS_mask.nii.gz")
+        sources = {key: Path(*below.parts, path.name).as_posix() for key, path in chosen.items()}
+        return Case(name, chosen, output, problem, extra=sources)
 
     def prepare_output(self, output_root: Path) -> None:
         super().prepare_output(output_root)

@@ -2,21 +2,30 @@
 
 The mask goes to ``<site...>/<case>/<case>_<suffix>.nii.gz``: exactly one NIfTI per case folder and
 nothing in the root, because the challenge's scripts take the first NIfTI that they find there.
+Folders per sequence (``<case>/T1/scan.nii.gz``, ``T1/<case>.nii.gz``), FreeSurfer's subjects and folders
+of several subjects are read, too.
 """
 
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from pathlib import Path
 
 from pvs_model.errors import LayoutError
-from pvs_model.layouts.base import Layout, doubled, folders_below, listed
+from pvs_model.layouts import freesurfer
+from pvs_model.layouts.base import Layout, doubled, entries, folders_below, is_within, leads_nowhere, listed
 from pvs_model.layouts.flat import Flat
-from pvs_model.layouts.names import EXTENSIONS, group, image_stem
+from pvs_model.layouts.names import EXTENSIONS, NO_SEQUENCE, explain, group, image_stem, sequence_of, sequence_of_stem
+from pvs_model.layouts.subjects import NAMELESS, by_subject, is_part, own_name
 from pvs_model.types import Case
 
 #: Images that are not read. A folder of them is a case that cannot be run, not one to pass over.
 FOREIGN = (".hdr", ".img", ".dcm", ".ima", ".mgh", ".par", ".rec", ".bz2", ".zip")
+#: Folders of other data sets, and FreeSurfer's template.
+OTHERS = frozenset({"derivatives", "sourcedata", "fsaverage"})
+
+Looked = list[tuple[Path, list[Path], bool]]
 
 
 class Epvs(Layout):
@@ -30,52 +39,166 @@ class Epvs(Layout):
         bear the folder's name; else the input is one flat case with other things beside it.
         """
         flat = Flat().recognises(root)
-        for folder, files, _ in folders_below(root):
+        looked = self._looked(root)
+        for folder, files, _ in looked:
             for sequence_files in group(files, folder.name).values():
                 if not flat or any(
                     path.name.lower().startswith(folder.name.lower()) for path in sequence_files
                 ):
                     return True
-        return False
+        return not flat and (
+            any(freesurfer.is_mri(folder, files) for folder, files, _ in looked)
+            or any(_images_of_sequence(folder, files) for folder, files, _ in looked)
+        )
 
     def find_cases(self, root: Path) -> list[Case]:
         """One case per folder that holds images; its name is the folder's path below ``root``.
 
         Masks and other extra files in a case folder, and folders of them inside it, are passed
         over. A folder with images but none of the three sequences is a case with a problem, and
-        so is an empty folder beside cases: its images have gone missing.
+        so are a link that leads nowhere and an empty folder beside cases: its images have gone missing.
         """
-        cases: list[Case] = []
-        without: list[Case] = []
-        empty: list[Case] = []
-        for folder, files, has_folders in folders_below(root):
-            below = folder.relative_to(root)
-            name = below.as_posix()
-            output = below / f"{folder.name}_{self.options.suffix}.nii.gz"
+        looked = self._looked(root)
+        cases: list[tuple[Path, Case]] = []
+        subjects = {folder.parent: files for folder, files, _ in looked if freesurfer.is_mri(folder, files)}
+        for subject, files in subjects.items():
+            cases += self._cases(root, subject, {"": freesurfer.choose(files)}, None)
+        looked = [(f, files, more) for f, files, more in looked if not {f, *f.parents} & set(subjects)]
+        taken = set()
+        for parent, folders in _folders_of_sequences(root, looked).items():
+            taken |= set(folders)
+            cases += self._cases(root, parent, *_by_folder(root, parent, folders))
+        without: list[tuple[Path, Case]] = []
+        empty: list[tuple[Path, Case]] = []
+        for folder, files, has_folders in looked:
             images = [path for path in files if image_stem(path.name) is not None]
-            found = group(images, folder.name)
-            if found:
-                problem = doubled(folder, found)
-                chosen = {} if problem else {key: paths[0] for key, paths in found.items()}
-                cases.append(Case(name, chosen, output, problem))
+            sequences = {path: found for path in images if (found := sequence_of(path.name, folder.name)) is not None}
+            if folder in taken:
+                continue
+            if sequences:
+                cases += self._cases(root, folder, *by_subject(sequences, folder.name, alone=False))
             elif foreign := [path for path in files if path.name.lower().endswith(FOREIGN)]:
                 problem = f"{folder}: expected an image ({', '.join(EXTENSIONS)}), found {listed(foreign)}"
-                without.append(Case(name, {}, output, problem))
-            elif images:
+                without.append(self._failed(root, folder, problem))
+            elif images and not all(self._is_own(path) for path in images):
                 problem = (
                     f"{folder}: expected a T1w, T2w or FLAIR image by its name, "
                     f"found {listed(images)}"
                 )
-                without.append(Case(name, {}, output, problem))
+                without.append(self._failed(root, folder, problem))
             elif not files and not has_folders:
                 listable = os.access(folder, os.R_OK | os.X_OK)
                 what = "an empty folder" if listable else "a folder that may not be read"
                 problem = f"{folder}: expected a T1w, T2w or FLAIR image, found {what}"
-                empty.append(Case(name, {}, output, problem))
-        inside = {case.output.parent for case in cases}
-        cases += [case for case in without if not inside & set(case.output.parent.parents)]
-        beside = {case.output.parent.parent for case in cases}
-        cases += [case for case in empty if case.output.parent.parent in beside]
+                empty.append(self._failed(root, folder, problem))
+        inside = {_subject(folder, root) for folder, _ in cases}
+        cases += [entry for entry in without if not inside & set(entry[0].parents)]
+        beside = {_subject(folder, root).parent for folder, _ in cases}
+        cases += [entry for entry in empty if entry[0].parent in beside]
+        for folder in [root, *(folder for folder, _, _ in looked)]:
+            for path in _listed(folder):
+                if (broken := leads_nowhere(path)) is not None and not self._skips(path):
+                    cases.append(self._failed(root, path, broken))
         if not cases:
             raise LayoutError(f"{root}: expected {self.looks_for}, found no image in any folder")
-        return sorted(cases, key=lambda case: case.name)
+        return sorted((case for _, case in cases), key=lambda case: case.name)
+
+    def _looked(self, root: Path) -> Looked:
+        return list(folders_below(root, self._skips))
+
+    def _skips(self, folder: Path) -> bool:
+        return folder.name in OTHERS or is_within(folder, self.options.outputs)
+
+    def _is_own(self, path: Path) -> bool:
+        """Whether a file is named as a mask or a probability map of an earlier run."""
+        stem = image_stem(path.name) or ""
+        return stem.endswith((f"_{self.options.suffix}", "_prob", "_space-orig_label-PVS_mask"))
+
+    def _name(self, root: Path, folder: Path) -> Path:
+        """The path below ``root``; with the subject in front, where the input folder is that of one subject."""
+        below = folder.relative_to(root)
+        own = own_name(root) if all(is_part(part) for part in below.parts) else None
+        return Path(own or ("" if below.parts else NAMELESS)) / below
+
+    def _failed(self, root: Path, folder: Path, problem: str) -> tuple[Path, Case]:
+        ((_, case),) = self._cases(root, folder, {"": {}}, problem)
+        return folder, case
+
+    def _cases(
+        self, root: Path, folder: Path, groups: dict[str, dict[str, list[Path]]], problem: str | None
+    ) -> list[tuple[Path, Case]]:
+        """The cases of a folder, by subject."""
+        cases = []
+        for key, found in groups.items():
+            name = self._name(root, folder)
+            output = name / f"{name.name}_{self.options.suffix}.nii.gz"
+            if key and len(groups) > 1:
+                above = name if folder != root else Path()
+                name, output = above / key, above / key / f"{key}_{self.options.suffix}.nii.gz"
+            told = problem if problem is None or problem.startswith(str(folder)) else f"{folder}: {problem}"
+            told = told or doubled(folder, found)
+            chosen = {} if told else {sequence: paths[0] for sequence, paths in found.items()}
+            cases.append((folder, Case(name.as_posix(), chosen, output, told)))
+        return cases
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return entries(folder)
+    except LayoutError:
+        return []
+
+
+def _subject(folder: Path, root: Path) -> Path:
+    """The folder of the subject that a case's folder belongs to: P1 for P1/anat."""
+    while folder != root and is_part(folder.name):
+        folder = folder.parent
+    return folder
+
+
+def _images_of_sequence(folder: Path, files: list[Path]) -> list[Path]:
+    """The images of a folder that is named after a sequence, if no file in it says another."""
+    sequence = sequence_of_stem(folder.name)
+    if sequence is None:
+        return []
+    said = {path: explain(stem, folder.name) for path in files if (stem := image_stem(path.name)) is not None}
+    if any(found not in (None, sequence) for found, _ in said.values()):
+        return []
+    named = [path for path, (found, _) in said.items() if found == sequence]
+    return named or [path for path, (_, why) in said.items() if why == NO_SEQUENCE]
+
+
+def _folders_of_sequences(root: Path, looked: Looked) -> dict[Path, dict[Path, list[Path]]]:
+    """Folders that hold one sequence each, by the folder that they lie in."""
+    by_parent: dict[Path, dict[Path, list[Path]]] = defaultdict(dict)
+    for folder, files, _ in looked:
+        if images := _images_of_sequence(folder, files):
+            by_parent[folder.parent][folder] = images
+    plain = {"t1", "t1w", "t2", "t2w", "flair"}
+    return {
+        parent: folders
+        for parent, folders in by_parent.items()
+        if len({sequence_of_stem(folder.name) for folder in folders}) > 1
+        or (parent != root and any(folder.name.lower() in plain for folder in folders))
+    }
+
+
+def _by_folder(
+    root: Path, parent: Path, folders: dict[Path, list[Path]]
+) -> tuple[dict[str, dict[str, list[Path]]], str | None]:
+    """As ``by_subject``: subjects by the names of the folders, or of the files where a folder holds several."""
+    several = any(len(images) > 1 for images in folders.values())
+    files: dict[Path, str] = {}
+    real: dict[Path, Path] = {}
+    for folder, images in folders.items():
+        sequence = sequence_of_stem(folder.name) or ""
+        for path in images:
+            stem = image_stem(path.name) or path.name
+            own = stem if sequence_of_stem(stem) is not None else f"{stem}_{sequence}"
+            name = folder / f"{own if several else folder.name}.nii"
+            files[name], real[name] = sequence, path
+    groups, problem = by_subject(files, parent.name, alone=several or parent == root)
+    return {
+        key: {sequence: [real[path] for path in paths] for sequence, paths in found.items()}
+        for key, found in groups.items()
+    }, problem

@@ -10,14 +10,12 @@ or by ``--sockets FILE.json``: ``{"inputs": {"<slug>": "T1w", ...}, "output": "<
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pvs_model.errors import LayoutError
-from pvs_model.layouts.base import Layout, Options, doubled, entries, listed
+from pvs_model.layouts.base import Layout, Options, doubled, entries, listed, read_json
 from pvs_model.layouts.names import image_stem, is_image, sequence_of_stem
 from pvs_model.types import SEQUENCES, Case
 
@@ -37,24 +35,13 @@ class Sockets:
         return sequence_of_stem(slug) if self.inputs is None else self.inputs.get(slug)
 
 
-def _load_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise LayoutError(
-            f"{path}: expected a JSON file that can be read, found: {error.strerror}"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise LayoutError(f"{path}: expected JSON, found: {error}") from error
-
-
 def read_sockets(path: Path) -> Sockets:
     """Read a ``--sockets`` file.
 
     Raises:
         LayoutError: the file is missing or is not of the form that the module's text shows.
     """
-    content = _load_json(path)
+    content = read_json(path)
     if not isinstance(content, dict) or not content:
         raise LayoutError(
             f'{path}: expected an object with "inputs" and "output", found {content!r:.80}'
@@ -175,7 +162,7 @@ class GrandChallenge(Layout):
         Raises:
             LayoutError: the file has another form, or a path that leaves the input folder.
         """
-        content = _load_json(manifest)
+        content = read_json(manifest)
         if not isinstance(content, list):
             raise LayoutError(f"{manifest}: expected a list of sockets, found {content!r:.80}")
         places = []

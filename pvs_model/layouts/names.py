@@ -9,9 +9,10 @@ The order of recognition, stated once. Names are compared without regard to case
 3. A name that says mask, label, segmentation, region or prediction is no sequence (``T1_PVS``).
 4. What follows ``to``, ``in``, ``onto`` or ``on`` is where an image lies: ``T2_to_T1`` is a T2w.
 5. FLAIR in any spelling (``T2-FLAIR``, ``T2FLAIR``, ``t2_tirm_dark-fluid``) is FLAIR, never T2w.
-6. Then T1 (also ``mprage``, ``spgr``) is T1w and T2 is T2w. A name that says T1 besides T2 or
-   FLAIR is ambiguous, and is not guessed. Maps (``T1map``), T2* and T1 after contrast agent
-   (``T1c``, ``T1ce``, ``T1gd``) are none of the three.
+6. Then T1 (also ``mprage``, ``spgr``, ``tfl3d``) is T1w and T2 is T2w. A name that says T1 besides T2 or
+   FLAIR is ambiguous, and is not guessed. Maps (``T1map``), T2* and susceptibility (``T2_GRE``,
+   ``t2_fl2d_hemo``, ``swi``), other inversion recoveries (``t2_stir``), localisers, and images after
+   contrast agent (``T1c``, ``t1_tra_KM``, ``T1+C``) are none of the three.
 """
 
 from __future__ import annotations
@@ -33,10 +34,26 @@ _TOKEN = re.compile(r"[^\W_]+")
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _GLUED_TO = re.compile(r"(t1w?|t2w?|flair)(?:to|in|2)(t1w?|t2w?|flair)")
 
-_FLAIR = re.compile(r"(?:[23]d)?(?:t2w?)?flair(?:[23]d|w)?|t2f|tirm|darkfluid")
-_KINDS = r"(?:w|wi|weighted|[23]d|w[23]d|mprage|mpr|spgr|tfe|ffe|gre|se|tse|fse|vibe|space|n)?"
-_T1 = re.compile(r"(?:[23]d)?t1" + _KINDS + r"|mprage|f?spgr|bravo")
-_T2 = re.compile(r"(?:[23]d)?t2" + _KINDS)
+_FLAIR = re.compile(r"(?:[23]d)?(?:t2w?)?flair(?:[23]d|w)?|t2f|tirm|darkfluid|spcir")
+#: Words that follow each other: Siemens' dark fluid, and inversion recovery by SPACE; MP-RAGE.
+_PAIRS = {
+    **dict.fromkeys([("dark", "fluid"), ("da", "fl"), ("dark", "fl"), ("spc", "ir"), ("space", "ir")], "FLAIR"),
+    ("mp", "rage"): "T1w",
+}
+_KINDS = r"w|wi|weighted|[23]d|w[23]d|se|tse|fse|space|n"
+_T1 = re.compile(rf"(?:[23]d)?t1(?:{_KINDS}|mprage|mpr|spgr|tfe|ffe|gre|vibe)?|mprage|f?spgr|bravo|tfl3d\d*")
+_T2 = re.compile(rf"(?:[23]d)?t2(?:{_KINDS}|frfse|haste|blade|propeller|spc|cube|vista)?")
+
+#: Gradient echoes: of T2 they are T2*, of T1 they are T1w.
+_GRADIENT_ECHO = re.compile(r"gre|ffe|fl[23]d\w*|me[23]d\w*|medic")
+_SUSCEPTIBILITY = re.compile(r"hemo|swi\w*|swan|venbold|qsm|t2s|t2(?:star|gre|ffe|swi)\w*")
+_INVERSION = re.compile(r"stir|ir|irprep")
+_OTHER = re.compile(r"locali[sz]er|scout|survey|dwi|dti|adc|ep2d|bold|tof")
+#: Words for a contrast agent wherever they stand, and those that mean it only behind the name of the sequence.
+_AGENT = re.compile(r"gd|gad|gado\w+|gadavist|km|kontrast\w*|post(?:gd|gad|km|contrast)|nachkm|t1w?(?:c|ce|gd|km|post)")
+_AGENT_BEHIND = frozenset({"post", "contrast", "ce", "c", "enhanced"})
+_PLUS_AGENT = re.compile(r"\+[\s_]*(?:c|gd|km|gad\w*|contrast)(?![a-z0-9])|(?<![a-z0-9])c\+", re.IGNORECASE)
+_WITHOUT = frozenset({"pre", "no", "non", "without", "ohne", "vor", "before"})
 
 _ANNOTATION = re.compile(
     r"e?pvs|bg|cso|roi|(?:brain|pvs)?masks?|\w*(?:mask|seg|label)s?|\w*segmentations?|segmented"
@@ -45,7 +62,11 @@ _ANNOTATION = re.compile(
 #: These make an annotation only as the last word: ``T1_lesion_filled`` is still a T1w.
 _ANNOTATION_LAST = frozenset({"lesion", "lesions", "wmh", "gt", "manual", "consensus"})
 _LIES_ON = frozenset({"to", "in", "onto", "on"})
-_NOT_WEIGHTED = frozenset({"map", "maps", "star", "relaxometry", "gd", "ce", "contrast", "post"})
+_MAPS = frozenset({"map", "maps", "relaxometry"})
+
+
+#: What ``explain`` says of a name without any word that it knows.
+NO_SEQUENCE = "its name says none of T1w, T2w and FLAIR"
 
 
 def image_stem(name: str) -> str | None:
@@ -87,47 +108,78 @@ def _sequence_of_token(token: str) -> str | None:
     return None
 
 
-def _sequence_of_tokens(tokens: list[str]) -> str | None:
-    if any(_ANNOTATION.fullmatch(token) for token in tokens):
-        return None
-    if tokens and tokens[-1] in _ANNOTATION_LAST:
-        return None
-    found: set[str] = set()
+def _agent(tokens: list[str], behind: int | None) -> str | None:
+    """The word that says that an image was taken after contrast agent, if any."""
     for i, token in enumerate(tokens):
-        sequence = _sequence_of_token(token)
-        if sequence is None and token == "dark" and tokens[i + 1 : i + 2] == ["fluid"]:
-            sequence = "FLAIR"
-        if sequence is None and token == "mp" and tokens[i + 1 : i + 2] == ["rage"]:
-            sequence = "T1w"
+        after = behind is not None and i > behind and token in _AGENT_BEHIND
+        if (after or _AGENT.fullmatch(token)) and not (i and tokens[i - 1] in _WITHOUT):
+            return token
+    return None
+
+
+def _explain(tokens: list[str]) -> tuple[str | None, str]:
+    annotation = next((token for token in tokens if _ANNOTATION.fullmatch(token)), None)
+    if annotation is None and tokens and tokens[-1] in _ANNOTATION_LAST:
+        annotation = tokens[-1]
+    if annotation is not None:
+        return None, f'a mask, label or map ("{annotation}")'
+    said: dict[str, str] = {}
+    first: int | None = None
+    for i, token in enumerate(tokens):
+        sequence, word = _sequence_of_token(token), token
+        if sequence is None and tuple(tokens[i : i + 2]) in _PAIRS:
+            sequence, word = _PAIRS[tokens[i], tokens[i + 1]], f"{token} {tokens[i + 1]}"
         if sequence is None or (i > 0 and tokens[i - 1] in _LIES_ON):
             continue
-        if sequence != "FLAIR" and tokens[i + 1 : i + 2] and tokens[i + 1] in _NOT_WEIGHTED:
-            return None
-        found.add(sequence)
-    if "FLAIR" in found:
-        found.discard("T2w")  # T2-FLAIR
-    return found.pop() if len(found) == 1 else None
+        if sequence != "FLAIR" and _MAPS & set(tokens[i + 1 : i + 2]):
+            return None, f'a map ("{tokens[i + 1]}")'
+        first = i if first is None else first
+        said.setdefault(sequence, word)
+    other = next((token for token in tokens if _OTHER.fullmatch(token)), None)
+    if other is not None:
+        return None, f'another kind of scan ("{other}")'
+    if (agent := _agent(tokens, first)) is not None:
+        return None, f'after contrast agent ("{agent}")'
+    if "FLAIR" in said:
+        said.pop("T2w", None)  # T2-FLAIR
+    for token in tokens:
+        echo = "T2w" in said and (_GRADIENT_ECHO.fullmatch(token) or token == "star")
+        if echo or _SUSCEPTIBILITY.fullmatch(token):
+            return None, f'T2* or susceptibility ("{token}")'
+        if "T2w" in said and _INVERSION.fullmatch(token):
+            return None, f'an inversion recovery that does not say FLAIR ("{token}")'
+    if len(said) > 1:
+        return None, f"its name says {' and '.join(said)}"
+    if not said:
+        return None, NO_SEQUENCE
+    (sequence, word), *_ = said.items()
+    return sequence, f'"{word}"'
 
 
 def sequence_of_stem(stem: str, case: str = "") -> str | None:
     """As ``sequence_of``, of a name without extension (a socket's slug, for one)."""
+    return explain(stem, case)[0]
+
+
+def explain(stem: str, case: str = "") -> tuple[str | None, str]:
+    """The sequence that a name without extension says, or None, and the word or the reason that decides it."""
     if case and stem.lower().startswith(case.lower()):
         rest = stem[len(case) :]
         # Only a whole prefix: case "T1" must not eat the front of "T1w".
         if rest and not rest[0].isalnum():
-            sequence = sequence_of_stem(rest)
+            sequence, why = explain(rest)
             if sequence is not None:
-                return sequence  # else the folder may be called by its sequence: T1/T1_1mm.nii
-    stem = _BIDS_ENTITY.sub("", stem).replace("*", "star")
+                return sequence, why  # else the folder may be called by its sequence: T1/T1_1mm.nii
+    stem = _PLUS_AGENT.sub(" gd ", _BIDS_ENTITY.sub("", stem).replace("*", "star"))
     tokens: list[str] = []
     for token, _ in _tokens(stem):
         tokens += _GLUED_TO.sub(r"\1 to \2", token).split()
     # "T2toT1" is cut at its capital into "t2to" and "t1".
-    mended: list[str] = []
+    parts: list[str] = []
     for token in tokens:
         ending = re.fullmatch(r"(t1w?|t2w?|flair)(to|in)", token)
-        mended += list(ending.groups()) if ending else [token]
-    return _sequence_of_tokens(mended)
+        parts += list(ending.groups()) if ending else [token]
+    return _explain(parts)
 
 
 def sequence_of(name: str, case: str = "") -> str | None:
@@ -142,27 +194,19 @@ def sequence_of(name: str, case: str = "") -> str | None:
     return None if stem is None else sequence_of_stem(stem, case)
 
 
-def common_name(names: Iterable[str]) -> str | None:
-    """What the names of one case's images begin with before they name their sequences.
+def front_and_rest(stem: str) -> tuple[str, str]:
+    """What a name says before its first sequence, and behind it: ("sub01", "mprage_3") of "sub01_T1_mprage_3".
 
-    ``("sub01_T1.nii.gz", "sub01_T2.nii.gz")`` gives ``"sub01"``; None where nothing is shared.
+    Of a BIDS name the front is that of subject and session.
     """
-    fronts: list[list[tuple[str, int]]] = []
-    stems: list[str] = []
-    for name in names:
-        stem = image_stem(name)
-        if stem is None:
-            continue
-        tokens = _tokens(stem)
-        cut = next((i for i, (t, _) in enumerate(tokens) if _sequence_of_token(t)), len(tokens))
-        fronts.append(tokens[:cut])
-        stems.append(stem)
-    if not fronts:
-        return None
-    shared = 0
-    while all(len(front) > shared and front[shared][0] == fronts[0][shared][0] for front in fronts):
-        shared += 1
-    return stems[0][: fronts[0][shared - 1][1]] if shared else None
+    if bids := re.match(r"sub-[^_]+(?:_ses-[^_]+)?", stem):
+        return bids.group(), ""
+    start = 0
+    for token, end in _tokens(stem):
+        if _sequence_of_token(token) is not None:
+            return stem[:start].rstrip(" _-."), stem[end:].lstrip(" _-.")
+        start = end
+    return "", stem
 
 
 def group(paths: Iterable[Path], case: str = "") -> dict[str, list[Path]]:

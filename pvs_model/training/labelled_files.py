@@ -21,14 +21,15 @@ from pvs_model.config import NetworkConfig
 from pvs_model.errors import VolumeError
 from pvs_model.layouts import choose
 from pvs_model.layouts.base import entries
-from pvs_model.layouts.names import image_stem
+from pvs_model.layouts.labels import bids_mask, front_of, subject_of
+from pvs_model.layouts.names import front_and_rest, image_stem, sequence_of
 from pvs_model.synth.engine import LABEL_COVERAGE, LABEL_COVERAGE_THICK
 from pvs_model.training.data import REGION_VALUES
 from pvs_model.training.labelled import LabelledCase
 from pvs_model.training.release import TRAINED_RANGE
 from pvs_model.types import SEQUENCES, Case, Grid, Mask, Volume
 from pvs_model.volume import geometry
-from pvs_model.volume.masks import aligned
+from pvs_model.volume.masks import aligned, read_region
 from pvs_model.volume.masks import read_mask as read_stored
 
 log = logging.getLogger(__name__)
@@ -79,10 +80,10 @@ def load_cases(
 ) -> list[LabelledCase]:
     """The labelled cases of a folder that are for one network, sorted by name.
 
-    A label lies beside the images of its case as ``<case>_PVS.nii.gz`` or ``PVS.nii.gz``, on the grid of the
-    reference image (T2w where there is one); so do ``BG`` and ``CSO`` masks, if any. A label may mark nothing: such
-    a case teaches what is no PVS. Cases without a label,
-    and those whose slices are for the other network, are logged and left out.
+    A label lies beside the images of its case as ``<case>_PVS.nii.gz``, ``PVS.nii.gz`` or, as a run writes it in BIDS,
+    ``<case>_space-orig_label-PVS_mask.nii.gz``, on the grid of the reference image (T2w where there is one); so do
+    ``BG`` and ``CSO`` masks, if any. A label may mark nothing: such a case teaches what is no PVS. Cases without a
+    label, and those whose slices are for the other network, are logged and left out.
 
     Args:
         folder: in any layout that is read at run time.
@@ -107,8 +108,8 @@ def load_cases(
             log.info("%s: left out, no %s_PVS beside its images", case.name, Path(case.name).name)
     if not labelled:
         raise VolumeError(
-            f"{folder}: expected a label <case>_PVS.nii.gz or PVS.nii.gz beside the images, found none "
-            f"in {len(cases)} cases"
+            f"{folder}: expected a label <case>_PVS.nii.gz or PVS.nii.gz (BIDS: <case>_label-PVS_mask.nii.gz) beside "
+            f"the images, found none in {len(cases)} cases"
         )
     loaded = [_load(case, label, config, pipeline, cache) for case, label in labelled]
     kept = [case for case in loaded if case is not None]
@@ -124,25 +125,38 @@ def load_cases(
 
 
 def beside(case: Case, name: str) -> Path | None:
-    """The image ``<case>_<name>``, ``<anything>_<name>`` or ``<name>`` in the folders of a case's images, if any.
+    """The mask of a name in the folders of a case's images, if any.
+
+    ``<case>_<name>``, BIDS's ``<case>_..._label-<name>_mask``, or else the only ``<anything>_<name>`` or ``<name>``
+    that is not of another case in the same folder.
 
     Raises:
-        VolumeError: when there are several, and none bears the name of the case.
+        VolumeError: when there are several, and it cannot be told which of them counts.
     """
-    wanted = name.lower()
-    found = {}
+    own_name = Path(case.name).name.lower()
+    own, others = [], []
     for folder in sorted({path.parent for path in case.images.values()}):
-        for path in entries(folder):
-            stem = image_stem(path.name)
-            if stem is not None and (stem.lower() == wanted or stem.lower().endswith(f"_{wanted}")):
-                found[stem.lower()] = path
-    own = found.get(f"{Path(case.name).name}_{name}".lower())
-    if own is None and len(found) > 1:
+        files = [(path, stem) for path in entries(folder) if (stem := image_stem(path.name)) is not None]
+        strangers = {
+            front_and_rest(stem)[0].lower()
+            for path, stem in files
+            if path not in case.images.values() and sequence_of(path.name) is not None
+        } - {own_name}
+        for path, stem in files:
+            front = front_of(stem, name)
+            if front is None:
+                continue
+            if front.lower() == own_name or (bids_mask(stem) is not None and subject_of(front).lower() == own_name):
+                own.append(path)
+            elif front.lower() not in strangers and not (front == "" and strangers):
+                others.append(path)
+    found = own or others
+    if len(found) > 1:
         raise VolumeError(
             f"{case.name}: expected one {name} mask beside its images, found "
-            f"{' and '.join(path.name for path in found.values())}"
+            f"{' and '.join(path.name for path in found)}"
         )
-    return own if own is not None else next(iter(found.values()), None)
+    return found[0] if found else None
 
 
 def _load(
@@ -199,7 +213,7 @@ def _see(
     pvs = read_mask(label, reference)
     regions = np.zeros(pvs.shape, np.uint8)
     for region, path in masks.items():
-        regions[read_mask(path, reference) > 0] = REGION_VALUES[region]
+        regions[aligned(read_region([path]), reference.grid, reference.source)] = REGION_VALUES[region]
     prepared = pipeline.prepare(volumes)
     for warning in prepared.warnings:
         log.warning("%s: %s", case.name, warning)
@@ -252,7 +266,8 @@ def read_labels(case: Case, like: Volume) -> dict[str, npt.NDArray[np.bool_]]:
         path = beside(case, label)
         if path is None:
             raise VolumeError(f"{case.name}: expected a mask <case>_{label}.nii.gz beside its images, found none")
-        found[label] = read_mask(path, like) > 0
+        mask = read_stored(path) if label == "PVS" else read_region([path])
+        found[label] = aligned(mask, like.grid, like.source)
     return found
 
 
@@ -260,6 +275,6 @@ def read_mask(path: Path, reference: Volume) -> Mask:
     """A mask (x, y, z) in RAS+ order from a file on the reference's grid, in any order of its axes.
 
     Raises:
-        VolumeError: when it lies on another grid.
+        VolumeError: when it is no mask (``volume.masks.read_mask``), or lies on another grid.
     """
-    return aligned(read_stored(path, above=0.5), reference.grid, reference.source).astype(np.uint8)
+    return aligned(read_stored(path), reference.grid, reference.source).astype(np.uint8)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pvs_model.config import SLICES, NetworkConfig
+from pvs_model.errors import WeightsError
+from pvs_model.files import write_atomically, write_text
 from pvs_model.inference.ensemble import COMBINE, FORMAT, MANIFEST
 from pvs_model.nets import checkpoint
 
@@ -52,26 +55,24 @@ def release(
 
     Raises:
         ValueError: when there is not one group per network, or groups cannot be combined so.
+        WeightsError: when a file holds no trained network, or one for other scans.
     """
     if groups is not None and len(groups) != len(networks):
         raise ValueError(f"groups must be one per network, got {len(groups)} for {len(networks)}")
     if combine not in COMBINE:
         raise ValueError(f"combine must be one of {COMBINE}, got {combine!r}")
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / MANIFEST
-    manifest: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"format": FORMAT, "ensembles": {}}
+    described = [_described(source) for source in networks]
+    _check_kind(kind, networks, [config for config, _, _ in described])
+    manifest = _manifest(folder)
     members = []
-    for fold, source in enumerate(networks):
+    for fold, (source, (config, training, facts)) in enumerate(zip(networks, described, strict=True)):
         target = folder / f"{kind}_fold{fold}.safetensors"
-        shutil.copyfile(source, target)
-        target.chmod(0o644)
-        metadata = checkpoint.read_metadata(target)
-        training, facts = json.loads(metadata["training"]), json.loads(metadata["facts"])
+        _copy(source, target)
         members.append(
             {
                 "file": target.name,
                 "sha256": sha256_of(target),
-                "network": json.loads(metadata[checkpoint.CONFIG_KEY]),
+                "network": json.loads(config.to_json()),
                 "steps": int(facts["steps"]),
                 "batch": training["batch"],
                 "patch": training["patch"],
@@ -95,7 +96,72 @@ def release(
         manifest["ensembles"][kind]["combine"] = combine
     text = folder / SHIPPED_TEXT.name
     if not text.is_file():  # a new folder: the prompts are the same for every network
-        shutil.copyfile(SHIPPED_TEXT, text)
-        text.chmod(0o644)
+        _copy(SHIPPED_TEXT, text)
     manifest["text"] = {"file": text.name, "sha256": sha256_of(text)}
-    path.write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+    _write_manifest(folder, manifest)
+
+
+def add_anatomy(folder: Path) -> None:
+    """Copies the shipped anatomy network into a weights folder that has none: without it no skull is taken off.
+
+    Raises:
+        WeightsError: it cannot be written.
+    """
+    manifest = _manifest(folder)
+    shipped = SHIPPED_TEXT.parent
+    entry = _manifest(shipped).get("anatomy")
+    if "anatomy" in manifest or entry is None:
+        return
+    _copy(shipped / entry["file"], folder / entry["file"])
+    _write_manifest(folder, {**manifest, "anatomy": entry})
+
+
+def _described(path: Path) -> tuple[NetworkConfig, dict[str, Any], dict[str, Any]]:
+    """The configuration of a trained network, how it was trained, and what came of it."""
+    metadata = checkpoint.read_metadata(path)
+    try:
+        config = NetworkConfig.from_json(metadata[checkpoint.CONFIG_KEY])
+        return config, json.loads(metadata["training"]), json.loads(metadata["facts"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(
+            f"{path}: expected a network that `train` wrote (network.safetensors), found other weights"
+        ) from error
+
+
+def _check_kind(kind: str, paths: Sequence[Path], configs: Sequence[NetworkConfig]) -> None:
+    """Refuse networks that cannot see the scans that an ensemble is for."""
+    for path, config in zip(paths, configs, strict=True):
+        if kind == "3d" and config.dimensions == 2 and not config.view:
+            raise WeightsError(
+                f"{path}: expected a 3D network, or a 2D one of a view, for slices {SLICES[kind]}, found a 2D network "
+                "of slices as acquired: release it with --network 2d"
+            )
+    if kind == "2d" and all(config.dimensions == 3 for config in configs):
+        raise WeightsError(
+            f"{paths[0]}: expected a 2D network for slices {SLICES[kind]}, found a 3D one: release it with --network 3d"
+        )
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.is_file():
+        return {"format": FORMAT, "ensembles": {}}
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise WeightsError(f"{path}: expected the manifest of the weights, found {error!r}") from error
+
+
+def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    write_text(folder / MANIFEST, json.dumps(manifest, indent=2, sort_keys=True) + "\n", WeightsError)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file for everybody to read; one that lies there already stays."""
+
+    def fill(part: Path) -> None:
+        shutil.copyfile(source, part)
+        part.chmod(0o644)
+
+    if not (target.exists() and target.samefile(source)):
+        write_atomically(target, fill, WeightsError)

@@ -38,12 +38,14 @@ class Opened:
         load: reads the voxels, (x, y, z) float32 or with trailing axes of length one.
         nifti: the nibabel header, where the file is a NIfTI.
         itk: (spacing, origin, direction) as SimpleITK has them, where it read the file.
+        note: what ``write_itk`` was given to keep.
     """
 
     grid: Grid
     load: Callable[[], npt.NDArray[Any]]
     nifti: Any = None
     itk: tuple[list[float], list[float], list[float]] | None = None
+    note: str = ""
 
 
 def damaged(path: Path, error: BaseException | None = None) -> VolumeError:

@@ -85,7 +85,7 @@ def read_grid(path: Path) -> Grid:
     return _open(Path(path)).grid
 
 
-def write_mask(path: Path, mask: Mask | npt.NDArray[np.bool_], like: Path) -> None:
+def write_mask(path: Path, mask: Mask | npt.NDArray[np.bool_], like: Path, note: str = "") -> None:
     """Write a mask on exactly the grid of another file: uint8, 0 and 1.
 
     From NIfTI to NIfTI, sform, qform and their codes are copied bit for bit; from what SimpleITK
@@ -96,6 +96,7 @@ def write_mask(path: Path, mask: Mask | npt.NDArray[np.bool_], like: Path) -> No
         path: ``.nii.gz``, ``.nii`` or ``.mha``; its folder is made.
         mask: (x, y, z) in the voxel order of ``like``; anything but 0 is inside.
         like: the reference image.
+        note: up to 79 characters for the header, which ``read_note`` reads.
 
     Raises:
         VolumeError: ``like`` cannot be read, or ``path`` cannot be written.
@@ -107,11 +108,23 @@ def write_mask(path: Path, mask: Mask | npt.NDArray[np.bool_], like: Path) -> No
         raise ValueError(f"mask {mask.shape} is not on the grid of {like}, {opened.grid.shape}")
     voxels: Mask = np.not_equal(mask, 0).astype(np.uint8)
     if written_extension(path) == ".mha":
-        write_itk(path, voxels, opened.itk or itk_geometry(opened.grid.affine))
+        write_itk(path, voxels, opened.itk or itk_geometry(opened.grid.affine), note)
     elif opened.nifti is not None:
-        write_nifti(path, voxels, opened.nifti.copy())
+        write_nifti(path, voxels, opened.nifti.copy(), note)
     else:
-        write_nifti(path, voxels, nifti_header(opened.grid.affine))
+        write_nifti(path, voxels, nifti_header(opened.grid.affine), note)
+
+
+def read_note(path: Path) -> str:
+    """The note in the header of a mask that ``write_mask`` wrote; "" without one.
+
+    Raises:
+        VolumeError: as ``read_grid``.
+    """
+    opened = _open(Path(path))
+    if opened.nifti is None:
+        return opened.note
+    return bytes(opened.nifti["descrip"]).rstrip(b"\0").decode(errors="replace")
 
 
 def write_volume(path: Path, data: npt.NDArray[Any], affine: Affine) -> None:

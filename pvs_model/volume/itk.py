@@ -22,6 +22,9 @@ ITK_IO = {
     ".tiff": "TIFFImageIO",
 }
 
+#: Key of the note in the header of a mask.
+NOTE = "MadeFrom"
+
 #: RAS+ to LPS+ and back.
 LPS = np.diag([-1.0, -1.0, 1.0])
 
@@ -76,7 +79,8 @@ def open_itk(path: Path, extension: str) -> Opened:
             raise damaged(path) from error
 
     geometry = (spacing, origin, [float(d) for d in direction.ravel()])
-    return Opened(Grid(xyz, affine), load, itk=geometry)
+    note = reader.GetMetaData(NOTE) if reader.HasMetaDataKey(NOTE) else ""
+    return Opened(Grid(xyz, affine), load, itk=geometry, note=note)
 
 
 def itk_geometry(affine: Affine) -> tuple[list[float], list[float], list[float]]:
@@ -91,8 +95,9 @@ def write_itk(
     path: Path,
     voxels: npt.NDArray[Any],
     geometry: tuple[list[float], list[float], list[float]],
+    note: str = "",
 ) -> None:
-    """Write voxels (x, y, z) as compressed MetaImage with (spacing, origin, direction) in LPS+.
+    """Write voxels (x, y, z) as compressed MetaImage with (spacing, origin, direction) in LPS+, and a note, if any.
 
     Raises:
         VolumeError: it cannot be written.
@@ -103,6 +108,8 @@ def write_itk(
     image.SetSpacing(spacing)
     image.SetOrigin(origin)
     image.SetDirection(direction)
+    if note:
+        image.SetMetaData(NOTE, note)
     write_atomically(
         path,
         lambda part: sitk.WriteImage(

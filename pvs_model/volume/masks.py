@@ -16,6 +16,8 @@ from pvs_model.volume.geometry import to_ras_grid
 
 Bool = npt.NDArray[np.bool_]
 
+#: Values that differ by less than this share are one: scaling and resampling round them.
+ROUNDING = 1e-3
 #: Two grids are one when no corner is further off than this, in voxels: headers are rounded.
 GRID_SLACK = 0.1
 
@@ -29,41 +31,62 @@ class MaskImage:
     source: Path
 
 
-def read_mask(path: Path, above: float | None = None) -> MaskImage:
-    """A mask as it is stored.
+def read_mask(path: Path) -> MaskImage:
+    """Reads a mask as it is stored: 0 outside, one other value inside, whatever that is.
+
+    What is no mask is not made one: a probability map, a map of several labels, or an image would be inside almost
+    everywhere.
 
     Args:
         path: an image in any format that ``io.read`` reads; it may be empty.
-        above: voxels above this are inside; None for all that are not 0, as the challenge's scripts do.
 
     Raises:
-        VolumeError: the file is no readable volume, holds voxels that are not finite, or none above ``above``
-            though not all are 0: a label of another kind.
+        VolumeError: the file is no readable volume, holds voxels that are not finite or below 0, or several values
+            besides 0.
     """
     path = Path(path)
     values, grid = _finite(path)
-    inside = values != 0 if above is None else values > above
-    if above is not None and not inside.any() and values.any():
-        raise VolumeError(
-            f"{path}: expected voxels above {above:g}, or 0 in all, found {values.min():g} to {values.max():g}"
-        )
+    inside = values != 0
+    if inside.any():
+        low, high = float(values[inside].min()), float(values[inside].max())
+        if low < 0 or high - low > ROUNDING * high:
+            raise VolumeError(f"{path}: expected a mask, 0 and one value above it, found {_described(values[inside])}")
     return MaskImage(inside, grid, path)
+
+
+def _described(values: FloatArray) -> str:
+    """What the values of something that is no mask look like, and what to do."""
+    low, high = float(values.min()), float(values.max())
+    if (values == np.rint(values)).all():
+        labels = np.unique(values)
+        if len(labels) <= 20 and low > 0:
+            told = ", ".join(f"{label:g}" for label in labels[:5]) + (", ..." if len(labels) > 5 else "")
+            return f"the labels {told}: it looks like a map of several structures; write the one that is PVS alone"
+    elif low >= 0 and high <= 1 + ROUNDING:
+        told = f"values from {low:.2g} to {high:.4g}"
+        return f"{told}: it looks like a probability map; write a mask of those above a threshold"
+    return f"values from {low:g} to {high:g}: it looks like an image"
 
 
 def read_region(paths: Sequence[Path]) -> MaskImage:
     """A region as one or several masks say that share a grid: above 0.5 where their values are added up.
 
+    Those of atlases may be soft at their borders.
+
     Raises:
-        VolumeError: as ``read_mask``, or when the grids differ.
+        VolumeError: a file cannot be read, the grids differ, or nothing is above 0.5 though not all is 0.
     """
-    if len(paths) == 1:
-        return read_mask(paths[0], above=0.5)
     (total, grid), *others = [_finite(path) for path in paths]
     for path, (values, other) in zip(paths[1:], others, strict=True):
         if other.shape != grid.shape or not np.allclose(other.affine, grid.affine, atol=1e-3):
             raise VolumeError(f"{path}: expected the grid of {paths[0]} ({_told(grid)}), found {_told(other)}")
         total = total + values
-    return MaskImage(total > 0.5, grid, paths[0])
+    inside = total > 0.5
+    if total.any() and not inside.any():
+        raise VolumeError(
+            f"{paths[0]}: expected voxels above 0.5, or 0 in all, found {total.min():g} to {total.max():g}"
+        )
+    return MaskImage(inside, grid, Path(paths[0]))
 
 
 def aligned(mask: MaskImage, reference: Grid, name: object) -> Bool:

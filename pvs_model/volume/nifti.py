@@ -122,8 +122,8 @@ def nifti_header(affine: Affine) -> Any:
     return header
 
 
-def write_nifti(path: Path, voxels: npt.NDArray[Any], header: Any) -> None:
-    """Write header and voxels as they are.
+def write_nifti(path: Path, voxels: npt.NDArray[Any], header: Any, note: str = "") -> None:
+    """Write header and voxels as they are, with a note in the place of the description.
 
     By hand and not by nibabel's image class, which would write NaN for a slope of 1.
     """
@@ -138,6 +138,7 @@ def write_nifti(path: Path, voxels: npt.NDArray[Any], header: Any) -> None:
     for text in ("descrip", "aux_file", "db_name"):
         if text in header:
             header[text] = b""
+    header["descrip"] = note.encode()
     header["magic"] = header.single_magic
     header["vox_offset"] = header.single_vox_offset
     stored = voxels.astype(voxels.dtype.newbyteorder(header.endianness), copy=False)
