@@ -172,7 +172,7 @@ def shifted(data: npt.NDArray[np.float32], affine: npt.NDArray[np.float64]) -> t
     [
         (shifted, r"a_PVS.nii.gz: expected the grid of .*a_T2w.nii.gz \(.* voxels of .* mm.*\), found .* voxels"),
         (lambda data, affine: (data[:-1], affine), r"a_PVS.nii.gz: expected the grid of .*a_T2w.nii.gz"),
-        (lambda data, affine: (-data, affine), r"a_PVS.nii.gz: expected a mask, 0 and one value above it, found values from -1 "),
+        (lambda data, affine: (-data, affine), r"a_PVS.nii.gz: expected a mask, 0 and one value above it, found "),
         (lambda data, affine: (np.eye(len(data), data.shape[1])[..., None] * (np.arange(data.shape[2]) < 1), affine),
          r"a_PVS.nii.gz: expected PVS within the head that the images show, found none"),
     ],

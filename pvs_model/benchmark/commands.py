@@ -9,6 +9,8 @@ from pvs_model.errors import PVSError
 
 #: Phantoms that stand in for label maps where none are given: to train on, and to choose thresholds on.
 PHANTOMS, HELD_OUT_PHANTOMS = 4, 2
+#: One label map in so many is held out, to choose thresholds on; of fewer maps, one.
+FOLDS = 5
 
 
 def add_benchmark(command: argparse.ArgumentParser) -> None:
@@ -63,7 +65,10 @@ def run_benchmark(args: argparse.Namespace) -> int:
         raise PVSError("--encoder: expected the folder of a BERT encoder, found none installed")
     cache = args.cache or args.output / "cache"
     if args.anatomies is not None:
-        used, kept = split(label_maps(args.anatomies), 0, 5, "label maps")
+        maps = label_maps(args.anatomies)
+        if len(maps) < 2:
+            raise PVSError(f"{args.anatomies}: expected at least 2 label maps, one to choose thresholds on, found 1")
+        used, kept = split(maps, 0, min(FOLDS, len(maps)), "label maps")
         material = Material([load_anatomy(p, cache) for p in used], [load_anatomy(p, cache) for p in kept])
     else:
         heads = [phantom(seed) for seed in range(PHANTOMS + HELD_OUT_PHANTOMS)]

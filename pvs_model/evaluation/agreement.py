@@ -30,12 +30,16 @@ SMALLEST_GROUP = 5
 #: The name of the region, the group and the repeat of measurements without one.
 ALL = "all"
 
+#: What ``burden.csv`` has in its column "hemisphere" for both together.
+BOTH_SIDES = "both"
+
 _LEVEL = 0.975  # two-sided 95 %
 _COLUMNS: Mapping[str, tuple[str, ...]] = {
     "subject": ("subject", "case", "id"),
-    "volume": ("volume", "count"),
+    "volume": ("volume", "count", "pvs_volume_mm3", "pvs_count"),
     "score": ("score", "rating"),
     "region": ("region", "roi"),
+    "hemisphere": ("hemisphere",),
     "repeat": ("repeat", "time", "timepoint", "time_point", "visit", "rater"),
 }
 
@@ -225,7 +229,8 @@ def read_measurements(path: Path, groups: Sequence[str] = (), volume: str | None
     """Read a CSV file (comma, semicolon or tab), one line per volume.
 
     Columns in any order and case: ``subject``, ``volume`` (or ``count``), ``score`` (an empty cell: none), and
-    optionally ``region`` and ``repeat`` (or ``time``, ``timepoint``, ``visit``, ``rater``).
+    optionally ``region`` and ``repeat`` (or ``time``, ``timepoint``, ``visit``, ``rater``). The ``burden.csv`` of a
+    report is such a table once it has a column of scores: its rows of one hemisphere are regions of their own.
 
     Args:
         path: the file.
@@ -254,6 +259,9 @@ def read_measurements(path: Path, groups: Sequence[str] = (), volume: str | None
         if amount is None:
             raise MeasurementsError(f"{line.where}: expected a volume in column {columns['volume']}, found none")
         region, repeat = (line.name(columns[c], c) if columns[c] else ALL for c in ("region", "repeat"))
+        side = str(line.cells.get(columns["hemisphere"]) or "").strip()
+        if side and side.lower() != BOTH_SIDES:
+            region = f"{region} {side}"
         m = Measurement(
             line.name(columns["subject"], "subject"),
             amount,

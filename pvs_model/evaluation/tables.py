@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +19,24 @@ from pvs_model.errors import PVSError
 NO_VALUE = frozenset({"", "-", "na", "n/a", "nan", "none", "null"})
 
 
+#: 13,1 and 1.234,5.
+_DECIMAL_COMMA = re.compile(r"[+-]?(?:\d+|\d{1,3}(?:\.\d{3})+),\d+(?:[eE][+-]?\d+)?")
+
+
 class TableError(PVSError):
     """A table cannot be read."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a table that was read: "FILE, line 3", and its cells by the column's name in small letters."""
+    """A line of a table that was read: "FILE, line 3", and its cells by the column's name in small letters.
+
+    ``decimal_comma``: whether 13,1 is a number, as spreadsheets of many countries write it.
+    """
 
     where: str
     cells: Mapping[str, Any]
+    decimal_comma: bool = False
 
     def name(self, column: str, what: str) -> str:
         """The text of a cell.
@@ -48,6 +59,8 @@ class Line:
         value = self.cells.get(column)
         if value is None or (isinstance(value, str) and value.strip().lower() in NO_VALUE):
             return None
+        if self.decimal_comma and isinstance(value, str) and _DECIMAL_COMMA.fullmatch(value.strip()):
+            value = value.strip().replace(".", "").replace(",", ".")
         try:
             number = math.inf if isinstance(value, bool) else float(value)
         except (TypeError, ValueError):
@@ -83,26 +96,38 @@ def csv_text(header: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file in UTF-8.
+    """The text of a file in UTF-8, or as spreadsheets write it: UTF-16, or Windows' own encoding.
 
     Raises:
-        TableError: it is not there, or not UTF-8.
+        TableError: it is not there, or no text.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise TableError(f"{path}: expected text in UTF-8, found other bytes") from error
+        content = path.read_bytes()
     except OSError as error:
         raise TableError(f"{path}: expected a table, found {error.strerror or error}") from error
+    utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    for encoding in ("utf-16",) if utf16 else ("utf-8-sig",) if b"\0" in content else ("utf-8-sig", "cp1252"):
+        with suppress(UnicodeDecodeError):
+            return content.decode(encoding)
+    raise TableError(f"{path}: expected text in UTF-8, found other bytes")
+
+
+def _trimmed(cells: list[str], least: int) -> list[str]:
+    """Cells without the empty ones at the end, as long as there are more than ``least``."""
+    while len(cells) > least and not cells[-1]:
+        cells = cells[:-1]
+    return cells
 
 
 def read_csv(path: Path) -> list[Line]:
     """The lines of a CSV file below its first, which names the columns. Commas, semicolons or tabs between cells.
 
+    Empty cells at the ends of lines, and a first line that says ``sep=;``, are left out: spreadsheets write them.
+
     Raises:
         TableError: no such file, no lines, a column named twice, or a line with more or fewer cells than the first.
     """
-    text = read_text(path)
+    text = re.sub(r"\Asep=.\r?\n", "", read_text(path))
     delimiter = max(",;\t", key=text.partition("\n")[0].count)
     # strict: an open quote is an error, not one long cell
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
@@ -115,15 +140,20 @@ def read_csv(path: Path) -> list[Line]:
             if not any(cells):
                 continue
             if not header:
-                header = [cell.lower() for cell in cells]
+                header = [cell.lower() for cell in _trimmed(cells, 0)]
                 if again := sorted({name for name in header if name and header.count(name) > 1}):
                     raise TableError(f"{path}: expected each column once, found {', '.join(again)} twice")
-            elif len(cells) != len(header):
+                continue
+            cells = _trimmed(cells, len(header))
+            if len(cells) != len(header):
                 raise TableError(f"{where}: expected {len(header)} cells as in the first line, found {len(cells)}")
-            else:
-                lines.append(Line(where, dict(zip(header, cells, strict=True))))
+            lines.append(Line(where, dict(zip(header, cells, strict=True))))
     except csv.Error as error:
         raise TableError(f"{path}, line {reader.line_num}: expected a CSV table, found {error}") from error
+    # Where numbers have points, a comma parts thousands, which is no number here.
+    points = any(re.fullmatch(r"[+-]?\d+\.\d+", cell) for line in lines for cell in line.cells.values())
+    if delimiter != "," and not points:
+        lines = [replace(line, decimal_comma=True) for line in lines]
     if not lines:
         raise TableError(f"{path}: expected a table, found {'its first line only' if header else 'nothing in it'}")
     return lines

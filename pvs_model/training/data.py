@@ -89,7 +89,8 @@ def label_maps(folder: Path) -> list[Path]:
     Raises:
         VolumeError: when the folder is missing or holds none.
     """
-    paths = sorted(p for p in folder.glob("*") if p.name.endswith((".nii", ".nii.gz", ".mgz")))
+    visible = (p for p in folder.glob("*") if not p.name.startswith("."))  # macOS leaves ._NAME beside each file
+    paths = sorted(p for p in visible if p.name.lower().endswith((".nii", ".nii.gz", ".mgz")))
     if not paths:
         raise VolumeError(f"{folder}: expected label maps (.nii.gz with FreeSurfer ids), found none")
     return paths
