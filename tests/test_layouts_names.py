@@ -15,17 +15,25 @@ SPELLINGS = {
     "T1w": ["T1w", "T1", "t1_mprage", "T1-weighted", "3DT1", "t1_3d", "T1_SPGR", "mprage",
             "MP-RAGE", "t1n", "T1_0.88mm_with_skull", "T1_orig_with_skull",
             "T1_norm", "T1_lesion_filled",
-            "T1_in_T2space", "t1_to_flair"],
+            "T1_in_T2space", "t1_to_flair",
+            "t1_mprage_sag_p2_iso_ND", "Sag_T1_FSPGR_BRAVO", "sT1W_3D_TFE", "WIP_T1W_3D_TFE_SENSE", "t1_fl2d_tra",
+            "T1_GRE", "T1_pre_contrast", "t1_ohne_KM", "tfl3d1_16ns"],
     "T2w": ["T2w", "T2", "t2_tse", "T2_1x1x2mm_with_skull", "t2_space_sag", "T2toT1", "T2_on_T1",
-            "sub-01_space-T1w_T2w", "sub-BG01_acq-T1like_run-1_T2w"],
+            "sub-01_space-T1w_T2w", "sub-BG01_acq-T1like_run-1_T2w",
+            "Ax_T2_FRFSE", "AX_T2_PROPELLER", "t2_blade_tra", "T2W_TSE", "t2_spc_sag_p2", "T2.prenorm"],
     "FLAIR": ["FLAIR", "T2-FLAIR", "T2FLAIR", "flair", "T2_FLAIR", "t2w_flair", "3D_FLAIR",
               "myFLAIR", "t2f", "t2_tirm_tra_dark-fluid", "flair2t1",
-              "FLAIR_0.75x0.75x5.5mm_with_skull"],
+              "FLAIR_0.75x0.75x5.5mm_with_skull",
+              "7_t2_spc_da-fl_sag", "t2_spc_ir_sag_p2", "t2_blade_tra_dark-fluid", "Sag_CUBE_T2_FLAIR", "spcir_258ns",
+              "WIP_FLAIR_3D_VISTA", "t2_spc_da-fl_irprep_sag_p2_iso"],
 }  # fmt: skip
 NEITHER = [
     "T10", "T12_x", "PVS", "case_PVS", "T1_mask", "T2w_seg", "FLAIR_label", "T1_labels", "x_BG",
     "x_CSO", "case_pred", "T1_brainmask", "T1_dseg", "FLAIR_lesion", "T1map", "T1_map", "T2star",
     "T2*", "T2_star", "T1c", "T1ce", "T1_Gd", "T1_T2_ratio", "T1_FLAIR", "DWI", "scan", "aT1b",
+    "t2_fl2d_tra_hemo", "t2_swi3d_tra", "T2_GRE", "T2W_FFE", "AX_T2_GRE", "t2gre", "SWAN_T2", "t2_stir_cor",
+    "t1_tra_KM", "T1+C", "Ax_T1_+C", "T1_C+", "AX_T1_POST", "t1_vibe_tra_KM", "T1_BRAVO_GAD", "T1_post_contrast",
+    "t2_tse_ir", "FLAIR_KM", "AAHead_Scout_T1", "T1_localizer", "ep2d_diff_t2",
 ]  # fmt: skip
 
 

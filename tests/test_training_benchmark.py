@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 
+from pvs_model import cli
 from pvs_model.config import NetworkConfig
+from pvs_model.errors import PVSError
 from pvs_model.synth.anatomy import Anatomy
 from pvs_model.synth.engine import label_coverage
 from pvs_model.training import material
-from pvs_model.training.data import PLANE_AXES, PatchStream
+from pvs_model.training.data import PLANE_AXES, PatchStream, label_maps
 from pvs_model.training.material import Material, Shared, samples_of, validation_of
 from pvs_model.training.prompts import CONSTANT_PROMPT, Prompts
 from pvs_model.training.settings import TrainingConfig
@@ -190,3 +192,35 @@ def test_networks_with_a_learning_rate_of_their_own(tmp_path: Path, monkeypatch:
         assert cli.main(["train", "--network", name, *fixed]) == 0
     assert cli.main(["train", "--network", "segresnet-2d", "--learning-rate", "0.01", *fixed]) == 0
     assert [training.learning_rate for training in seen] == [4e-4, 1.5e-3, 0.01]
+
+
+# ---- label maps ----------------------------------------------------------------------------------------------------
+
+
+def test_hidden_files_are_no_label_maps(tmp_path: Path) -> None:
+    for name in ("a.nii.gz", "B.NII.GZ", "c.mgz", "._a.nii.gz", ".DS_Store", "notes.txt"):
+        (tmp_path / name).write_bytes(b"1234")
+    assert [path.name for path in label_maps(tmp_path)] == ["B.NII.GZ", "a.nii.gz", "c.mgz"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_benchmark_does_with_few_label_maps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], count: int
+) -> None:
+    for k in range(count):
+        (tmp_path / f"{k}.nii.gz").touch()
+    seen: list[tuple[list[str], list[str]]] = []
+
+    def study(material: Material, *_: Any) -> None:
+        seen.append(([str(a) for a in material.anatomies], [str(a) for a in material.held_out_anatomies]))
+        raise PVSError("enough")
+
+    monkeypatch.setattr("pvs_model.training.data.load_anatomy", lambda path, cache: path.name)
+    monkeypatch.setattr("pvs_model.benchmark.run.Study", study)
+    words = ["benchmark", "--networks", "3d", "--anatomies", str(tmp_path), "--output", str(tmp_path / "out")]
+    assert cli.main([*words, "--encoder", str(tmp_path), "--device", "cpu"]) == 2
+    told = capsys.readouterr().err
+    if count == 1:
+        assert told == f"error: {tmp_path}: expected at least 2 label maps, one to choose thresholds on, found 1\n"
+    else:
+        assert seen == [([f"{k}.nii.gz" for k in range(1, count)], ["0.nii.gz"])] and "--fold" not in told

@@ -148,6 +148,39 @@ def test_a_flat_folder_and_bids_are_cases_too(simulated: Path, tmp_path: Path) -
     assert not case.image[0].any() and case.image[1].any() and not case.image[2].any()
 
 
+def test_masks_as_a_run_writes_them_in_bids_are_labels(simulated: Path, tmp_path: Path) -> None:
+    anat = tmp_path / "bids" / "sub-01" / "ses-2" / "anat"
+    anat.mkdir(parents=True)
+    names = {"T2w": "T2w", "PVS": "space-orig_label-PVS_mask", "BG": "space-orig_label-BG_mask"}
+    for ending, name in names.items():
+        shutil.copyfile(simulated / "a" / f"a_{ending}.nii.gz", anat / f"sub-01_ses-2_{name}.nii.gz")
+    (case,) = load_cases(tmp_path / "bids", NETWORK_3D, pipeline)
+    assert case.name == "sub-01_ses-2" and case.label.any() and case.asked == ("basal ganglia",)
+    shutil.copyfile(
+        simulated / "a" / "a_PVS.nii.gz", anat / "sub-01_ses-2_space-orig_label-PVS_desc-corrected_mask.nii.gz"
+    )
+    with pytest.raises(VolumeError, match=r"sub-01_ses-2: expected one PVS mask beside its images, found .*corrected"):
+        load_cases(tmp_path / "bids", NETWORK_3D, pipeline)
+
+
+def test_a_label_of_another_subject_in_the_same_folder_is_not_taken(tmp_path: Path) -> None:
+    for name in ("P1_T1", "P1_PVS", "P2_T1", "P3_T1", "P3_PVS"):
+        (tmp_path / f"{name}.nii.gz").touch()
+    labels = {case.name: beside(case, "PVS") for case in choose(tmp_path).find_cases(tmp_path)}
+    assert labels == {"P1": tmp_path / "P1_PVS.nii.gz", "P2": None, "P3": tmp_path / "P3_PVS.nii.gz"}
+    (tmp_path / "PVS.nii.gz").touch()  # whose it is, nobody can say
+    assert beside(choose(tmp_path).find_cases(tmp_path)[1], "PVS") is None
+
+
+@pytest.mark.parametrize("change", [lambda mask: mask * 0.5 + 0.25, lambda mask: mask + 1])
+def test_what_is_no_mask_is_not_trained_on(change: Any, simulated: Path, tmp_path: Path) -> None:
+    folder = one("a", simulated, tmp_path)
+    label = io.read(folder / "a" / "a_PVS.nii.gz")
+    io.write_volume(folder / "a" / "a_PVS.nii.gz", change(label.data), label.affine)
+    with pytest.raises(VolumeError, match=r"a_PVS.nii.gz: expected a mask, 0 and one value above it, found "):
+        load_cases(folder, NETWORK_3D, pipeline)
+
+
 def test_a_label_stored_in_another_order_is_the_same(simulated: Path, tmp_path: Path) -> None:
     folder = one("a", simulated, tmp_path)
     (plain,) = load_cases(folder, NETWORK_3D, pipeline)

@@ -87,7 +87,7 @@ def by_subject(
         for path, stem in stems.items():
             name = _identity(front_and_rest(stem)[behind], numbers, behind)
             groups.setdefault(name, {}).setdefault(files[path], []).append(path)
-        return groups
+        return {name: _joined({name: found}) for name, found in groups.items()}
 
     groups = split()
     named = [name for name in groups if name]

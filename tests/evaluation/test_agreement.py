@@ -333,3 +333,53 @@ def test_a_grouping_column_must_be_there(tmp_path: Path) -> None:
     path.write_text("subject,volume,score\na,1,2\n")
     with pytest.raises(MeasurementsError, match="expected columns scanner, found subject, volume, score"):
         read_measurements(path, ["scanner"])
+
+
+# ---- files as spreadsheets write them ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("subject;volume;score\nMüller;13,1;1\nb;1.013,5;2\nc;7;0\n", "utf-8-sig"),
+        ("subject;volume;score;;\r\nMüller;13,1;1;;\r\nb;1013,5;2;;\r\nc;7;0;;\r\n;;;;\r\n", "cp1252"),
+        ("sep=;\r\nsubject;volume;score\r\nMüller;13,1;1\r\nb;1013,5;2\r\nc;7;0\r\n", "utf-8"),
+        ("subject\tvolume\tscore\nMüller\t13,1\t1\nb\t1013,5\t2\nc\t7\t0\n", "utf-16"),
+        ("subject,volume,score\nMüller,13.1,1\nb,1013.5,2\nc,7,0\n", "utf-8"),
+    ],
+)
+def test_tables_of_spreadsheets(tmp_path: Path, text: str, encoding: str) -> None:
+    path = tmp_path / "m.csv"
+    path.write_bytes(text.encode(encoding))
+    found = [(m.subject, m.volume, m.score) for m in read_measurements(path)]
+    assert found == [("Müller", 13.1, 1), ("b", 1013.5, 2), ("c", 7, 0)]
+
+
+@pytest.mark.parametrize(
+    "text", ['subject,volume,score\na,"1,234",1\n', "subject;volume;score\na;1,234;1\nb;1.5;1\n"]
+)
+def test_a_comma_that_may_part_thousands_is_no_decimal_one(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "m.csv"
+    path.write_text(text)
+    with pytest.raises(PVSError, match=r"line 2: expected a number in column volume, found 1,234"):
+        read_measurements(path)
+
+
+def test_our_own_table_with_a_column_of_scores(tmp_path: Path) -> None:
+    from pvs_model.burden.measure import measure
+    from pvs_model.burden.table import burden_csv
+
+    mask = np.zeros((8, 8, 8), np.uint8)
+    mask[2, 2, 2:5], mask[6, 2, 2:4] = 1, 1
+    sides = np.ones(mask.shape, np.uint8)
+    sides[4:] = 2
+    regions = {"BG": np.ones(mask.shape, bool)}
+    burden = measure(mask, regions, np.eye(4), None, sides)
+    header, *lines = burden_csv([(f"c{k}", burden) for k in range(6)]).splitlines()
+    path = tmp_path / "burden.csv"
+    path.write_text("\n".join([f"{header},score", *(f"{line},{k % 3}" for k, line in enumerate(lines))]))
+    found = read_measurements(path)
+    assert {m.region for m in found} == {"BG", "BG left", "BG right", "all", "all left", "all right"}
+    assert {m.volume for m in found if m.region == "BG"} == {5.0} and {m.subject for m in found} >= {"c0", "c5"}
+    assert {m.volume for m in read_measurements(path, volume="pvs_count") if m.region == "BG left"} == {1.0}
+    agree(found)

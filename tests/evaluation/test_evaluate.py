@@ -349,3 +349,40 @@ def test_the_command(folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.
     assert main([*command, "--workers", "0"]) == 2
     assert main(["evaluate", "--truth", str(tmp_path / "no"), "--pred", predictions]) == 2
     assert capsys.readouterr().err.count("error: ") == 2
+
+
+# ---- what is no mask -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("side", ["truth", "pred"])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda mask: np.clip(mask * 0.9, 1e-6, 0.999999), "looks like a probability map"),
+        (lambda mask: mask + 1, "the labels 1, 2: it looks like a map of several structures"),
+    ],
+    ids=["probabilities", "labels"],
+)
+def test_what_is_no_mask_is_named_and_not_scored(
+    folders: tuple[Path, Path], side: str, change: Any, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth, predictions = folders
+    folder, ending = (truth, "PVS") if side == "truth" else (predictions, "pred")
+    path = folder / "s1" / "b" / f"b_{ending}.nii.gz"
+    data = change(np.asarray(nib.load(path).dataobj, np.float32))  # type: ignore[attr-defined]
+    nib.save(nib.Nifti1Image(data.astype(np.float32), UPRIGHT), path)  # type: ignore[attr-defined]
+    assert main(["evaluate", "--truth", str(truth), "--pred", str(predictions), "--workers", "1"]) == 1
+    told = capsys.readouterr()
+    assert f"{path}: expected a mask, 0 and one value above it" in told.err and said in told.err
+    assert "s1/a" not in told.err and "Traceback" not in told.err
+
+
+def test_a_case_of_two_truths_is_not_scored_and_the_others_are(
+    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth, predictions = folders
+    save(truth / "s1" / "b" / "PVS.nii.gz", blobs(3))
+    report = evaluate(truth, predictions, workers=1)
+    assert {row.label for row in report.rows} == {"s1/a", "s2/c"}
+    assert main(["evaluate", "--truth", str(truth), "--pred", str(predictions), "--workers", "1"]) == 1
+    assert "error: s1/b: not scored: expected one true mask of b in s1, found" in capsys.readouterr().err

@@ -133,3 +133,44 @@ def test_what_cannot_be_paired_is_told(truths: list[str], guesses: list[str], sa
         find_pairs(tree(tmp_path / "truth", *truths), tree(tmp_path / "pred", *guesses))
     with pytest.raises(LayoutError, match=r"nowhere: expected a folder, found nothing there"):
         find_pairs(tmp_path / "nowhere", tmp_path / "pred")
+
+
+# ---- runs, raters and other cases with several masks ---------------------------------------------------------------
+
+BIDS = "sub-1/anat/sub-1{}_space-orig_label-PVS_mask.nii.gz"
+
+
+def test_runs_are_cases_of_their_own(tmp_path: Path) -> None:
+    names = [BIDS.format(run) for run in ("_run-1", "_run-2")]
+    predictions = tree(tmp_path / "pred", *names)
+    pairs, extra = find_pairs(tree(tmp_path / "truth", *names), predictions)
+    assert paired(pairs, predictions) == {"sub-1_run-1": names[0], "sub-1_run-2": names[1]} and not extra
+
+
+def test_a_prediction_without_a_run_is_of_the_only_one(tmp_path: Path) -> None:
+    predictions = tree(tmp_path / "pred", BIDS.format(""), "sub-2_pred.nii.gz")
+    truth = tree(tmp_path / "truth", BIDS.format("_run-2"), "sub-2_PVS.nii.gz")
+    pairs, extra = find_pairs(truth, predictions)
+    assert paired(pairs, predictions) == {"sub-1_run-2": BIDS.format(""), "sub-2": "sub-2_pred.nii.gz"} and not extra
+
+
+@pytest.mark.parametrize(
+    ("truths", "prediction"),
+    [
+        ([BIDS.format("_run-1"), BIDS.format("_run-2")], BIDS.format("")),
+        (["x/x_rater1_PVS.nii.gz", "x/x_rater2_PVS.nii.gz"], "x/x_pred.nii.gz"),
+        (["x_PVS.nii.gz", "x_PVS.mha"], "x.nii.gz"),
+        (["x/x_PVS.nii.gz", "x/PVS.nii.gz"], "x/x_pred.nii.gz"),
+        (["sub-1_desc-a_label-PVS_mask.nii.gz", "sub-1_desc-b_label-PVS_mask.nii.gz"], BIDS.format("")),
+    ],
+)
+def test_a_case_of_two_truths_is_named_and_the_others_are_paired(
+    truths: list[str], prediction: str, tmp_path: Path
+) -> None:
+    truth = tree(tmp_path / "truth", *truths, "good/good_PVS.nii.gz")
+    predictions = tree(tmp_path / "pred", prediction, "good/good_pred.nii.gz")
+    pairs, extra = find_pairs(truth, predictions)
+    good = [pair for pair in pairs if pair.case == "good"]
+    assert good[0].prediction == predictions / "good/good_pred.nii.gz" and good[0].fault is None and not extra
+    others = [pair for pair in pairs if pair.case != "good"]
+    assert others and all(pair.fault is not None and "expected one true mask" in pair.fault for pair in others)

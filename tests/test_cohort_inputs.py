@@ -1,0 +1,210 @@
+"""What a run takes and passes over, told before it runs and while it does; and what a mask was made from."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import pytest
+
+import process
+from pvs_model import cli
+
+ROOT = Path(__file__).parent.parent
+WriteBody = Callable[..., dict[str, Path]]
+
+
+def run(source: Path, output: Path, weights: Path, *more: str) -> int:
+    given = ["--input", str(source), "--output", str(output), "--weights", str(weights), "--device", "cpu"]
+    return process.main([*given, "--backend", "torch", *more])
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+# ---- --dry-run -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> Path:
+    root = tmp_path / "in"
+    for name in (
+        "P1/3_t1_mprage.nii.gz", "P1/7_t2_spc_da-fl.nii.gz", "P1/5_t1_tra_KM.nii.gz", "P1/9_t2_GRE.nii.gz",
+        "P1/dwi.nii.gz", "P1/P1_PVS.nii.gz", "P1/dwi.bval", "P1/._3_t1_mprage.nii.gz", "derivatives/x/P1/T1.nii.gz",
+        "P2/T1.nii", "P2/T1.nii.gz", "notes.txt",
+    ):  # fmt: skip
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    (root / "P3").symlink_to("/outside")
+    (root / "P1" / "FLAIR").mkdir()
+    return root
+
+
+def test_a_dry_run_says_what_would_be_done_and_why(odd: Path, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "out"
+    assert process.main(["--input", str(odd), "--output", str(out), "--weights", "none", "--dry-run"]) == 1
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == f"{odd}: 3 cases (epvs)"
+    assert told[1:4] == [
+        f"P1: {out / 'P1' / 'P1_pred.nii.gz'}",
+        '  T1w   P1/3_t1_mprage.nii.gz  ("t1")',
+        '  FLAIR P1/7_t2_spc_da-fl.nii.gz  ("da fl")',
+    ]
+    assert told[4].startswith("P2: cannot be run: ") and "T1.nii, T1.nii.gz for T1w" in told[4]
+    assert told[5].startswith("P3: cannot be run: ") and "a link that leads nowhere (/outside)" in told[5]
+    assert sorted(told[7:]) == sorted([
+        "  derivatives  (other data)",
+        "  notes.txt  (no image)",
+        "  P1/FLAIR  (empty)",
+        "  P1/._3_t1_mprage.nii.gz  (hidden)",
+        '  P1/5_t1_tra_KM.nii.gz  (after contrast agent ("km"))',
+        '  P1/9_t2_GRE.nii.gz  (T2* or susceptibility ("gre"))',
+        "  P1/dwi.bval  (no image)",
+        '  P1/dwi.nii.gz  (another kind of scan ("dwi"))',
+        '  P1/P1_PVS.nii.gz  (a mask, label or map ("pvs"))',
+    ])  # fmt: skip
+    assert told[6] == "passed over: 9" and not out.exists()
+
+
+def test_a_dry_run_of_good_cases_and_of_none(write_body: WriteBody, tmp_path: Path, capsys: Any) -> None:
+    write_body(tmp_path / "in" / "sub-1" / "anat" / "sub-1_{}.nii.gz", ("T2w",))
+    words = [str(tmp_path / "in"), str(tmp_path / "out"), "--dry-run"]
+    assert cli.main(["cohort", *words]) == 0
+    assert "sub-1_T2w.nii.gz" in capsys.readouterr().out
+    (tmp_path / "empty").mkdir()
+    assert cli.main(["cohort", str(tmp_path / "empty"), *words[1:]]) == 2
+    assert "found an empty folder" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_many_files_and_names_of_all_kinds(tmp_path: Path, capsys: Any) -> None:
+    root = tmp_path / "in"
+    for name in ("Ü 1/T1.nii", "Ü 1/a\nb.txt", *(f"dicom/IM{n:04}" for n in range(30))):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    (root / "loop").symlink_to(root)
+    assert process.main(["--input", str(root), "--output", str(tmp_path / "out"), "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert "  dicom/IM0000 and 29 more  (no image)\n" in told and "Ü 1/a\\nb.txt" in told
+
+
+def test_a_run_names_what_it_passes_over(
+    write_body: WriteBody, weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_body(tmp_path / "in" / "a" / "a_{}.nii.gz", ("T2w",))
+    shutil.copyfile(tmp_path / "in" / "a" / "a_T2w.nii.gz", tmp_path / "in" / "a" / "t1_tra_KM.nii.gz")
+    with caplog.at_level(logging.INFO):
+        assert run(tmp_path / "in", tmp_path / "out", weights) == 0
+    assert "passed over: a/t1_tra_KM.nii.gz (--dry-run says why)" in caplog.messages
+
+
+# ---- one call per subject, and what a mask was made from -----------------------------------------------------------
+
+
+def test_one_call_per_subject_into_one_output(write_body: WriteBody, weights: Path, tmp_path: Path) -> None:
+    for name, spacing in (("sub-01", 1.0), ("sub-02", 1.1)):
+        write_body(tmp_path / "bids" / name / "anat" / f"{name}_{{}}.nii.gz", ("T2w",), spacing_mm=(spacing,) * 3)
+        write_body(tmp_path / "flat" / name / "{}.nii.gz", ("T2w",), spacing_mm=(spacing,) * 3)
+        for form in ("bids", "flat"):
+            assert run(tmp_path / form / name, tmp_path / f"out_{form}", weights, "--resume") == 0
+    assert len(list((tmp_path / "out_bids").rglob("*_mask.nii.gz"))) == 2
+    assert sorted(hashes(tmp_path / "out_flat")) == ["sub-01_pred.nii.gz", "sub-02_pred.nii.gz"]
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".mha"])
+def test_resuming_knows_what_a_mask_was_made_from(
+    write_body: WriteBody, weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, ending: str
+) -> None:
+    source, output = tmp_path / "P1", tmp_path / "out"
+    image = write_body(source / f"x_{{}}{ending}", ("T2w",))["T2w"]
+    assert run(source, output, weights) == 0
+    (mask,) = output.iterdir()
+    first = mask.read_bytes()
+    with caplog.at_level(logging.INFO):
+        assert run(source, output, weights, "--resume") == 0
+        assert f"{output}: 1 of 1 cases were there already" in caplog.messages
+        write_body(source / f"x_{{}}{ending}", ("T2w",), tilt_deg=5.0, margin_mm=4.5)
+        caplog.clear()
+        assert run(source, output, weights, "--resume") == 0
+    assert "x: replaces a mask that was made from other images" in caplog.messages
+    assert mask.read_bytes() != first and image.is_file()
+
+
+def test_a_mask_without_a_note_is_one_of_an_earlier_version(
+    write_body: WriteBody, weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_body(tmp_path / "P1" / "{}.nii.gz", ("T2w",))
+    assert run(tmp_path / "P1", tmp_path / "out", weights) == 0
+    (mask,) = (tmp_path / "out").iterdir()
+    image = nib.load(mask)
+    image.header["descrip"] = b""
+    nib.save(nib.Nifti1Image(image.get_fdata().astype("u1"), None, image.header), mask)
+    with caplog.at_level(logging.INFO):
+        assert run(tmp_path / "P1", tmp_path / "out", weights, "--resume") == 0
+    assert f"{tmp_path / 'out'}: 1 of 1 cases were there already" in caplog.messages
+
+
+@pytest.mark.parametrize("more", [(), ("--resume",)])
+def test_a_case_without_a_name_does_not_replace_another(
+    write_body: WriteBody, weights: Path, tmp_path: Path, capsys: Any, more: tuple[str, ...]
+) -> None:
+    output, report = tmp_path / "out", tmp_path / "report"
+    for number in (1, 2):
+        source = tmp_path / str(number) / "input"  # as in the container: /input
+        write_body(source / "{}.nii.gz", ("T2w",), tilt_deg=3.0 * number)
+        code = run(source, output, weights, "--report", str(report), *more)
+        if number == 1:
+            assert code == 0
+            before = hashes(output), hashes(report / "cases")
+    assert code == 1 and (hashes(output), hashes(report / "cases")) == before
+    assert "found that of others without a name" in capsys.readouterr().err
+    assert run(tmp_path / "1" / "input", output, weights, *more) == 0  # its own it may replace
+
+
+@pytest.mark.parametrize("report", ["in/report", "report"])
+def test_the_same_command_twice_with_the_output_within_the_input(
+    write_body: WriteBody, weights: Path, tmp_path: Path, report: str
+) -> None:
+    write_body(tmp_path / "in" / "a" / "a_{}.nii.gz", ("T2w",))
+    words = (tmp_path / "in", tmp_path / "in" / "out", weights, "--report", str(tmp_path / report), "--probability")
+    assert run(*words) == 0
+    before = hashes(tmp_path / "in" / "out")
+    assert run(*words) == 0 and hashes(tmp_path / "in" / "out") == before and len(before) == 1
+
+
+# ---- any user ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="needs root and setpriv")
+@pytest.mark.parametrize("home", [{"HOME": "/tmp"}, {}])
+def test_a_uid_without_a_name(
+    write_body: WriteBody, weights: Path, tmp_path_factory: pytest.TempPathFactory, home: dict[str, str]
+) -> None:
+    folder = tmp_path_factory.mktemp("foreign")
+    for path in (folder, *list(folder.parents)[:2]):
+        path.chmod(0o777)
+    write_body(folder / "in" / "a" / "a_{}.nii.gz", ("T2w",))
+    own = Path(shutil.copytree(weights, folder / "weights"))
+    for path in (folder / "in", folder / "in" / "a", own, *own.iterdir(), *(folder / "in" / "a").iterdir()):
+        path.chmod(0o755)
+    command = ["setpriv", "--reuid", "54321", "--regid", "54321", "--clear-groups", sys.executable, "process.py"]
+    command += ["--input", str(folder / "in"), "--output", str(folder / "out"), "--weights", str(own)]
+    command += ["--device", "cpu", "--backend", "torch"]
+    environment = {**home, "OMP_NUM_THREADS": "1", "PATH": os.environ["PATH"]}
+    if subprocess.run([*command[:6], sys.executable, "-c", "import torch"], cwd=ROOT, env=environment).returncode:
+        pytest.skip("Python itself cannot be run by that user here")
+    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    assert (folder / "out" / "a" / "a_pred.nii.gz").is_file()

@@ -1,0 +1,110 @@
+"""Weights folders of one's own: what a release keeps and refuses, what a run says of a folder, and where it goes on."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import process
+from pvs_model import cli
+from pvs_model.anatomy.predict import load_network
+from pvs_model.errors import WeightsError
+from pvs_model.inference.ensemble import MANIFEST, Weights
+from pvs_model.pipeline import lacking
+
+SHIPPED = Path(__file__).resolve().parents[1] / "weights"
+
+
+def release(folder: Path, source: Path, kind: str) -> int:
+    words = ["--threshold", "0.5", "--window", "96", "--weights", str(folder)]
+    return cli.main(["release", str(source), "--network", kind, *words])
+
+
+def test_a_new_folder_has_all_that_a_run_needs(tmp_path: Path, capsys: Any) -> None:
+    folder = tmp_path / "mine"
+    assert release(folder, SHIPPED / "3d_fold0.safetensors", "3d") == 0
+    assert "has no 2d ensemble: scans with slices of 2.5 mm or more cannot" in capsys.readouterr().err
+    load_network(folder)  # checks its SHA-256
+    assert release(folder, SHIPPED / "2d_fold0.safetensors", "2d") == 0
+    assert capsys.readouterr().err == "" and lacking(folder) == []
+    for kind in ("3d", "2d"):
+        assert len(Weights(folder).ensemble(kind).networks) == 1
+    before = (folder / "3d_fold0.safetensors").read_bytes()
+    assert release(folder, folder / "3d_fold0.safetensors", "3d") == 0  # onto itself
+    assert (folder / "3d_fold0.safetensors").read_bytes() == before and not list(folder.glob(".*"))
+
+
+def test_an_anatomy_network_of_ones_own_stays(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    assert release(folder, SHIPPED / "3d_fold0.safetensors", "3d") == 0
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["anatomy"]["data"] = "my own"
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    assert release(folder, SHIPPED / "3d_fold0.safetensors", "3d") == 0
+    assert json.loads((folder / MANIFEST).read_text())["anatomy"]["data"] == "my own"
+
+
+@pytest.mark.parametrize(
+    ("file", "kind", "said"),
+    [
+        ("3d_fold0", "2d", "expected a 2D network for slices of 2.5 mm or more, found a 3D one: release it with"),
+        ("2d_fold0", "3d", "expected a 3D network, or a 2D one of a view, for slices below 2.5 mm, found a 2D network"),
+        ("anatomy", "3d", "expected a network that `train` wrote (network.safetensors), found other weights"),
+        ("text", "3d", "expected a network that `train` wrote (network.safetensors), found other weights"),
+    ],
+)
+def test_what_is_for_other_scans_is_refused(tmp_path: Path, capsys: Any, file: str, kind: str, said: str) -> None:
+    assert release(tmp_path / "mine", SHIPPED / f"{file}.safetensors", kind) == 2
+    assert f"error: {SHIPPED / file}.safetensors: {said}" in capsys.readouterr().err
+    assert not (tmp_path / "mine").exists()
+
+
+def test_a_run_says_what_its_weights_lack(
+    write_body: Callable[..., dict[str, Path]], own_weights: Path, tmp_path: Path, capsys: Any,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    manifest = json.loads((own_weights / MANIFEST).read_text())
+    del manifest["ensembles"]["2d"]
+    (own_weights / MANIFEST).write_text(json.dumps(manifest))
+    write_body(tmp_path / "in" / "a" / "a_{}.nii.gz", ("T2w",), spacing_mm=(1.0, 1.0, 4.0))
+    words = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--weights", str(own_weights)]
+    with caplog.at_level(logging.WARNING):
+        assert process.main([*words, "--device", "cpu"]) == 1
+    assert any("has no anatomy network" in line and "wrong masks" in line for line in caplog.messages)
+    assert any("has no 2d ensemble" in line for line in caplog.messages)
+    last = capsys.readouterr().err.strip()
+    assert last.endswith("expected a 2d ensemble, for slices of 2.5 mm or more, found 3d alone: "
+                         "python -m pvs_model release adds one")  # fmt: skip
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        process.main([*words, "--device", "cpu", "--no-anatomy"])
+    assert not any("anatomy network" in line for line in caplog.messages)
+
+
+def test_lacking_leaves_a_damaged_manifest_to_others(tmp_path: Path) -> None:
+    (tmp_path / MANIFEST).write_text("{")
+    assert lacking(tmp_path) == []
+    with pytest.raises(WeightsError):
+        Weights(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("2d_fold0.safetensors", "expected weights of the network 3d, found those of another: dimensions 2 in place"),
+        ("anatomy.safetensors", "expected the weights of a network that train wrote, found others"),
+    ],
+)
+def test_training_starts_from_no_other_network(tmp_path: Path, capsys: Any, file: str, said: str) -> None:
+    shutil.copyfile(SHIPPED / file, tmp_path / file)
+    words = ["--network", "3d", "--anatomies", str(tmp_path), "--output", str(tmp_path / "run")]
+    assert cli.main(["train", *words, "--start", str(tmp_path / file), "--encoder", str(tmp_path)]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {tmp_path / file}: {said}") and told.count("\n") == 1
+    assert file != "2d_fold0.safetensors" or told.endswith("; they are of --network 2d\n")
