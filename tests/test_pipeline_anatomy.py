@@ -19,6 +19,7 @@ import pytest
 import process
 from pvs_model import pipeline
 from pvs_model.anatomy.regions import Anatomy, values_of
+from pvs_model.errors import VolumeError
 from pvs_model.inference.postprocess import keep_within, without_specks
 from pvs_model.pipeline import Segmenter, Settings, prepare
 from pvs_model.types import Case, Grid, Volume
@@ -100,6 +101,31 @@ def test_a_skull_is_taken_off(body: Any) -> None:
     assert np.array_equal(prepared.inside, near & intensity.foreground(volumes["T2w"].data))
     for channel in prepared.image[:2]:
         assert channel[near].any() and not channel[~near].any()
+
+
+def test_a_contrast_that_contradicts_its_name_is_refused(body: Any) -> None:
+    shape, affine = body.grid()
+    head = body.image(shape, affine, "T2w") > 0
+    middle = np.zeros(shape, bool)
+    middle[shape[0] // 3 : shape[0] // 2] = True
+    labels = anatomy_on(shape, head).labels
+    labels[head & middle] = values_of("L-LV")[0]
+    anatomy = Anatomy(labels, head)
+
+    def volume(fluid: float, name: str) -> Volume:
+        data = np.where(head & middle, fluid, np.where(head, 100.0, 0.0)) + head * np.indices(shape)[0] * 0.01
+        return Volume(data.astype(np.float32), affine, Path(f"7_{name}.nii.gz"))
+
+    for name, good, bad in (("T2w", 300.0, 40.0), ("FLAIR", 40.0, 300.0), ("T1w", 40.0, 300.0)):
+        assert prepare({name: volume(good, name)}, anatomy=anatomy).warnings == ()
+        with pytest.raises(VolumeError, match=rf"7_{name}.nii.gz: expected a {name}, found another contrast: "):
+            prepare({name: volume(bad, name)}, anatomy=anatomy)
+        (doubt,) = prepare({name: volume(90.0 if name == "T2w" else 110.0, name)}, anatomy=anatomy).warnings
+        assert f"is it a {name}" in doubt
+    # An anatomy that knows little of the scan decides nothing.
+    known = np.where(np.indices(shape)[2] < 0.62 * shape[2], labels, 0).astype(np.uint8)
+    prepared = prepare({"T2w": volume(40.0, "T2w")}, anatomy=Anatomy(known, known > 0))
+    assert not prepared.stripped and any("T2w shows fluid darker" in line for line in prepared.warnings)
 
 
 def test_a_scan_without_skull_is_left_as_it_is(body: Any) -> None:

@@ -11,8 +11,8 @@ from pvs_model.types import FloatArray
 _LEAST = 200
 #: A tissue counts as brighter than another from this share of their sum.
 _CLEARLY = 0.03
-#: From this share a sequence cannot be what its name says: fluid 1.5 times as bright as white matter, or the reverse.
-CONTRADICTS = 0.2
+#: From this share a sequence cannot be what its name says: fluid 1.2 times as bright as white matter, or the reverse.
+CONTRADICTS = 0.1
 
 
 def contrast_warning(name: str, data: FloatArray, anatomy: Anatomy, least: float = _CLEARLY) -> str | None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pvs_model.types import SEQUENCES
-from tests.corpus.base import SHAPE, Affine, nib, turn, turned
+from tests.corpus.base import SHAPE, Affine, base, nib, turn, turned
 from tests.corpus.place import (
     BITPIX,
     DATATYPE,
@@ -592,6 +592,24 @@ def dicom(at: Place) -> None:
 
 
 
+def put(at: Place, *files: tuple[str, str]) -> None:
+    """Write sequences of the base under other names: (path below the case folder, sequence)."""
+    for name, sequence in files:
+        path = at.folder / f"{name}.nii.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(at.base.packed[sequence])
+
+
+def freesurfer(at: Place) -> None:
+    """Its names say nothing of T1w, which is there at three stages."""
+    (at.folder / "mri").mkdir()
+    for name in ("orig", "nu", "brain", "aseg"):
+        image = nib.MGHImage(at.base.images["T1w"].astype(np.int32), at.affine)
+        (at.folder / "mri" / f"{name}.mgz").write_bytes(gzip.compress(image.to_bytes(), 1))
+    for name in ("tmp", "trash", "surf"):
+        (at.folder / name).mkdir()
+
+
 FOLDERS = [
     mask("T1w alone", lambda at: alone(at, "T1w"), file="_T1w.nii.gz", others=()),
     mask("T2w alone", alone, others=()),
@@ -609,6 +627,24 @@ FOLDERS = [
     same("link to its own parent", looped),
     same("more files beside the images", with_more_files),
     same("names in other words", other_names, file="/T2 tse.nii.gz", others=()),
+    same("names of Siemens' protocols", lambda at: put(
+        at, ("3_t1_mprage_sag_p2_iso", "T1w"), ("5_t2_tse_tra", "T2w"), ("7_t2_spc_da-fl_sag", "FLAIR")),
+        file="/5_t2_tse_tra.nii.gz", others=()),
+    same("names of GE's protocols", lambda at: put(
+        at, ("Sag_3D_T1_BRAVO", "T1w"), ("Ax_T2_FRFSE", "T2w"), ("Sag_CUBE_T2_FLAIR", "FLAIR")),
+        file="/Ax_T2_FRFSE.nii.gz", others=()),
+    same("names of Philips' protocols", lambda at: put(
+        at, ("WIP_sT1W_3D_TFE_301", "T1w"), ("WIP_T2W_TSE_401", "T2w"), ("WIP_FLAIR_VISTA_501", "FLAIR")),
+        file="/WIP_T2W_TSE_401.nii.gz", others=()),
+    same("scans after contrast agent, and T2*, beside the others", lambda at: put(
+        at, (f"{at.case}_T2w", "T2w"), ("t1_tra_KM", "T2w"), ("T1+C", "T2w"), ("t2_fl2d_tra_hemo", "T1w"),
+        ("T2_GRE", "T1w"), ("t2_swi3d_tra", "T1w"))),
+    same("a folder per sequence", lambda at: put(
+        at, ("T1/scan", "T1w"), ("t2_tse_tra_0005/scan", "T2w"), ("FLAIR/scan", "FLAIR")),
+        file="/t2_tse_tra_0005/scan.nii.gz", others=()),
+    mask("FreeSurfer's subject folder", freesurfer, file="/mri/nu.mgz", others=()),
+    refused("images of two subjects in one folder", "expected images of one subject, or names that begin with",
+            lambda at: put(at, ("mueller_T1", "T1w"), ("schmidt_FLAIR", "FLAIR")), file="", others=()),
     refused("image whose name says no sequence", "expected a T1w, T2w or FLAIR image by its name, found scan1.nii.gz",
             unnamed, file="", others=()),
     refused("empty case folder", "expected a T1w, T2w or FLAIR image, found an empty folder", lambda at: None, file="",
@@ -690,6 +726,22 @@ def read_only_output(folder: Path) -> tuple[Path, Path]:
     return one_case(folder), folder / "locked" / "out"
 
 
+def link_to_nowhere(folder: Path) -> tuple[Path, Path]:
+    """A good case, and a link where another should be."""
+    (folder / "in" / "a").mkdir(parents=True)
+    (folder / "in" / "a" / "a_T2w.nii.gz").write_bytes(base().packed["T2w"])
+    (folder / "in" / "b").symlink_to(folder / "nowhere")
+    return folder / "in", folder / "out"
+
+
+def numbers_alone(folder: Path) -> tuple[Path, Path]:
+    """Two subjects, or two series of one."""
+    (folder / "in").mkdir(parents=True)
+    for name, sequence in (("001_T1", "T1w"), ("002_FLAIR", "FLAIR")):
+        (folder / "in" / f"{name}.nii.gz").write_bytes(base().packed[sequence])
+    return folder / "in", folder / "out"
+
+
 WHOLE = [
     FolderKind("input: missing", lambda folder: (folder / "in", folder / "out"),
                "error: {}: expected an input folder, found nothing there", "in"),
@@ -698,6 +750,10 @@ WHOLE = [
     FolderKind("input: empty case folders alone", empty_cases, "error: {}: expected ", "in"),
     FolderKind("input: a case folder that may not be listed", locked_case, "error: .*{}: expected ", "in/b", 1,
                not_as_root=True),
+    FolderKind("input: a case folder is a link that leads nowhere", link_to_nowhere,
+               "error: b: {}: expected a folder of images, found a link that leads nowhere", "in/b", 1),
+    FolderKind("input: images that only a number tells apart", numbers_alone,
+               "error: .*{}: expected images of one subject, found .*numbers may be of series or of subjects", "in", 1),
     FolderKind("output: below a file", output_below_a_file,
                "error: {}: expected an output folder that can be written, found: ", "file/out", output=True),
     FolderKind("output: in a folder that is read-only", read_only_output,
