@@ -119,7 +119,7 @@ def test_epvs_problems_leave_the_others(tmp_path: Path) -> None:
     a, b, c, d, e = found(tmp_path)
     assert a.problem == (
         f"{tmp_path}/a: expected one file per sequence, found a_T1w.nii, a_T1w.nii.gz for T1w "
-        "and a_T2w.nii, a_t2.mha for T2w"
+        "and a_T2w.nii, a_t2.mha for T2w: --ignore PATTERN passes over those that are not meant"
     )
     assert b.problem is None and images(b) == {"T1w": "b_T1w.nii.gz"}
     wanted = "expected a T1w, T2w or FLAIR image"

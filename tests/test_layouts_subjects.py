@@ -146,6 +146,24 @@ def test_a_folder_per_sequence_below_the_subject(tmp_path: Path) -> None:
     assert set(shown(root / "P1")) == {"P1"}
 
 
+def test_a_folder_per_sequence_with_the_images_deeper(tmp_path: Path) -> None:
+    root = lay(
+        tmp_path, "P1/scans/3-t1_mprage/resources/NIFTI/files/image.nii.gz",
+        "P1/scans/5-t2_flair/resources/NIFTI/files/image.nii.gz", "P2/scans/3-t1_mprage/NIFTI/image.nii.gz",
+        "S_01/MPRAGE/2005-08-26/I9010/ADNI_S_01_MPRAGE_I9010.nii", "S_01/Axial_FLAIR/2005-08-26/I9011/ADNI_S_01.nii",
+    )  # fmt: skip
+    assert {name: set(found) for name, found in shown(root).items()} == {
+        "P1/scans": {"T1w", "FLAIR"}, "P2/scans": {"T1w"}, "S_01": {"T1w", "FLAIR"},
+    }  # fmt: skip
+
+
+def test_cases_that_are_called_by_a_sequence_are_no_folders_of_it(tmp_path: Path) -> None:
+    names = ("T1w-alone", "FLAIR-alone")
+    root = lay(tmp_path, "T1w-alone/T1w-alone_T1w.nii.gz", "FLAIR-alone/FLAIR-alone_FLAIR.nii", "a/scan.nii")
+    assert {name for name, found in shown(root).items() if isinstance(found, dict)} == set(names)
+    assert isinstance(shown(root)["a"], str)
+
+
 def test_a_folder_per_sequence_above_the_subjects(tmp_path: Path) -> None:
     names = ("T1/P001.nii.gz", "T1/P002.nii.gz", "FLAIR/P001.nii.gz", "FLAIR/P003.nii.gz")
     root = lay(tmp_path / "in", *names)
@@ -246,8 +264,23 @@ def test_what_macos_and_dcm2niix_leave_is_passed_over(tmp_path: Path) -> None:
 
 
 def test_two_copies_of_one_image_are_not_chosen_between(tmp_path: Path) -> None:
-    (case,) = cases_of(lay(tmp_path / "P1", "T1.nii", "T1.nii.gz"))
-    assert case.problem and case.problem.endswith("expected one file per sequence, found T1.nii, T1.nii.gz for T1w")
+    root = lay(tmp_path / "P1", "T1.nii", "T1.nii.gz")
+    (case,) = cases_of(root)
+    assert case.problem and "expected one file per sequence, found T1.nii, T1.nii.gz for T1w: --ignore" in case.problem
+    (case,) = cases_of(root, Options(ignore=("*.nii",)))
+    assert case.problem is None and case.images == {"T1w": root / "T1.nii.gz"}
+
+
+@pytest.mark.parametrize("patterns", [("*_brain.*",), ("*/*_BRAIN*",), ("P1/T1/T1_brain*", "*FLAIR_brain*")])
+def test_names_can_be_passed_over(tmp_path: Path, patterns: tuple[str, ...]) -> None:
+    names = ("T1/T1", "T1/T1_brain", "T2_FLAIR/T2_FLAIR", "T2_FLAIR/T2_FLAIR_brain")
+    root = lay(tmp_path, *(f"P1/{name}.nii.gz" for name in names))
+    assert cases_of(root)[0].problem is not None
+    (case,) = cases_of(root, Options(ignore=patterns))
+    assert {key: path.name for key, path in case.images.items()} == {"T1w": "T1.nii.gz", "FLAIR": "T2_FLAIR.nii.gz"}
+    bids = lay(tmp_path / "bids", "sub-1/anat/sub-1_T1w.nii.gz", "sub-1/anat/sub-1_rec-norm_T1w.nii.gz")
+    (case,) = cases_of(bids, Options(ignore=("*rec-*",)))
+    assert case.problem is None and case.images["T1w"].name == "sub-1_T1w.nii.gz"
 
 
 # ---- which of several images of a BIDS data set --------------------------------------------------------------------

@@ -26,6 +26,7 @@ def add_options(out: argparse.ArgumentParser, weights: Path) -> None:
     out.add_argument("--layout", choices=tuple(LAYOUTS), help="form of the input (default: look at it)")
     out.add_argument("--sockets", type=Path, help="JSON file naming grand-challenge sockets")
     out.add_argument("--bids-filter-file", type=Path, metavar="FILE", help="JSON: which of several images to take")
+    out.add_argument("--ignore", action="append", default=[], metavar="PATTERN", help="pass over such names (repeat)")
     out.add_argument("--dry-run", action="store_true", help="list cases, files and what is passed over; run nothing")
     out.add_argument("--prompt", help="a prompt of your own (needs a BERT encoder)")
     out.add_argument("--report", type=Path, metavar="DIR", help="burden tables and pages to look at (not in --output)")
@@ -39,7 +40,7 @@ def add_options(out: argparse.ArgumentParser, weights: Path) -> None:
 
 def options_of(args: argparse.Namespace) -> Options:
     """The form of input and output, of ``add_options``."""
-    return Options(args.suffix, args.sockets, args.bids_filter_file)
+    return Options(args.suffix, args.sockets, args.bids_filter_file, tuple(args.ignore))
 
 
 def add_cohort(command: argparse.ArgumentParser) -> None:

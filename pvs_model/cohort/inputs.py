@@ -63,7 +63,8 @@ def passed_over(root: Path, cases: Sequence[Case], layout: Layout) -> Iterator[t
             path = Path(folder, name)
             told = _named(path, failed) or (not taken and _named(Path(folder), failed))
             if os.path.abspath(path) not in used and not told:
-                reasons.setdefault(_reason(path, taken), []).append(name)
+                why = "ignored" if layout.options.ignores(path, root) else _reason(path, taken)
+                reasons.setdefault(why, []).append(name)
         for why, names in reasons.items():
             shown = names if len(names) <= _ONE_BY_ONE else [f"{names[0]} and {len(names) - 1} more"]
             yield from ((Path(folder, name), why) for name in shown)
@@ -71,7 +72,7 @@ def passed_over(root: Path, cases: Sequence[Case], layout: Layout) -> Iterator[t
 
 def _named(path: Path, problems: Sequence[str]) -> bool:
     """Whether the sentence on a case that cannot be run is about a file or folder."""
-    return any(problem.startswith(f"{path}:") for problem in problems)
+    return any(problem.startswith(f"{place}:") for problem in problems for place in (path, *path.parents))
 
 
 def _reason(path: Path, taken: bool) -> str:

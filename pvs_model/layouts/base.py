@@ -8,6 +8,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,6 +28,7 @@ class Options:
         suffix: what the mask's name ends in (``<case>_<suffix>.nii.gz``) in ``epvs`` and ``flat``.
         sockets: JSON file that maps sockets to sequences, for ``grand_challenge``.
         bids_filter: JSON file that says which files of a BIDS data set to take, as that of other BIDS apps.
+        ignore: patterns of names that are passed over: of files, or of paths below the input folder.
         outputs: folders that this run writes to: what lies in them is no input.
 
     Raises:
@@ -36,11 +38,22 @@ class Options:
     suffix: str = "pred"
     sockets: Path | None = None
     bids_filter: Path | None = None
+    ignore: tuple[str, ...] = ()
     outputs: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w-]+", self.suffix):
             raise LayoutError(f"suffix {self.suffix!r}: expected letters, digits, '-' and '_' only")
+
+
+    def ignores(self, path: Path, root: Path) -> bool:
+        """Whether a file below an input folder is to be passed over."""
+        names = (path.name, path.relative_to(root).as_posix())
+        return any(fnmatchcase(name.lower(), pattern.lower()) for name in names for pattern in self.ignore)
+
+    def kept(self, paths: Iterable[Path], root: Path) -> list[Path]:
+        """Those that are not to be passed over."""
+        return [path for path in paths if not self.ignores(path, root)]
 
 
 class Layout(ABC):
@@ -127,7 +140,8 @@ def doubled(where: object, found: Mapping[str, list[Path]]) -> str | None:
     ]
     if not doubles:
         return None
-    return f"{where}: expected one file per sequence, found {' and '.join(doubles)}"
+    hint = "--ignore PATTERN passes over those that are not meant"
+    return f"{where}: expected one file per sequence, found {' and '.join(doubles)}: {hint}"
 
 
 def entries(folder: Path) -> list[Path]:

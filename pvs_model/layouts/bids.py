@@ -159,14 +159,15 @@ class Bids(Layout):
         """
         cases = []
         for anat, below in _anat_folders(root):
-            images = [path for path in _entries(anat) if image_stem(path.name) is not None]
+            inside = self.options.kept(_entries(anat), root)
+            images = [path for path in inside if image_stem(path.name) is not None]
             found = self._images(images)
             problem = doubled(anat, found)
             if problem is not None and not self.filters:
-                problem += '; --bids-filter-file FILE with {"t1w": {"reconstruction": "norm"}} or the like chooses'
+                problem += ', or --bids-filter-file FILE with {"t1w": {"reconstruction": "norm"}} or the like'
             if not found:
-                inside = listed(images) or listed(_entries(anat)) or "an empty folder"
-                problem = f"{anat}: expected an image that ends in _T1w, _T2w or _FLAIR, found {inside}"
+                told = listed(images) or listed(_entries(anat)) or "an empty folder"
+                problem = f"{anat}: expected an image that ends in _T1w, _T2w or _FLAIR, found {told}"
                 if not os.access(anat, os.R_OK | os.X_OK):
                     problem = f"{anat}: expected a folder of images, found one that may not be read"
             chosen = {} if problem else {key: found[key][0] for key in SEQUENCES if key in found}

@@ -9,6 +9,7 @@ of several subjects are read, too.
 from __future__ import annotations
 
 import os
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -38,7 +39,7 @@ class Epvs(Layout):
         Where images lie straight in ``root`` as well, the folders count only if their files
         bear the folder's name; else the input is one flat case with other things beside it.
         """
-        flat = Flat().recognises(root)
+        flat = Flat(self.options).recognises(root)
         looked = self._looked(root)
         for folder, files, _ in looked:
             for sequence_files in group(files, folder.name).values():
@@ -48,7 +49,7 @@ class Epvs(Layout):
                     return True
         return not flat and (
             any(freesurfer.is_mri(folder, files) for folder, files, _ in looked)
-            or any(_images_of_sequence(folder, files) for folder, files, _ in looked)
+            or bool(_folders_of_sequences(root, looked))
         )
 
     def find_cases(self, root: Path) -> list[Case]:
@@ -64,9 +65,9 @@ class Epvs(Layout):
         for subject, files in subjects.items():
             cases += self._cases(root, subject, {"": freesurfer.choose(files)}, None)
         looked = [(f, files, more) for f, files, more in looked if not {f, *f.parents} & set(subjects)]
-        taken = set()
+        taken: set[Path] = set()
         for parent, folders in _folders_of_sequences(root, looked).items():
-            taken |= set(folders)
+            taken |= {path.parent for images in folders.values() for path in images}
             cases += self._cases(root, parent, *_by_folder(root, parent, folders))
         without: list[tuple[Path, Case]] = []
         empty: list[tuple[Path, Case]] = []
@@ -104,7 +105,9 @@ class Epvs(Layout):
         return sorted((case for _, case in cases), key=lambda case: case.name)
 
     def _looked(self, root: Path) -> Looked:
-        return list(folders_below(root, self._skips))
+        return [
+            (folder, self.options.kept(files, root), more) for folder, files, more in folders_below(root, self._skips)
+        ]
 
     def _skips(self, folder: Path) -> bool:
         return folder.name in OTHERS or is_within(folder, self.options.outputs)
@@ -156,10 +159,13 @@ def _subject(folder: Path, root: Path) -> Path:
     return folder
 
 
-def _images_of_sequence(folder: Path, files: list[Path]) -> list[Path]:
-    """The images of a folder that is named after a sequence, if no file in it says another."""
-    sequence = sequence_of_stem(folder.name)
-    if sequence is None:
+def _images_of_sequence(folder: Path, sequence: str, files: list[Path]) -> list[Path]:
+    """The images of a folder that is named after a sequence, if no file in it says another.
+
+    None where a file bears the folder's name before its own sequence: the folder is that of a case.
+    """
+    rests = [path.name.removeprefix(folder.name) for path in files if path.name.startswith(folder.name)]
+    if any(sequence_of(rest) is not None for rest in rests):
         return []
     said = {path: explain(stem, folder.name) for path in files if (stem := image_stem(path.name)) is not None}
     if any(found not in (None, sequence) for found, _ in said.values()):
@@ -169,18 +175,28 @@ def _images_of_sequence(folder: Path, files: list[Path]) -> list[Path]:
 
 
 def _folders_of_sequences(root: Path, looked: Looked) -> dict[Path, dict[Path, list[Path]]]:
-    """Folders that hold one sequence each, by the folder that they lie in."""
+    """Folders that are named after a sequence and hold images of it alone, by the folder that they lie in.
+
+    The images may lie deeper, as XNAT and ADNI have them: ``3-t1_mprage/resources/NIFTI/files/image.nii``. One folder
+    alone counts where its name is all that there is to tell the sequence by, or is nothing but that of the sequence.
+    """
     by_parent: dict[Path, dict[Path, list[Path]]] = defaultdict(dict)
+    several = set()
     for folder, files, _ in looked:
-        if images := _images_of_sequence(folder, files):
-            by_parent[folder.parent][folder] = images
-    plain = {"t1", "t1w", "t2", "t2w", "flair"}
-    return {
-        parent: folders
-        for parent, folders in by_parent.items()
-        if len({sequence_of_stem(folder.name) for folder in folders}) > 1
-        or (parent != root and any(folder.name.lower() in plain for folder in folders))
-    }
+        for above in [folder, *folder.parents][: len(folder.relative_to(root).parts)]:
+            if (sequence := sequence_of_stem(above.name)) is not None:
+                if images := _images_of_sequence(folder, sequence, files):
+                    several |= {above} & set(by_parent[above.parent])
+                    by_parent[above.parent][above] = images
+                break
+    chosen = {}
+    for parent, found in by_parent.items():
+        folders = {folder: images for folder, images in found.items() if folder not in several}
+        plain = any(re.fullmatch(r"t[12]w?|flair", folder.name, re.IGNORECASE) for folder in folders)
+        unnamed = any(sequence_of(path.name) is None for images in folders.values() for path in images)
+        if len({sequence_of_stem(f.name) for f in folders}) > 1 or (parent != root and folders and (plain or unnamed)):
+            chosen[parent] = folders
+    return chosen
 
 
 def _by_folder(

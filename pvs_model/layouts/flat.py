@@ -21,11 +21,11 @@ class Flat(Layout):
     looks_for = "images straight in the folder (T1.nii.gz, t2w.nii, my_FLAIR.mha)"
 
     def recognises(self, root: Path) -> bool:
-        return bool(group(path for path in entries(root) if is_image(path)))
+        return bool(group(path for path in self.options.kept(entries(root), root) if is_image(path)))
 
     def find_cases(self, root: Path) -> list[Case]:
         """A case per subject, named by what its files' names begin with, else after the folder, else ``case``."""
-        inside = entries(root)
+        inside = self.options.kept(entries(root), root)
         images = [path for path in inside if is_image(path)]
         if not images:
             raise LayoutError(f"{root}: expected {self.looks_for}, found no image")
