@@ -263,6 +263,13 @@ def test_what_macos_and_dcm2niix_leave_is_passed_over(tmp_path: Path) -> None:
     assert cases["P 1"] is None
 
 
+def test_other_folders_of_a_subject_are_no_cases(tmp_path: Path) -> None:
+    root = lay(tmp_path, "P1/anat/T1.nii", "P1/dwi/dwi.nii", "visit/T1.nii", "P3/scan.nii")
+    (root / "P1" / "empty").mkdir()
+    assert {case.name: case.problem is None for case in cases_of(root)} == {"P1/anat": True, "visit": True, "P3": False}
+    assert [case.name for case in cases_of(root / "P1")] == ["P1/anat"]
+
+
 def test_two_copies_of_one_image_are_not_chosen_between(tmp_path: Path) -> None:
     root = lay(tmp_path / "P1", "T1.nii", "T1.nii.gz")
     (case,) = cases_of(root)

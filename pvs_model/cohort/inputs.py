@@ -78,11 +78,11 @@ def _named(path: Path, problems: Sequence[str]) -> bool:
 def _reason(path: Path, taken: bool) -> str:
     if path.name.startswith("."):
         return "hidden"
-    if path.name in _AS_A_WHOLE or not path.exists():
-        return "other data" if path.name in _AS_A_WHOLE else "a link that leads nowhere"
+    if path.name in _AS_A_WHOLE:
+        return "other data"
     stem = image_stem(path.name)
     if stem is None:
-        return "no image"
+        return "no image" if path.suffix or path.exists() else "a link that leads nowhere"
     sequence, why = explain(stem, path.parent.name)
     if sequence is None:
         return why

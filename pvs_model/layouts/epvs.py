@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
 from pvs_model.errors import LayoutError
@@ -60,15 +61,17 @@ class Epvs(Layout):
         so are a link that leads nowhere and an empty folder beside cases: its images have gone missing.
         """
         looked = self._looked(root)
+        holding = [folder.relative_to(root).parts[0] for folder, files, _ in looked if group(files, folder.name)]
+        source = _Source(root, subject=all(map(is_part, holding)))
         cases: list[tuple[Path, Case]] = []
         subjects = {folder.parent: files for folder, files, _ in looked if freesurfer.is_mri(folder, files)}
         for subject, files in subjects.items():
-            cases += self._cases(root, subject, {"": freesurfer.choose(files)}, None)
+            cases += self._cases(source, subject, {"": freesurfer.choose(files)}, None)
         looked = [(f, files, more) for f, files, more in looked if not {f, *f.parents} & set(subjects)]
         taken: set[Path] = set()
         for parent, folders in _folders_of_sequences(root, looked).items():
             taken |= {path.parent for images in folders.values() for path in images}
-            cases += self._cases(root, parent, *_by_folder(root, parent, folders))
+            cases += self._cases(source, parent, *_by_folder(root, parent, folders))
         without: list[tuple[Path, Case]] = []
         empty: list[tuple[Path, Case]] = []
         for folder, files, has_folders in looked:
@@ -77,29 +80,30 @@ class Epvs(Layout):
             if folder in taken:
                 continue
             if sequences:
-                cases += self._cases(root, folder, *by_subject(sequences, folder.name, alone=False))
+                cases += self._cases(source, folder, *by_subject(sequences, folder.name, alone=False))
             elif foreign := [path for path in files if path.name.lower().endswith(FOREIGN)]:
                 problem = f"{folder}: expected an image ({', '.join(EXTENSIONS)}), found {listed(foreign)}"
-                without.append(self._failed(root, folder, problem))
+                without.append(self._failed(source, folder, problem))
             elif images and not all(self._is_own(path) for path in images):
                 problem = (
                     f"{folder}: expected a T1w, T2w or FLAIR image by its name, "
                     f"found {listed(images)}"
                 )
-                without.append(self._failed(root, folder, problem))
+                without.append(self._failed(source, folder, problem))
             elif not files and not has_folders:
                 listable = os.access(folder, os.R_OK | os.X_OK)
                 what = "an empty folder" if listable else "a folder that may not be read"
                 problem = f"{folder}: expected a T1w, T2w or FLAIR image, found {what}"
-                empty.append(self._failed(root, folder, problem))
-        inside = {_subject(folder, root) for folder, _ in cases}
+                empty.append(self._failed(source, folder, problem))
+        top = root.parent if source.subject else root
+        inside = {_subject(folder, top) for folder, _ in cases}
         cases += [entry for entry in without if not inside & set(entry[0].parents)]
-        beside = {_subject(folder, root).parent for folder, _ in cases}
+        beside = {_subject(folder, top).parent for folder, _ in cases}
         cases += [entry for entry in empty if entry[0].parent in beside]
         for folder in [root, *(folder for folder, _, _ in looked)]:
             for path in _listed(folder):
                 if (broken := leads_nowhere(path)) is not None and not self._skips(path):
-                    cases.append(self._failed(root, path, broken))
+                    cases.append(self._failed(source, path, broken))
         if not cases:
             raise LayoutError(f"{root}: expected {self.looks_for}, found no image in any folder")
         return sorted((case for _, case in cases), key=lambda case: case.name)
@@ -117,32 +121,40 @@ class Epvs(Layout):
         stem = image_stem(path.name) or ""
         return stem.endswith((f"_{self.options.suffix}", "_prob", "_space-orig_label-PVS_mask"))
 
-    def _name(self, root: Path, folder: Path) -> Path:
-        """The path below ``root``; with the subject in front, where the input folder is that of one subject."""
-        below = folder.relative_to(root)
-        own = own_name(root) if all(is_part(part) for part in below.parts) else None
-        return Path(own or ("" if below.parts else NAMELESS)) / below
-
-    def _failed(self, root: Path, folder: Path, problem: str) -> tuple[Path, Case]:
-        ((_, case),) = self._cases(root, folder, {"": {}}, problem)
+    def _failed(self, source: _Source, folder: Path, problem: str) -> tuple[Path, Case]:
+        ((_, case),) = self._cases(source, folder, {"": {}}, problem)
         return folder, case
 
     def _cases(
-        self, root: Path, folder: Path, groups: dict[str, dict[str, list[Path]]], problem: str | None
+        self, source: _Source, folder: Path, groups: dict[str, dict[str, list[Path]]], problem: str | None
     ) -> list[tuple[Path, Case]]:
         """The cases of a folder, by subject."""
         cases = []
         for key, found in groups.items():
-            name = self._name(root, folder)
+            name = source.name_of(folder)
             output = name / f"{name.name}_{self.options.suffix}.nii.gz"
             if key and len(groups) > 1:
-                above = name if folder != root else Path()
+                above = name if folder != source.root else Path()
                 name, output = above / key, above / key / f"{key}_{self.options.suffix}.nii.gz"
             told = problem if problem is None or problem.startswith(str(folder)) else f"{folder}: {problem}"
             told = told or doubled(folder, found)
             chosen = {} if told else {sequence: paths[0] for sequence, paths in found.items()}
             cases.append((folder, Case(name.as_posix(), chosen, output, told)))
         return cases
+
+
+@dataclass(frozen=True)
+class _Source:
+    """An input folder, and whether it is that of one subject: all images lie in folders such as anat and ses-1."""
+
+    root: Path
+    subject: bool
+
+    def name_of(self, folder: Path) -> Path:
+        """The path of a case's folder below the input folder, after the subject's name where that is the folder's."""
+        below = folder.relative_to(self.root)
+        own = own_name(self.root) if self.subject and all(map(is_part, below.parts)) else None
+        return Path(own or ("" if below.parts else NAMELESS)) / below
 
 
 def _listed(folder: Path) -> list[Path]:
@@ -152,9 +164,9 @@ def _listed(folder: Path) -> list[Path]:
         return []
 
 
-def _subject(folder: Path, root: Path) -> Path:
-    """The folder of the subject that a case's folder belongs to: P1 for P1/anat."""
-    while folder != root and is_part(folder.name):
+def _subject(folder: Path, top: Path) -> Path:
+    """The folder of the subject that a case's folder belongs to: P1 for P1/anat. It lies below ``top``."""
+    while folder.parent != top and is_part(folder.name):
         folder = folder.parent
     return folder
 
