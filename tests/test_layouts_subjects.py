@@ -270,6 +270,12 @@ def test_other_folders_of_a_subject_are_no_cases(tmp_path: Path) -> None:
     assert [case.name for case in cases_of(root / "P1")] == ["P1/anat"]
 
 
+def test_two_cases_of_one_name_do_not_replace_each_other(tmp_path: Path) -> None:
+    root = lay(tmp_path / "in", "T1/P001.nii", "FLAIR/P001.nii", "P001/P001_T2.nii", "P002/P002_T1.nii")
+    cases = {case.name: case.problem for case in cases_of(root)}
+    assert cases["P002"] is None and "P001/P001_pred.nii.gz: expected one case with this mask" in str(cases["P001"])
+
+
 def test_two_copies_of_one_image_are_not_chosen_between(tmp_path: Path) -> None:
     root = lay(tmp_path / "P1", "T1.nii", "T1.nii.gz")
     (case,) = cases_of(root)

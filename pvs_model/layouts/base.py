@@ -7,7 +7,7 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, ClassVar
@@ -142,6 +142,18 @@ def doubled(where: object, found: Mapping[str, list[Path]]) -> str | None:
         return None
     hint = "--ignore PATTERN passes over those that are not meant"
     return f"{where}: expected one file per sequence, found {' and '.join(doubles)}: {hint}"
+
+
+def distinct(cases: Iterable[Case]) -> list[Case]:
+    """Cases sorted by name; those whose masks would have one name are problems, since one would replace the other."""
+    by_output: dict[Path, list[Case]] = {}
+    for case in cases:
+        by_output.setdefault(case.output, []).append(case)
+    out = []
+    for output, group in by_output.items():
+        told = f"{output}: expected one case with this mask, found {len(group)}: rename their folders or files"
+        out += group if len(group) == 1 else [replace(case, images={}, problem=case.problem or told) for case in group]
+    return sorted(out, key=lambda case: case.name)
 
 
 def entries(folder: Path) -> list[Path]:

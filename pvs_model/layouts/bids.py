@@ -16,7 +16,7 @@ from typing import Any
 from pvs_model import __version__
 from pvs_model.errors import LayoutError
 from pvs_model.files import write_text
-from pvs_model.layouts.base import Layout, Options, doubled, entries, leads_nowhere, listed, read_json
+from pvs_model.layouts.base import Layout, Options, distinct, doubled, entries, leads_nowhere, listed, read_json
 from pvs_model.layouts.names import image_stem
 from pvs_model.types import SEQUENCES, Case
 
@@ -184,7 +184,7 @@ class Bids(Layout):
             raise LayoutError(
                 f"{root}: expected {self.looks_for}, found no image in any anat folder"
             )
-        return sorted(cases, key=lambda case: case.name)
+        return distinct(cases)
 
     def _images(self, images: list[Path]) -> dict[str, list[Path]]:
         """Those that count, by sequence."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pvs_model.errors import LayoutError
 from pvs_model.layouts import freesurfer
-from pvs_model.layouts.base import Layout, doubled, entries, folders_below, is_within, leads_nowhere, listed
+from pvs_model.layouts.base import Layout, distinct, doubled, entries, folders_below, is_within, leads_nowhere, listed
 from pvs_model.layouts.flat import Flat
 from pvs_model.layouts.names import EXTENSIONS, NO_SEQUENCE, explain, group, image_stem, sequence_of, sequence_of_stem
 from pvs_model.layouts.subjects import NAMELESS, by_subject, is_part, own_name
@@ -106,7 +106,7 @@ class Epvs(Layout):
                     cases.append(self._failed(source, path, broken))
         if not cases:
             raise LayoutError(f"{root}: expected {self.looks_for}, found no image in any folder")
-        return sorted((case for _, case in cases), key=lambda case: case.name)
+        return distinct(case for _, case in cases)
 
     def _looked(self, root: Path) -> Looked:
         return [
@@ -133,7 +133,7 @@ class Epvs(Layout):
         for key, found in groups.items():
             name = source.name_of(folder)
             output = name / f"{name.name}_{self.options.suffix}.nii.gz"
-            if key and len(groups) > 1:
+            if key and (len(groups) > 1 or folder == source.root):
                 above = name if folder != source.root else Path()
                 name, output = above / key, above / key / f"{key}_{self.options.suffix}.nii.gz"
             told = problem if problem is None or problem.startswith(str(folder)) else f"{folder}: {problem}"

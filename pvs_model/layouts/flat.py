@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pvs_model.errors import LayoutError
 from pvs_model.layouts import freesurfer
-from pvs_model.layouts.base import Layout, doubled, entries, leads_nowhere, listed
+from pvs_model.layouts.base import Layout, distinct, doubled, entries, leads_nowhere, listed
 from pvs_model.layouts.names import group, image_extension, is_image, sequence_of
 from pvs_model.layouts.subjects import NAMELESS, by_subject, own_name
 from pvs_model.types import Case
@@ -43,7 +43,7 @@ class Flat(Layout):
         for path in inside:
             if (problem := leads_nowhere(path)) is not None:
                 cases.append(self._case(path.name, {}, problem))
-        return sorted(cases, key=lambda case: case.name)
+        return distinct(cases)
 
     def _case(self, name: str, found: dict[str, list[Path]], problem: str | None) -> Case:
         files = [path for paths in found.values() for path in paths]

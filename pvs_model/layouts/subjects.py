@@ -16,7 +16,7 @@ NAMELESS = "case"
 #: Names of folders that say nothing about whose images lie in them: of an input folder, and of one below a subject.
 _PLACES = frozenset({"input", "inputs", "in", "data", "dataset", "case", "cases", "subjects", "tmp"})
 _PARTS = re.compile(
-    r"anat|structural|images?|scans?|nii|nifti|niftis|mri|mr|raw|orig|dicom|(?:ses|session|visit|tp|timepoint)[-_]?\w*",
+    r"anat|structural|images?|scans?|nii|nifti|niftis|mri|mr|raw|orig|dicom|(?:ses|session|visit|timepoint)[-_]?\w*|tp[-_]?\d{1,2}",
     re.IGNORECASE,
 )
 #: Words of protocols: planes, pulse sequences, options of scanners. They do not name a subject.
@@ -61,9 +61,7 @@ def is_nameless(case: str) -> bool:
     return all(part == NAMELESS or is_part(part) for part in Path(case).parts)
 
 
-def by_subject(
-    files: Mapping[Path, str], folder: str, alone: bool
-) -> tuple[Groups, str | None]:
+def by_subject(files: Mapping[Path, str], folder: str, alone: bool) -> tuple[Groups, str | None]:
     """Groups the images of a folder by subject.
 
     Names that begin alike up to the sequence are of one subject, planes, pulse sequences and series numbers apart.
@@ -78,7 +76,6 @@ def by_subject(
         images by sequence, by subject; "" is the subject that the folder is named after. And a sentence, without the
         folder, where it cannot be said whose images these are.
     """
-
     stems = {path: _without(folder, image_stem(path.name) or path.name) for path in sorted(files)}
     told = ", ".join(path.name for path in stems) if len(stems) < 5 else f"{len(stems)} images"
 
