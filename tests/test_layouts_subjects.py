@@ -146,6 +146,18 @@ def test_a_folder_per_sequence_below_the_subject(tmp_path: Path) -> None:
     assert set(shown(root / "P1")) == {"P1"}
 
 
+@pytest.mark.parametrize("above", ["", "all/"])
+def test_two_subjects_in_folders_of_sequences_are_not_fused(tmp_path: Path, above: str) -> None:
+    root = lay(tmp_path / "in", f"{above}T1/P001.nii", f"{above}FLAIR/P002.nii")
+    assert {name: set(found) for name, found in shown(root).items()} == {
+        f"{above}P001": {"T1w"}, f"{above}P002": {"FLAIR"},
+    }  # fmt: skip
+    root = lay(tmp_path / "one", "P1_T1/scan.nii", "P1_FLAIR/scan.nii", "P2_T1/scan.nii")
+    assert {name: set(found) for name, found in shown(root).items()} == {"P1": {"T1w", "FLAIR"}, "P2": {"T1w"}}
+    (case,) = cases_of(lay(tmp_path / "other", "T1/mueller.nii", "FLAIR/schmidt.nii"))
+    assert case.problem and "expected images of one subject" in case.problem
+
+
 def test_a_folder_per_sequence_with_the_images_deeper(tmp_path: Path) -> None:
     root = lay(
         tmp_path, "P1/scans/3-t1_mprage/resources/NIFTI/files/image.nii.gz",

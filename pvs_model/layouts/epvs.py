@@ -214,18 +214,23 @@ def _folders_of_sequences(root: Path, looked: Looked) -> dict[Path, dict[Path, l
 def _by_folder(
     root: Path, parent: Path, folders: dict[Path, list[Path]]
 ) -> tuple[dict[str, dict[str, list[Path]]], str | None]:
-    """As ``by_subject``: subjects by the names of the folders, or of the files where a folder holds several."""
-    several = any(len(images) > 1 for images in folders.values())
-    files: dict[Path, str] = {}
+    """As ``by_subject``: subjects by the names of the files, or of the folders where each holds one image."""
+    by_file: dict[Path, str] = {}
+    by_name: dict[Path, str] = {}
     real: dict[Path, Path] = {}
     for folder, images in folders.items():
         sequence = sequence_of_stem(folder.name) or ""
         for path in images:
             stem = image_stem(path.name) or path.name
-            own = stem if sequence_of_stem(stem) is not None else f"{stem}_{sequence}"
-            name = folder / f"{own if several else folder.name}.nii"
-            files[name], real[name] = sequence, path
-    groups, problem = by_subject(files, parent.name, alone=several or parent == root)
+            own = folder / f"{stem if sequence_of_stem(stem) is not None else f'{stem}_{sequence}'}.nii"
+            by_file[own], real[own] = sequence, path
+            by_name[folder / f"{folder.name}.nii"], real[folder / f"{folder.name}.nii"] = sequence, path
+    several = any(len(images) > 1 for images in folders.values())
+    groups, problem = by_subject(by_file, parent.name, alone=several or parent == root)
+    if not several and (len(groups) == 1 or problem is not None):
+        groups_by_name, problem_by_name = by_subject(by_name, parent.name, alone=parent == root)
+        if len(groups_by_name) > 1 or (problem is not None and parent != root):
+            groups, problem = groups_by_name, problem_by_name
     return {
         key: {sequence: [real[path] for path in paths] for sequence, paths in found.items()}
         for key, found in groups.items()

@@ -29,7 +29,7 @@ _PROTOCOL = re.compile(
 )
 #: What scanners and converters add behind the name: acceleration, echo, number of the series.
 _ADDED = re.compile(r"(?:e|s|se|i|a|x)\d+|(?<=[\W_])p[234]", re.IGNORECASE)
-_SERIES = re.compile(r"(?:s|se|ser|series)?\d+", re.IGNORECASE)
+_SERIES = re.compile(r"(?:s|se|ser|series|i|im|img|image)?\d+", re.IGNORECASE)
 _PADDED = re.compile(r"\D*0\d")
 _BARE = re.compile(r"\w?\d+[\W_]*(?:t1|t2|flair)w?", re.IGNORECASE)
 _ADVICE = "give each subject a folder of its own"
