@@ -300,7 +300,7 @@ def test_two_copies_of_one_image_are_not_chosen_between(tmp_path: Path) -> None:
 def test_names_can_be_passed_over(tmp_path: Path, patterns: tuple[str, ...]) -> None:
     names = ("T1/T1", "T1/T1_brain", "T2_FLAIR/T2_FLAIR", "T2_FLAIR/T2_FLAIR_brain")
     root = lay(tmp_path, *(f"P1/{name}.nii.gz" for name in names))
-    assert cases_of(root)[0].problem is not None
+    assert "found T1.nii.gz, T1_brain.nii.gz for T1w" in str(cases_of(root)[0].problem)
     (case,) = cases_of(root, Options(ignore=patterns))
     assert {key: path.name for key, path in case.images.items()} == {"T1w": "T1.nii.gz", "FLAIR": "T2_FLAIR.nii.gz"}
     bids = lay(tmp_path / "bids", "sub-1/anat/sub-1_T1w.nii.gz", "sub-1/anat/sub-1_rec-norm_T1w.nii.gz")

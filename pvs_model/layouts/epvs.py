@@ -224,7 +224,8 @@ def _by_folder(
             stem = image_stem(path.name) or path.name
             own = folder / f"{stem if sequence_of_stem(stem) is not None else f'{stem}_{sequence}'}.nii"
             by_file[own], real[own] = sequence, path
-            by_name[folder / f"{folder.name}.nii"], real[folder / f"{folder.name}.nii"] = sequence, path
+            by_name[folder.with_name(f"{folder.name}.nii")] = sequence
+            real[folder.with_name(f"{folder.name}.nii")] = path
     several = any(len(images) > 1 for images in folders.values())
     groups, problem = by_subject(by_file, parent.name, alone=several or parent == root)
     if not several and (len(groups) == 1 or problem is not None):
