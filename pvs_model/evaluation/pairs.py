@@ -136,10 +136,12 @@ def _assign(pairs: list[Pair], guess: _File, names: set[str]) -> bool:
     ``sub-01_label-PVS_mask`` is of sub-01_run-1 where there is no other run. It is of none of two runs, nor is
     ``a_pred`` of one of ``a_rater1_PVS`` and ``a_rater2_PVS``: neither case is scored.
     """
+    bids = bids_mask(guess.stem)
+    names = {bids[0].lower()} if bids is not None else names
     free = [k for k, pair in enumerate(pairs) if pair.prediction is None and pair.problem is None]
     fitting = [k for k in free if any(pairs[k].case.lower().startswith(f"{name}_") for name in names)]
     fitting = [k for k in fitting if _within(pairs[k].site, guess.folder)] or fitting
-    if len(fitting) == 1 and bids_mask(guess.stem) and subject_of(pairs[fitting[0]].case).lower() in names:
+    if len(fitting) == 1 and bids is not None and subject_of(pairs[fitting[0]].case).lower() in names:
         pairs[fitting[0]] = replace(pairs[fitting[0]], prediction=guess.path)
         return True
     if len(fitting) < 2:
@@ -182,7 +184,7 @@ def _truth_name(file: _File) -> tuple[str, str] | None:
 def _by_name(file: _File, suffix: str) -> set[str]:
     """In small letters, the cases that a prediction may be of by its own name."""
     if (mask := bids_mask(file.stem)) is not None:
-        return {mask[0].lower()}
+        return {mask[0].lower(), subject_of(mask[0]).lower()}
     stem = file.stem.lower()
     endings = [f"_{ending}" for ending in (*_ENDINGS, suffix.lower())]
     return {stem, *(stem.removesuffix(ending) for ending in endings)}

@@ -166,7 +166,7 @@ def _listed(folder: Path) -> list[Path]:
 
 def _subject(folder: Path, top: Path) -> Path:
     """The folder of the subject that a case's folder belongs to: P1 for P1/anat. It lies below ``top``."""
-    while folder.parent != top and is_part(folder.name):
+    while top not in (folder, folder.parent) and is_part(folder.name):
         folder = folder.parent
     return folder
 
@@ -174,7 +174,7 @@ def _subject(folder: Path, top: Path) -> Path:
 def _images_of_sequence(folder: Path, sequence: str, files: list[Path]) -> list[Path]:
     """The images of a folder that is named after a sequence, if no file in it says another.
 
-    None where a file bears the folder's name before its own sequence: the folder is that of a case.
+    There are none where a file bears the folder's name before its own sequence: the folder is that of a case.
     """
     rests = [path.name.removeprefix(folder.name) for path in files if path.name.startswith(folder.name)]
     if any(sequence_of(rest) is not None for rest in rests):

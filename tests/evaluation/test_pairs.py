@@ -154,6 +154,15 @@ def test_a_prediction_without_a_run_is_of_the_only_one(tmp_path: Path) -> None:
     assert paired(pairs, predictions) == {"sub-1_run-2": BIDS.format(""), "sub-2": "sub-2_pred.nii.gz"} and not extra
 
 
+def test_a_prediction_of_one_run_is_of_no_other(tmp_path: Path) -> None:
+    predictions = tree(tmp_path / "pred", BIDS.format("_run-1"), "sub-2/anat/sub-2_run-1_label-PVS_mask.nii.gz")
+    pairs, extra = find_pairs(tree(tmp_path / "truth", BIDS.format("_run-2"), "sub-2_PVS.nii.gz"), predictions)
+    assert paired(pairs, predictions) == {
+        "sub-1_run-2": None, "sub-2": "sub-2/anat/sub-2_run-1_label-PVS_mask.nii.gz",
+    }  # fmt: skip
+    assert extra == [predictions / BIDS.format("_run-1")]
+
+
 @pytest.mark.parametrize(
     ("truths", "prediction"),
     [
