@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -44,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # leaves a case as Ctrl-C does: nothing half-written
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
-    if (args.input / "predictions.json").is_file():
+    if os.path.isfile(args.input / "predictions.json"):  # which is no error where the folder may not be read
         from pvs_model.evaluation.grand_challenge import evaluate_submission
 
         return evaluate_submission(args.input, args.output, args.ground_truth, args.sockets)

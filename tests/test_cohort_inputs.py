@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -190,11 +191,12 @@ def test_the_same_command_twice_with_the_output_within_the_input(
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="needs root and setpriv")
 @pytest.mark.parametrize("home", [{"HOME": "/tmp"}, {}])
 def test_a_uid_without_a_name(
-    write_body: WriteBody, weights: Path, tmp_path_factory: pytest.TempPathFactory, home: dict[str, str]
+    write_body: WriteBody, weights: Path, home: dict[str, str], request: pytest.FixtureRequest
 ) -> None:
-    folder = tmp_path_factory.mktemp("foreign")
-    for path in (folder, *list(folder.parents)[:2]):
-        path.chmod(0o777)
+    scratch = tempfile.TemporaryDirectory()
+    request.addfinalizer(scratch.cleanup)
+    folder = Path(scratch.name)
+    folder.chmod(0o777)
     write_body(folder / "in" / "a" / "a_{}.nii.gz", ("T2w",))
     own = Path(shutil.copytree(weights, folder / "weights"))
     for path in (folder / "in", folder / "in" / "a", own, *own.iterdir(), *(folder / "in" / "a").iterdir()):
@@ -208,3 +210,9 @@ def test_a_uid_without_a_name(
     ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stderr
     assert (folder / "out" / "a" / "a_pred.nii.gz").is_file()
+    folder.chmod(0o700)  # from here on the input may not even be looked at
+    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 2 and "Traceback" not in ran.stderr
+    assert ran.stderr == f"error: {folder / 'in'}: expected an input folder, found one that may not be read: " + (
+        "Permission denied\n"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 
 from pvs_model.errors import LayoutError
@@ -33,8 +34,12 @@ def choose(root: Path, name: str | None = None, options: Options | None = None) 
     options = options if options is not None else Options()
     if name is not None and name not in LAYOUTS:
         raise LayoutError(f"layout {name!r}: expected one of {', '.join(LAYOUTS)}")
-    if not root.is_dir():
-        found = "a file" if root.exists() else "nothing there"
+    try:
+        found = None if stat.S_ISDIR(root.stat().st_mode) else "a file"
+    except OSError as error:
+        missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
+        found = "nothing there" if missing else f"one that may not be read: {error.strerror}"
+    if found is not None:
         raise LayoutError(f"{root}: expected an input folder, found {found}")
     if name is not None:
         return LAYOUTS[name](options)
