@@ -120,7 +120,7 @@ def run_all(folder: Path, command: Command, kinds: list[Kind], everything: bool)
         named = folder / f"whole{number}" / about.named if not command.foreign else "/input"
         complaints = judge_whole(about, run, named)
         wrong += told(about.name, complaints, about.known_problem is not None)
-        out.append(row_of(about, re.sub(r"^error: \S*/", "", run.last), complaints, None))
+        out.append(row_of(about, re.sub(r"(?<=[\s(])/\S*/", "", run.last).removeprefix("error: "), complaints, None))
     return out, wrong
 
 
