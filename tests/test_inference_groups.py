@@ -324,8 +324,14 @@ def test_an_unknown_way_to_combine(own_weights: Path, combine: Any) -> None:
 
 
 def test_slices_as_acquired_belong_to_thick_ones_alone(own_weights: Path, tiny: dict[str, NetworkConfig]) -> None:
-    put(own_weights, "3d", [(tiny["3d"], "a"), (tiny["2d"], "b")])
-    with pytest.raises(WeightsError, match=r"3d_fold1.safetensors: expected a 3d network, or a 2d one of a view"):
+    with pytest.raises(WeightsError, match=r"made_1: expected a 3D network, or a 2D one of a view"):
+        put(own_weights, "3d", [(tiny["3d"], "a"), (tiny["2d"], "b")])
+    # One that was released before that was refused.
+    put(own_weights, "2d", [(tiny["2d"], "b")])
+    manifest = json.loads((own_weights / MANIFEST).read_text())
+    manifest["ensembles"]["3d"]["members"] += manifest["ensembles"]["2d"]["members"]
+    (own_weights / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(WeightsError, match=r"2d_fold0.safetensors: expected a 3d network, or a 2d one of a view"):
         Weights(own_weights).ensemble("3d")
 
 
