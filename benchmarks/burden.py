@@ -33,9 +33,9 @@ from pvs_model.cohort import run
 from pvs_model.evaluation.agreement import intraclass, spearman
 from pvs_model.layouts import choose
 from pvs_model.pipeline import Settings, find_anatomy
-from pvs_model.synth.anatomy import BASAL_GANGLIA, CENTRUM_SEMIOVALE, Anatomy
-from pvs_model.synth.case import SimulatedCase, simulate, whole_scene
-from pvs_model.synth.engine import Scene, SceneParams, Triple, acquire, render
+from pvs_model.synth.anatomy import Anatomy
+from pvs_model.synth.case import acquire_case, simulate, whole_scene
+from pvs_model.synth.engine import Scene, SceneParams, Triple, render
 from pvs_model.synth.protocols import THICK_SLICE_MM, Protocol, protocol_named
 from pvs_model.training.cases import AnyCase, Order, plain_scan
 from pvs_model.training.labelled_files import read_mask
@@ -108,10 +108,22 @@ def averaged(scene: Scene, factors: tuple[int, int, int]) -> Scene:
 
     x, y, z = (s * f for s, f in zip(scene.voxel_mm, factors, strict=True))
     middle = tuple(slice(f // 2, n // f * f, f) for f, n in zip(factors, scene.regions.shape, strict=True))
+    coverage = mean(scene.coverage)
+    # The voxels that PVS reach, on the coarse grid, and the mean of what they displace there.
+    fine = np.unravel_index(scene.pvs_index.numpy(), tuple(scene.coverage.shape))
+    coarse = [i // f for i, f in zip(fine, factors, strict=True)]
+    inside = np.all([i < n for i, n in zip(coarse, coverage.shape, strict=True)], axis=0)
+    flat = np.ravel_multi_index([i[inside] for i in coarse], tuple(coverage.shape))
+    index, position = np.unique(flat, return_inverse=True)
+    displaced = torch.zeros(len(scene.fractions), len(index))
+    displaced.index_add_(1, torch.from_numpy(position), scene.displaced.float()[:, torch.from_numpy(inside)])
     return replace(
         scene,
         fractions=torch.stack([mean(part) for part in scene.fractions]),
-        coverage=mean(scene.coverage),
+        coverage=coverage,
+        pvs_index=torch.from_numpy(index).to(torch.int32),
+        displaced=(displaced / float(np.prod(factors))).half(),
+        diameter=F.max_pool3d(scene.diameter[None, None].float(), factors)[0, 0].to(torch.uint8),
         regions=scene.regions[middle].contiguous(),
         voxel_mm=(x, y, z),
     )
@@ -134,14 +146,9 @@ def plan_retest(heads: Heads, subject: int) -> Plan:
         voxel_mm = PROTOCOLS[order.protocol]
         scene = averaged(scene, tuple(round(v / FINE_MM) for v in voxel_mm))  # type: ignore[arg-type]
         scan = plain_scan(order.seed, 2 if max(voxel_mm) >= THICK_SLICE_MM else 3)
-        images = acquire(scene, scan).images.numpy() * 600
-        affine = np.diag([*voxel_mm, 1.0])
-        affine[:3, 3] = (np.array(voxel_mm) - FINE_MM) / 2
-        regions = scene.regions.numpy()
-        return SimulatedCase(
-            images, scene.label.numpy().astype(np.uint8), (regions == BASAL_GANGLIA).astype(np.uint8),
-            (regions == CENTRUM_SEMIOVALE).astype(np.uint8), affine, params, scan,
-        )  # fmt: skip
+        case = acquire_case(scene, params, scan)
+        case.affine[:3, 3] = (np.array(voxel_mm) - FINE_MM) / 2
+        return case
 
     names = list(PROTOCOLS)
     return Plan([Order(f"scan{k:02d}", source, name, SEED + 900 + k) for k, name in enumerate(names)], make)

@@ -36,9 +36,10 @@ def main() -> None:
             for window, rows in table.items():
                 ensemble = replace(weights.ensemble(kind), window=window)
                 found = predict(case.prepared, ensemble, text, device, backend="auto")
+                keep = case.prepared.inside & ~case.ignore
                 regions = [np.ones_like(case.truth), case.regions["CSO"], case.regions["BG"]]
                 values = [
-                    [dice((found >= t) & case.prepared.inside & r, case.truth & r) for t in THRESHOLDS] for r in regions
+                    [dice((found >= t) & keep & r, case.truth & r) for t in THRESHOLDS] for r in regions
                 ]
                 rows.append([float(np.nanmean(column)) for column in zip(*values, strict=True)])
                 best = int(np.argmax(rows[-1]))

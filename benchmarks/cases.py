@@ -21,8 +21,11 @@ import numpy.typing as npt
 from pvs_model.evaluation.metrics import detection, official, overlap
 from pvs_model.layouts import choose
 from pvs_model.pipeline import Prepared, prepare, read
-from pvs_model.training.labelled_files import read_labels
-from pvs_model.types import Volume
+from pvs_model.training.cases import MAPS
+from pvs_model.training.labelled_files import beside, read_labels
+from pvs_model.types import FloatArray, Volume
+from pvs_model.volume import io
+from pvs_model.volume.geometry import to_ras
 
 Bool = npt.NDArray[np.bool_]
 
@@ -31,13 +34,19 @@ WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 
 @dataclass(frozen=True)
 class LabelledCase:
-    """A case as the pipeline sees it, with its truth and regions (bool, x, y, z) on the same grid."""
+    """A case as the pipeline sees it, with its labels and regions (bool, x, y, z) on the same grid.
+
+    ``ignore`` is what scores leave out. Simulated cases have maps of their PVS (float32, x, y, z) as well: "FLUID",
+    "CNR" and "DIAMETER" (``training.cases.save``).
+    """
 
     name: str
     volumes: dict[str, Volume]
     prepared: Prepared
     truth: Bool
+    ignore: Bool
     regions: dict[str, Bool]
+    maps: dict[str, FloatArray]
 
     def within(self, region: str) -> Bool:
         return self.truth & self.regions[region]
@@ -62,7 +71,16 @@ def cases_of(folder: Path, count: int | None = None) -> Iterator[LabelledCase]:
         volumes = read(case)
         prepared = prepare(volumes)
         masks = read_labels(case, volumes[prepared.reference])
-        yield LabelledCase(case.name, volumes, prepared, masks["PVS"], {"BG": masks["BG"], "CSO": masks["CSO"]})
+        regions = {"BG": masks["BG"], "CSO": masks["CSO"]}
+        files = {name: path for name in MAPS if (path := beside(case, name)) is not None}
+        maps = {name: _map(path) for name, path in files.items()}
+        yield LabelledCase(case.name, volumes, prepared, masks["PVS"], masks["IGNORE"], regions, maps)
+
+
+def _map(path: Path) -> FloatArray:
+    """A map in RAS+ order; unlike an image it may be 0 everywhere."""
+    values, grid = io.read_values(path)
+    return to_ras(Volume(values, grid.affine, path))[0].data
 
 
 #: Columns of a table: the challenge's four, then cluster precision by predicted clusters and its F1.

@@ -76,12 +76,12 @@ def ways(networks: list[nn.Module], device: torch.device, dimensions: int) -> It
         for network in networks:
             with autocast(device):
                 logits = network(windows, words)
-            out += logits.float().sigmoid()
+            out += logits[:, :1].float().sigmoid()
         return out / len(networks)
 
     def exact(windows: Tensor, words: Tensor) -> Tensor:
         words = words.expand(len(windows), -1, -1)
-        logits = [network(windows, words).sigmoid() for network in networks]
+        logits = [network(windows, words)[:, :1].sigmoid() for network in networks]
         return torch.stack(logits).mean(0)
 
     yield "float32", exact

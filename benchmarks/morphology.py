@@ -88,8 +88,9 @@ def draw(seed: int, voxel_mm: Triple, form: str) -> Tube:
     shape = np.ceil((high - low) / voxel).astype(int) + 3
     points += voxel * (1 + rng.uniform(size=3)) - low
     (x, y, z), (a, b, c) = shape, np.round(voxel / FINE_MM).astype(int)
-    fine, _ = paint(
-        Tubes(torch.tensor(points[None], dtype=torch.float32), torch.full((1, len(points)), width / 2), torch.ones(1)),
+    radii = torch.full((1, len(points)), width / 2)
+    fine, _, _ = paint(
+        Tubes(torch.tensor(points[None], dtype=torch.float32), radii, torch.ones_like(radii)),
         (int(x * a), int(y * b), int(z * c)),
         torch.full((3,), FINE_MM),
     )

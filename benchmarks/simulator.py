@@ -2,11 +2,12 @@
 
     python -m benchmarks.simulator speed  --anatomies DIR [--device cpu|cuda] [--sides 48 96] [--repeats 5]
     python -m benchmarks.simulator signal --anatomies DIR [--real DIR] [--labelled IMAGE LABELS ...]
-    python -m benchmarks.simulator burden --anatomies DIR [--heads 3] [--voxel-mm 1 1 1]
+    python -m benchmarks.simulator burden --anatomies DIR [--heads 3] [--patches 14]
 
 ``speed``: scenes rendered and scans redrawn per second, medians. ``signal``: tissue contrasts and noise of real
-scans beside the percentiles of simulated draws. ``burden``: clusters and volume of simulated whole heads beside
-the ranges in Figure 3 of the challenge's paper. Prints Markdown tables.
+scans beside the percentiles of simulated draws. ``burden``: size of simulated clusters beside
+percentiles measured at 7 T, and clusters and volume of whole heads beside the ranges in Figure 3 of the challenge's
+paper. Prints Markdown tables.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -24,19 +26,15 @@ import numpy.typing as npt
 import torch
 from scipy import ndimage
 
-from pvs_model.synth.anatomy import (
-    BASAL_GANGLIA,
-    CENTRUM_SEMIOVALE,
-    INDEX,
-    OTHER_BRAIN,
-    PVS_HOSTS,
-    Anatomy,
-    is_tissue,
-    to_tissues,
-)
-from pvs_model.synth.case import whole_scene
-from pvs_model.synth.engine import Scan, Scene, SceneParams, acquire, draw_scan, draw_scene, draw_voxel, render
+from pvs_model.burden.morphology import Shape, shape_of
+from pvs_model.config import SUBJECTS
+from pvs_model.inference.postprocess import LEAST_MM3
+from pvs_model.synth.anatomy import INDEX, PVS_HOSTS, is_tissue, to_tissues
+from pvs_model.synth.engine import Scan, Scene, acquire, draw_scan, draw_scene, draw_voxel, render
+from pvs_model.synth.protocols import protocol_named
+from pvs_model.synth.visibility import label_visible
 from pvs_model.training.backgrounds import load_backgrounds
+from pvs_model.training.cases import plain_scan, simulate_protocol
 from pvs_model.training.data import label_maps, load_anatomy
 from pvs_model.training.hosts import core_of, robust
 from pvs_model.types import SEQUENCES, Volume
@@ -50,12 +48,6 @@ DRAWS = 2000
 PERCENTILES = (10, 50, 90)
 #: Signal ratios to white matter that are compared, and the tissue of each.
 RATIOS = {"GM/WM": "cortex", "CSF/WM": "ventricle", "putamen/WM": "putamen"}
-#: Figure 3 of the challenge's paper: site, clusters, volume in mm3.
-FIGURE_3 = (
-    ("Edinburgh", "many 500 to 1050", "500 to 4000"),
-    ("Singapore", "below 350", "below 2000"),
-    ("Shanghai", "below 350", "up to above 5000"),
-)
 
 
 # ---- speed ---------------------------------------------------------------------------------------------------------
@@ -66,19 +58,25 @@ def speed(args: argparse.Namespace) -> None:
     paths = label_maps(args.anatomies)[: args.heads]
     anatomies = [load_anatomy(path, args.cache).to(args.device) for path in paths]
     print(f"device {args.device}, {torch.get_num_threads()} CPU thread(s), {args.repeats} repeats")
-    print("| patch | scene rendered, s | scenes/s | scan redrawn, s | scans/s |\n|---|---|---|---|---|")
+    print("| patch | scene rendered, s | scenes/s | scan, s | scans/s | its labels, s | share |")
+    print("|---|---|---|---|---|---|---|")
     for side in args.sides:
-        scenes, scans = [], []
+        scenes, scans, labels = [], [], []
         for repeat in range(args.repeats + 1):
             voxel, plane = draw_voxel(repeat, 3)
             params = draw_scene(repeat, (side, side, side), voxel, plane)
             anatomy = anatomies[repeat % len(anatomies)]
             seconds, scene = _timed(partial(render, params, anatomy), args.device)
             scenes.append(seconds)
-            seconds, _ = _timed(partial(_redraw, scene, repeat), args.device)
-            scans.append(seconds)
-        a, b = (statistics.median(values[1:]) for values in (scenes, scans))  # the first one warms up
-        print(f"| {side}^3 | {a:.2f} | {1 / a:.2f} | {b:.3f} | {1 / b:.1f} |", flush=True)
+            # Without PVS a scan costs what it did before it was asked which of them are visible.
+            bare = replace(scene, pvs_index=scene.pvs_index[:0], displaced=scene.displaced[:, :0])
+            without, _ = _timed(partial(_redraw, bare, repeat), args.device)
+            seconds, scan = _timed(partial(_redraw, scene, repeat), args.device)
+            more, _ = _timed(partial(label_visible, scan.cnr, voxel, scene.coverage.float() / 255), args.device)
+            scans.append(seconds + more)
+            labels.append(seconds + more - without)
+        a, b, c = (statistics.median(values[1:]) for values in (scenes, scans, labels))  # the first one warms up
+        print(f"| {side}^3 | {a:.2f} | {1 / a:.2f} | {b:.3f} | {1 / b:.1f} | {c:.3f} | {c / b:.0%} |", flush=True)
 
 
 def _redraw(scene: Scene, seed: int) -> Scan:
@@ -163,66 +161,73 @@ def draws(seed: int, random_share: float) -> list[dict[str, float]]:
 # ---- burden --------------------------------------------------------------------------------------------------------
 
 
+#: Measured in two segmentations at 7 T (voxels of 0.41 mm): percentiles 5, 25, 50, 75, 95 of clusters.
+MEASURED_7T = {
+    "diameter, mm": (0.58, 0.68, 0.76, 0.88, 1.07),
+    "length, mm": (2.1, 3.3, 4.8, 7.1, 13.7),
+    "volume, mm3": (0.7, 1.2, 2.2, 4.1, 9.5),
+}
+SEVEN_TESLA_MM = 0.41
+PERCENTILES_7T = (5, 25, 50, 75, 95)
+#: Grids whose whole heads are counted, and what the challenge's paper says of their sites (Figure 3).
+SITES = {
+    "edinburgh_philips_0.5": "Edinburgh: 3 to 4 mm3 per cluster, up to 1050 clusters, 500 to 4000 mm3",
+    "edinburgh_prisma_0.9": "Edinburgh",
+    "edinburgh_ge_1x1x2": "Edinburgh",
+    "sg70": "Singapore: below 350 clusters, below 2000 mm3",
+}
+
+
 def burden(args: argparse.Namespace) -> None:
-    """Clusters, volume, width and length of PVS in simulated heads, and what the densities alone would bring."""
+    """Simulated clusters as they are labelled, beside what was measured."""
     paths = label_maps(args.anatomies)
-    x, y, z = args.voxel_mm
-    print("| head, seed | tubes expected | clusters | volume, mm3 | width of a cluster, mm | length, mm |")
-    print("|---|---|---|---|---|---|")
-    found, mm3, tubes, volumes = [], [], [], []
-    for seed in range(args.seed, args.seed + args.heads):
-        anatomy = load_anatomy(paths[seed % len(paths)], args.cache)
-        params = whole_scene(anatomy, seed, (x, y, z))
-        sizes, lengths = clusters(render(params, anatomy).label.numpy(), (x, y, z))
-        widths = 2 * np.sqrt(sizes / (np.pi * lengths))
-        volumes.append(host_volumes(anatomy))
-        tubes.append(expected(volumes[-1], params))
-        found.append(len(sizes))
-        mm3.append(float(sizes.sum()))
-        print(
-            f"| {anatomy.name}, {seed} | {tubes[-1]:.0f} | {len(sizes)} | {sizes.sum():.0f} | {_percentiles(widths)} | "
-            f"{_percentiles(lengths)} |",
-            flush=True,
-        )
-    scenes = [draw_scene(k, (8, 8, 8), (x, y, z), target="whole", empty_share=0.0) for k in range(args.draws)]
-    count = np.array([expected(volumes[k % len(volumes)], scene) for k, scene in enumerate(scenes)])
-    clusters_of_one, mm3_of_one = sum(found) / sum(tubes), sum(mm3) / sum(tubes)
-    print(f"\nclusters per tube {clusters_of_one:.2f}, mm3 per tube {mm3_of_one:.1f} (all heads above together)")
-    print(f"{args.draws} draws, 10 / 50 / 90 %: tubes {_percentiles(count)}; at that rate clusters "
-          f"{_percentiles(count * clusters_of_one)}, volume {_percentiles(count * mm3_of_one)} mm3\n")  # fmt: skip
-    print("| Figure 3 of the paper | clusters | volume, mm3 |\n|---|---|---|")
-    for row in FIGURE_3:
-        print(f"| {' | '.join(row)} |")
+    values: dict[str, list[float]] = {name: [] for name in MEASURED_7T}
+    for number in range(args.patches):
+        voxel = (SEVEN_TESLA_MM,) * 3
+        seed = args.seed + number
+        scene = draw_scene(seed, (128, 128, 128), voxel, target="centrum", empty_share=0.0, subject="thin")
+        head = load_anatomy(paths[number % len(paths)], args.cache)
+        scan = acquire(render(scene, head), plain_scan(seed, 3))
+        for shape in clusters(label_visible(scan.cnr, voxel)[0].numpy(), voxel, whole=True):
+            for name, value in zip(values, (shape.width_mm, shape.length_mm, shape.volume_mm3), strict=True):
+                values[name].append(value)
+    count = len(values["length, mm"])
+    print(f"{count} clusters in {args.patches} patches of voxels of {SEVEN_TESLA_MM} mm; percentiles {PERCENTILES_7T}")
+    print("\n| | measured | simulated | median, ratio |\n|---|---|---|---|")
+    for name, real in MEASURED_7T.items():
+        made = np.percentile(values[name], PERCENTILES_7T)
+        text = [" / ".join(f"{v:.2f}" for v in row) for row in (real, made)]
+        print(f"| {name} | {text[0]} | {text[1]} | {made[2] / real[2]:.2f} |", flush=True)
+    print("\n| protocol | subject | clusters | volume, mm3 | mm3 per cluster | fluid, mm3 | the site |\n"
+          "|---|---|---|---|---|---|---|")  # fmt: skip
+    for name, site in SITES.items():
+        for subject in SUBJECTS:
+            for number in range(args.heads):
+                seed = args.seed + number
+                head = load_anatomy(paths[seed % len(paths)], args.cache)
+                case = simulate_protocol(head, seed, protocol_named(name), subject)
+                voxel_mm3 = float(abs(np.linalg.det(case.affine[:3, :3])))
+                count = ndimage.label(case.pvs.label, np.ones((3, 3, 3)))[1]
+                volume, fluid = case.pvs.label.sum() * voxel_mm3, case.pvs.fluid.sum() * voxel_mm3
+                print(f"| {name} | {subject} | {count} | {volume:.0f} | {volume / max(1, count):.1f} | {fluid:.0f} | "
+                      f"{site} |", flush=True)  # fmt: skip
 
 
-def clusters(label: npt.NDArray[np.bool_], voxel_mm: Sequence[float]) -> tuple[npt.NDArray[np.float64], ...]:
-    """Volume (mm3) and length (mm, along the longest principal axis, a voxel's own size included) per 26-cluster."""
+def clusters(label: npt.NDArray[np.bool_], voxel_mm: Sequence[float], whole: bool = False) -> list[Shape]:
+    """Size of each 26-connected cluster from the smallest that the product keeps.
+
+    Args:
+        label: (x, y, z).
+        voxel_mm: spacing.
+        whole: leave out clusters that touch the border of the array.
+    """
     numbered, _ = ndimage.label(label, np.ones((3, 3, 3)))
-    sizes, lengths = [], []
+    shapes = []
     for number, box in enumerate(ndimage.find_objects(numbered), 1):
-        points = np.argwhere(numbered[box] == number) * np.array(voxel_mm)
-        centred = points - points.mean(0)
-        axis = np.linalg.svd(centred, full_matrices=False)[2][0]
-        lengths.append(float(np.ptp(centred @ axis)) + float(np.abs(axis) @ np.array(voxel_mm)))
-        sizes.append(len(points) * float(np.prod(voxel_mm)))
-    return np.array(sizes), np.array(lengths)
-
-
-def host_volumes(anatomy: Anatomy) -> tuple[float, float, float]:
-    """cm3 of host tissue in basal ganglia, centrum semiovale and the rest."""
-    tissues, regions = anatomy.tissues.numpy()[::2, ::2, ::2], anatomy.regions.numpy()[::2, ::2, ::2]
-    counts = np.bincount(regions[is_tissue(tissues, *PVS_HOSTS)], minlength=OTHER_BRAIN + 1) / 1000
-    return float(counts[BASAL_GANGLIA]), float(counts[CENTRUM_SEMIOVALE]), float(counts[OTHER_BRAIN])
-
-
-def expected(volumes: tuple[float, float, float], params: SceneParams) -> float:
-    """Tubes that the densities of a scene mean in host tissue of some cm3 (basal ganglia, centrum, rest)."""
-    densities = (params.pvs_basal, params.pvs_centrum, params.pvs_other)
-    return float(np.prod(params.scale)) * sum(v * d for v, d in zip(volumes, densities, strict=True))
-
-
-def _percentiles(values: npt.NDArray[np.float64]) -> str:
-    return " / ".join(f"{v:.3g}" for v in np.percentile(values, PERCENTILES)) if len(values) else "-"
+        if whole and any(s.start == 0 or s.stop == n for s, n in zip(box, label.shape, strict=True)):
+            continue
+        shapes.append(shape_of(numbered[box] == number, np.diag([*voxel_mm, 1.0])))
+    return [shape for shape in shapes if shape.volume_mm3 >= LEAST_MM3]
 
 
 def main() -> None:
@@ -233,13 +238,13 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, help="folder that keeps prepared anatomies and registrations")
     parser.add_argument("--heads", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--patches", type=int, default=14, help="of the geometry at 0.41 mm")
     parser.add_argument("--draws", type=int, default=DRAWS)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--sides", type=int, nargs="+", default=(48, 96))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--real", type=Path, help="folder of skull-stripped scans, as for simulate --backgrounds")
     parser.add_argument("--labelled", nargs=2, action="append", metavar=("IMAGE", "LABELS"), help="a T1w, its labels")
-    parser.add_argument("--voxel-mm", type=float, nargs=3, default=(1.0, 1.0, 1.0), metavar=("X", "Y", "Z"))
     args = parser.parse_args()
     torch.set_num_threads(1)
     {"speed": speed, "signal": signal, "burden": burden}[args.what](args)

@@ -53,7 +53,7 @@ def ways(network: SegmentationNet) -> dict[str, Callable[[torch.Tensor, torch.Te
     def by_torch(precision: Any) -> Callable[[torch.Tensor, torch.Tensor], Any]:
         def run(windows: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
             with torch.inference_mode(), precision():
-                return network(windows, words).float().sigmoid()
+                return network(windows, words)[:, :1].float().sigmoid()
 
         return run
 

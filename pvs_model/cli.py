@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from pvs_model.anatomy.commands import add_regions, run_regions
 from pvs_model.benchmark.commands import add_benchmark, run_benchmark
 from pvs_model.cohort.commands import add_cohort, run_cohort
-from pvs_model.config import NetworkConfig
+from pvs_model.config import SUBJECTS, NetworkConfig
 from pvs_model.errors import PVSError, WeightsError
 from pvs_model.evaluation.commands import (
     add_agreement,
@@ -30,6 +30,9 @@ from pvs_model.training.settings import FINE_TUNING_RATE, LEARNING_RATE, LOSSES,
 
 if TYPE_CHECKING:
     from pvs_model.training.material import Material
+
+#: The weights that are shipped with the package.
+SHIPPED = Path(__file__).resolve().parents[1] / "weights"
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -78,10 +81,10 @@ def _simulate(args: argparse.Namespace) -> int:
     if args.replay:
         plan = sets.plan_replays(args.replay, heads, scans)
     elif scans:
-        plan = sets.plan_mixes(args.count, args.seed, scans, (low, high))
+        plan = sets.plan_mixes(args.count, args.seed, scans, (low, high), args.pvs)
     else:
         protocol = on_grid(tuple(args.voxel_mm)) if args.voxel_mm else args.protocol or "1mm"
-        plan = sets.plan_heads(args.count, args.seed, protocol, heads)
+        plan = sets.plan_heads(args.count, args.seed, protocol, heads, args.pvs)
     made = sets.write_set(args.output, plan, args.overwrite or bool(args.replay), sheet=not args.replay)
     print(f"{args.output}: {made} cases made, {len(plan.orders) - made} were there already")
     return 0
@@ -104,10 +107,10 @@ def _train(args: argparse.Namespace) -> int:
             f"--patch, --batch, --steps: expected a multiple of {multiple} from {2 * multiple} on, and at least 1 of "
             f"the others, found {args.patch}, {args.batch}, {args.steps}"
         )
-    if not 0 <= args.case_share <= 1 or args.workers < 0 or not args.shard_mib > 0:
+    if not 0 <= args.case_share <= 1 or not 0 <= args.scan_share < 1 or args.workers < 0 or not args.shard_mib > 0:
         raise PVSError(
-            "--case-share, --workers, --shard-mib: expected 0 to 1, at least 0, and above 0, "
-            f"found {args.case_share}, {args.workers}, {args.shard_mib}"
+            "--case-share, --scan-share, --workers, --shard-mib: expected 0 to 1, 0 to 1, at least 0, and above 0, "
+            f"got {args.case_share}, {args.scan_share}, {args.workers}, {args.shard_mib}"
         )
     if args.workers and args.simulate_on == "device":
         raise PVSError("--workers: expected 0 with --simulate-on device, for workers render on the CPU")
@@ -118,7 +121,9 @@ def _train(args: argparse.Namespace) -> int:
         steps=args.steps, batch=args.batch, patch=args.patch, seed=args.seed, minutes=args.minutes,
         learning_rate=rate if args.learning_rate is None else args.learning_rate, loss=args.loss,
         schedule=args.schedule, precision=args.precision, workers=args.workers, simulate_on=args.simulate_on,
-        case_share=args.case_share, shard_mib=args.shard_mib, **own,  # type: ignore[arg-type]
+        case_share=args.case_share, shard_mib=args.shard_mib, save_every=args.save_every, refresh=args.refresh,
+        scan_share=args.scan_share,
+        **own,  # type: ignore[arg-type]
     )  # fmt: skip
     if args.cases and (network.view or network.regions):
         raise PVSError(
@@ -169,18 +174,28 @@ def _material(args: argparse.Namespace, network: NetworkConfig) -> Material:
         )
     used: list[Path] = []
     held_out: list[Path] = []
-    if args.anatomies is not None:
+    if args.anatomies is not None and args.held_out is not None:
+        used, held_out = label_maps(args.anatomies), label_maps(args.held_out)
+        names = {path.name for path in held_out}
+        used = [path for path in used if path.name not in names]
+    elif args.anatomies is not None:
         used, held_out = split(label_maps(args.anatomies), args.fold, args.folds, "label maps")
     cases: list[LabelledCase] = []
     held_out_cases: list[LabelledCase] = []
     if args.cases is not None:
         usable = load_cases(args.cases, network, pipeline, args.cache)
         cases, held_out_cases = split(usable, args.fold, args.folds, "labelled cases")
+    scans = []
+    if args.scans is not None:
+        from pvs_model.training.real_scans import load_scans
+
+        scans = load_scans(args.scans, SHIPPED, args.cache)
     return Material(
         anatomies=[load_anatomy(path, args.cache) for path in used],
         held_out_anatomies=[load_anatomy(path, args.cache) for path in held_out],
         cases=cases,
         held_out_cases=held_out_cases,
+        scans=scans,
     )
 
 
@@ -234,6 +249,7 @@ def parser() -> argparse.ArgumentParser:
     simulate.add_argument("--backgrounds", type=Path, metavar="DIR", help="mix PVS into the real scans of a folder")
     simulate.add_argument("--contrast", type=float, nargs=2, default=(0.2, 0.7), metavar=("LOW", "HIGH"),
                           help="with --backgrounds: signal of PVS as a share of that from tissue to CSF")  # fmt: skip
+    simulate.add_argument("--pvs", choices=SUBJECTS, help="many thin PVS, or few wide ones (default: drawn per case)")
     simulate.add_argument("--count", type=int, default=1)
     simulate.add_argument("--seed", type=int, default=0, help="of the first case")
     simulate.add_argument("--replay", type=Path, nargs="+", metavar="FILE", help="_simulation.json of cases to redo")
@@ -256,6 +272,10 @@ def parser() -> argparse.ArgumentParser:
         metavar="SHARE",
         help="share of the samples from --cases where --anatomies is given, too (default: %(default)s)",
     )
+    train.add_argument("--scans", type=Path, nargs="+", metavar="DIR",
+                       help="unlabelled real scans that teach what is no PVS; PVS are inserted into them")  # fmt: skip
+    train.add_argument("--scan-share", type=float, default=0.15, metavar="SHARE",
+                       help="share of the samples from --scans (default: %(default)s)")  # fmt: skip
     train.add_argument("--network", choices=tuple(ENTRIES), required=True, metavar="NAME",
                        help="3d, 2d, or another of docs/benchmark.md, such as dynunet-3d")  # fmt: skip
     train.add_argument("--output", type=Path, required=True, help="folder of the run; a state in it is resumed")
@@ -267,7 +287,11 @@ def parser() -> argparse.ArgumentParser:
         help="anatomies and cases K, K + FOLDS, ... are held out for validation",
     )
     train.add_argument("--folds", type=int, default=5)
+    train.add_argument("--held-out", type=Path, metavar="DIR",
+                       help="label maps to validate on instead of a fold; left out of --anatomies by name")  # fmt: skip
     train.add_argument("--steps", type=int, default=4000)
+    train.add_argument("--save-every", type=int, default=200, metavar="STEPS", help="from one state to the next")
+    train.add_argument("--refresh", type=int, default=3, metavar="SAMPLES", help="after which a new scene is rendered")
     train.add_argument("--batch", type=int, default=1, help="samples per step (and process)")
     train.add_argument("--patch", type=int, default=48, help="side of a patch in voxels, a multiple of 8 or more")
     train.add_argument(

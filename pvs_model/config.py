@@ -19,6 +19,8 @@ ARCHITECTURES = (
 )  # fmt: skip
 #: Order of an image's channels; the same names as in ``types.SEQUENCES``.
 INPUTS = ("T1w", "T2w", "FLAIR")
+#: Simulated subjects: many thin PVS, or few wide ones.
+SUBJECTS = ("thin", "wide")
 VIEWS = ("axial", "coronal", "sagittal")
 
 
@@ -38,6 +40,8 @@ class NetworkConfig:
     regions: bool = False  # a further channel: 1 in basal ganglia and centrum semiovale
     view: str = ""  # 2D only: planes of thin-sliced volumes along this view; "": slices as acquired
     widths: tuple[int, ...] = (16, 48, 96, 192)  # channels per level, full resolution first
+    nested_from: int = 0  # level from which rows of the encoder are nested; those above have two nodes
+    fluid: bool = False  # a second output: the share of each voxel that PVS fill
     text_width: int = 384  # width of the text encoder's token embeddings
     nodes: int = 10  # K of equations (1, 2)
     neighbours: int = 5  # nearest nodes joined to each feature, equation (6)
@@ -65,6 +69,10 @@ class NetworkConfig:
             raise ValueError(f"inputs must be of {sorted(known)}, got {self.inputs}")
         if self.view and (self.view not in VIEWS or self.dimensions == 3):
             raise ValueError(f"view must be one of {VIEWS} and belongs to 2D networks, got {self.view!r}")
+        if not 0 <= self.nested_from < max(2, len(self.widths) - 1):
+            raise ValueError(f"nested_from must be a level above the lowest of {self.widths}, got {self.nested_from}")
+        if self.fluid and self.architecture != "graph_fusion":
+            raise ValueError(f"{self.architecture} has no output for the fluid fraction")
         if not 0 <= self.guided_level < max(2, len(self.widths) - 1):
             raise ValueError(f"guided_level must be one above the lowest of {self.widths}, got {self.guided_level}")
         if self.graph_values not in ("other", "own"):
@@ -82,6 +90,11 @@ class NetworkConfig:
         """Channels that its first layer reads: those of ``inputs``, and the regions."""
         return (len(self.inputs) + self.regions) * self.neighbour_slices
 
+    @property
+    def outputs(self) -> int:
+        """Channels of the network's output: PVS, and the fluid fraction where it is predicted."""
+        return 2 if self.fluid else 1
+
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
 
@@ -94,5 +107,5 @@ class NetworkConfig:
         return NetworkConfig(**values)
 
 
-NETWORK_3D = NetworkConfig()
-NETWORK_2D = NetworkConfig(dimensions=2, neighbour_slices=3, widths=(32, 64, 128, 256))
+NETWORK_3D = NetworkConfig(widths=(16, 32, 64, 128), nested_from=1, fluid=True)
+NETWORK_2D = NetworkConfig(dimensions=2, neighbour_slices=3, widths=(32, 64, 128, 256), nested_from=1, fluid=True)

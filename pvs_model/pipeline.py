@@ -121,6 +121,7 @@ class Predicted:
     Attributes:
         ready: the case as it came to the network.
         probability: float32 (x, y, z), 0 to 1, on the prepared grid.
+        fluid: float32 (x, y, z), share of each voxel that PVS fill; None where no network predicts it.
         backend: what computed it: "cuda", "openvino", "torch" or "openvino and torch".
         ensemble: the networks that were chosen, and had something to look at.
         prompt: what they were asked.
@@ -129,6 +130,7 @@ class Predicted:
 
     ready: Ready
     probability: FloatArray
+    fluid: FloatArray | None
     backend: str
     ensemble: Ensemble
     prompt: str
@@ -139,7 +141,8 @@ class Predicted:
 class Segmentation:
     """The mask of a case in the stored order of its reference file, and the facts of how it was made.
 
-    ``upright`` is the mask in RAS+ order, on the grid of ``prepared``.
+    ``upright`` is the mask in RAS+ order, on the grid of ``prepared``; so is ``fluid``, the share of each voxel that
+    PVS fill (None where no network predicts it).
     """
 
     mask: Mask
@@ -148,6 +151,7 @@ class Segmentation:
     facts: dict[str, Any]
     prepared: Prepared
     upright: Mask
+    fluid: FloatArray | None = None
 
 
 @contextmanager
@@ -308,7 +312,12 @@ def network_kind(grid: Grid) -> str:
     return "3d" if max(grid.spacing_mm) < THICK_SLICE_MM - 1e-4 else "2d"  # affines pass through float32
 
 
-def predict(
+def predict(prepared: Prepared, ensemble: Ensemble, text: Any, device: Any, **options: Any) -> FloatArray:
+    """Probability (x, y, z) on the prepared grid, the first of ``predict_maps``, which explains the arguments."""
+    return predict_maps(prepared, ensemble, text, device, **options)[0]
+
+
+def predict_maps(
     prepared: Prepared,
     ensemble: Ensemble,
     text: Any,
@@ -316,8 +325,11 @@ def predict(
     mirror: bool = False,
     bar: Any = None,
     backend: str = "torch",
-) -> FloatArray:
-    """Probability (x, y, z) on the prepared grid: crop, turn slices to the last axis, respace where needed, predict.
+) -> tuple[FloatArray, FloatArray | None]:
+    """Crop, turn slices to the last axis, respace where needed, predict, and restore the prepared grid.
+
+    Returns:
+        the probability (x, y, z), and the fluid fraction; None where no network predicts it.
 
     Raises:
         VolumeError: when no network looks at a sequence of the case, or one needs regions and there is no anatomy.
@@ -326,7 +338,7 @@ def predict(
     import torch
 
     from pvs_model.inference.predict import count_windows
-    from pvs_model.inference.predict import predict as run
+    from pvs_model.inference.predict import predict_maps as run
     from pvs_model.volume import geometry
 
     ensemble = ensemble.seeing(prepared.sequences)
@@ -349,14 +361,15 @@ def predict(
         bar.reset(total=count_windows(ensemble, stacked.shape[1:], order))
     update = None if bar is None else bar.update
     image = torch.from_numpy(stacked)
-    found = run(
-        ensemble, image, text, device, mirror=mirror, progress=update, backend=backend, order=order
-    ).numpy()
-    found = np.ascontiguousarray(found.transpose(np.argsort(order)))
-    if back is not None:
-        found = back(found)
-    whole: FloatArray = crop.undo(found)
-    return whole
+    maps = run(ensemble, image, text, device, mirror=mirror, progress=update, backend=backend, order=order)
+
+    def restored(values: FloatArray) -> FloatArray:
+        values = np.ascontiguousarray(values.transpose(np.argsort(order)))
+        whole: FloatArray = crop.undo(values if back is None else back(values))
+        return whole
+
+    probability, *fluid = (restored(values) for values in maps.numpy())
+    return probability, fluid[0] if fluid else None
 
 
 def region_channel(prepared: Prepared, kind: str) -> FloatArray:
@@ -540,7 +553,7 @@ class Segmenter:
             log.warning("%s: %s", name, doubt)
         ready = replace(ready, prepared=replace(prepared, warnings=(*prepared.warnings, *doubts)))
 
-        def look(device: Any) -> tuple[FloatArray, str]:
+        def look(device: Any) -> tuple[FloatArray, FloatArray | None, str]:
             from pvs_model.inference.predict import computed_by
 
             # Others than above where the GPU that held them was lost.
@@ -550,7 +563,7 @@ class Segmenter:
                 by = computed_by(networks, device, backend)
                 told = f"predict ({kind}, {len(networks.networks)} networks, {by})"
                 with stage(name, told, seconds), _bar(name) as bar:
-                    return predict(prepared, networks, text, device, self.settings.mirror, bar, backend), by
+                    return *predict_maps(prepared, networks, text, device, self.settings.mirror, bar, backend), by
 
         return Predicted(ready, *self._on_device(name, look), ensemble, prompt, present)
 
@@ -586,7 +599,9 @@ class Segmenter:
             "version": __version__,
         }
         probability = prepared.undo(predicted.probability)
-        return Segmentation(prepared.undo(mask), probability, prepared.reference, facts, prepared, mask)
+        return Segmentation(
+            prepared.undo(mask), probability, prepared.reference, facts, prepared, mask, predicted.fluid
+        )
 
     def _has_anatomy(self) -> bool:
         return (self.settings.weights / "anatomy.safetensors").is_file()

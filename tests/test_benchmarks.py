@@ -21,7 +21,10 @@ from benchmarks.compare import compared
 from benchmarks.compare import read as read_benchmark
 from benchmarks.frangi import vesselness
 from benchmarks.run import STAGES, summary, weights_with
+from benchmarks.specificity import PLACES, centres, counted, places_of
+from benchmarks.specificity import cases_of as scans_of
 from benchmarks.windows import gflop
+from pvs_model.anatomy.regions import Anatomy as Regions
 from pvs_model.errors import PVSError, VolumeError
 from pvs_model.layouts import choose
 from pvs_model.synth.anatomy import Anatomy
@@ -191,3 +194,60 @@ def test_flops_are_counted_as_two_per_multiplication() -> None:
 
     # 3 x 4 times 4 x 5: 60 multiplications and as many additions.
     assert gflop(Line(), torch.ones(3, 4), torch.ones(4, 5)) == pytest.approx(120e-9)  # type: ignore[arg-type]
+
+
+def test_clusters_are_counted_where_their_centres_lie() -> None:
+    places = np.full((10, 10, 10), PLACES.index("outside"), np.uint8)  # voxels of 1 x 1 x 2 mm
+    places[:5] = PLACES.index("deep")  # 500 voxels, 1 cm3
+    places[5:7] = PLACES.index("cortex")  # 200 voxels, 0.4 cm3
+    mask = np.zeros(places.shape, np.uint8)
+    mask[1, 1, 1] = mask[2, 2, 2] = mask[3, 3, 3] = 1  # one cluster: corners touch
+    mask[3:7, 8, 8] = 1  # centroid 4.5: the first of two nearest voxels, which is deep
+    mask[4:7, 1, 8] = 1  # most of it is cortex, and so is its centre
+    mask[9, 9, 0] = 1
+    assert centres(mask, (1.0, 1.0, 2.0)).tolist() == [[2, 2, 2], [4, 8, 8], [5, 1, 8], [9, 9, 0]]
+    values = counted(mask, places, (1.0, 1.0, 2.0))
+    assert values["clusters"] == 4
+    assert [values[name] for name in PLACES] == [2 / 4, 1 / 4, 0, 0, 1 / 4, 0]
+    assert values["per cm3 deep"] == pytest.approx(2 / 1.0) and values["per cm3 cortex"] == pytest.approx(1 / 0.4)
+
+
+def test_a_ring_has_its_centre_on_itself_and_an_empty_mask_no_shares() -> None:
+    places = np.full((5, 5, 1), PLACES.index("outside"), np.uint8)
+    ring = np.ones((5, 5, 1), bool)
+    ring[1:4, 1:4] = False
+    assert centres(ring, (1.0, 1.0, 1.0)).tolist() == [[0, 2, 0]]
+    values = counted(~places.astype(bool), places, (1.0, 1.0, 1.0))
+    assert values["clusters"] == 0 and values["deep"] is None and values["per cm3 deep"] is None
+
+
+def test_dura_is_what_lies_about_the_intracranial_surface() -> None:
+    line = [0] * 6 + [24] * 5 + [3, 2, 2, 4, 10, 8, 16]  # background, CSF, cortex, white matter, ventricle, ...
+    labels = np.array(line, np.uint8)[:, None, None]
+    places = places_of(Regions(labels, labels % 24 > 0), (1.0, 1.0, 1.0))
+    expected = ["outside"] * 3 + ["dura"] * 6 + ["CSF"] * 2
+    expected += ["cortex", "deep", "deep", "CSF", "deep", "cerebellum + brainstem", "cerebellum + brainstem"]
+    assert [PLACES[index] for index in places[:, 0, 0]] == expected
+
+
+def test_scans_of_a_folder_are_told_apart_by_how_their_names_begin(tmp_path: Path) -> None:
+    names = ("visits/a_T1w.nii", "visits/a_T2w.nii", "visits/b_T2w.nii", "single/T2_1mm.nii", "single/T2_old.mgz")
+    for name in (*names, "single/T2_labels.nii", "patient/T1.nii", "patient/FLAIR.nii"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    expected = {
+        "patient": {"T1w", "FLAIR"},
+        "visits/a": {"T1w", "T2w"},
+        "visits/b": {"T2w"},
+        "T2_1mm": {"T2w"},
+        "T2_old": {"T2w"},
+    }
+    # Named by itself, a folder may hold several subjects; below another it is one subject's, else each image is one.
+    apart = [case for folder in ("patient", "single") for case in scans_of(tmp_path / folder)]
+    assert {case.name: set(case.images) for case in apart} == {k: v for k, v in expected.items() if "/" not in k}
+    visits = {case.name: set(case.images) for case in scans_of(tmp_path / "visits")}
+    assert visits == {k: v for k, v in expected.items() if "/" in k}
+    names_of_all = {case.name for case in scans_of(tmp_path)}
+    assert names_of_all == {"patient", "T2_1mm", "T2_old", "a_T1w", "a_T2w", "b_T2w"}
+    (unknown,) = scans_of(tmp_path / "single" / "T2_labels.nii")
+    assert unknown.problem is not None and not unknown.images

@@ -357,6 +357,44 @@ def test_rows_add_up(seed: int, affine: Array) -> None:
 # ---- tables ------------------------------------------------------------------------------------------------------
 
 
+def test_fluid_is_summed_over_each_pvs_and_the_voxels_around_it() -> None:
+    mask, fluid = empty(), np.full(SHAPE, 0.5)
+    mask[2, 2, 2] = mask[8, 2, 2] = True
+    fluid[2, 2, 2], fluid[8, 2, 2] = 1.0, 0.8
+    found = measure(mask, halves(), HALF, hemispheres=sides(), fluid=fluid)
+    # 27 voxels of 1/8 mm3: the one that is marked and 26 neighbours that are half full.
+    assert [p.fluid_mm3 for p in found.pvs] == pytest.approx([(1.0 + 13) / 8, (0.8 + 13) / 8])
+    assert found.row("BG").fluid_mm3 == found.row("all").fluid_mm3 == pytest.approx((1.8 + 26) / 8)
+    assert found.row("BG", "left").fluid_mm3 == pytest.approx(14 / 8) and found.row("CSO").fluid_mm3 == 0
+    # Across thick slices the next voxel is another place: 9 voxels of 3 mm3.
+    thick = measure(mask, {}, THICK, fluid=fluid)
+    assert [p.fluid_mm3 for p in thick.pvs] == pytest.approx([3 * (1.0 + 4), 3 * (0.8 + 4)])
+    # At the edge of the image there are fewer neighbours, and two that touch share their surroundings once.
+    corner = empty()
+    corner[0, 0, 0] = True
+    assert measure(corner, {}, HALF, fluid=np.ones(SHAPE)).pvs[0].fluid_mm3 == pytest.approx(8 / 8)
+    near = empty()
+    near[2, 2, 2] = near[4, 2, 2] = True
+    assert measure(near, {}, HALF, fluid=np.ones(SHAPE)).row("all").fluid_mm3 == pytest.approx(5 * 9 / 8)
+
+
+@given(st.integers(0, 200))
+@settings(max_examples=25, deadline=None, derandomize=True)
+def test_fluid_does_not_depend_on_how_voxels_are_stored_and_is_unknown_without_a_map(seed: int) -> None:
+    mask, fluid = masks(seed), np.random.default_rng(seed).random(SHAPE)
+    turned = np.diag([-0.5, 0.5, 0.5, 1.0])
+    there, back = measure(mask, {}, HALF, fluid=fluid), measure(mask[::-1], {}, turned, fluid=fluid[::-1])
+    assert there.row("all").fluid_mm3 == pytest.approx(back.row("all").fluid_mm3)
+    assert sum(p.fluid_mm3 or 0 for p in there.pvs) == pytest.approx(there.row("all").fluid_mm3)
+    unknown = measure(mask, {}, HALF)
+    assert unknown.row("all").fluid_mm3 is None and all(p.fluid_mm3 is None for p in unknown.pvs)
+
+
+def test_a_map_of_fluid_of_another_shape_is_refused() -> None:
+    with pytest.raises(ValueError, match="fluid fraction"):
+        measure(empty(), {}, HALF, fluid=np.zeros((2, 2, 2)))
+
+
 def one_column() -> Burden:
     mask = empty()
     mask[1, 1, 2:4] = True
@@ -366,10 +404,10 @@ def one_column() -> Burden:
 def test_burden_csv_has_a_row_per_case_region_and_side() -> None:
     lines = burden_csv([("-a", one_column()), ("b, c", one_column())]).split("\n")
     assert lines[0] == ",".join(["case", *REGION_COLUMNS]) and len(lines) == 8 and lines[-1] == ""
-    assert lines[1] == " -a, =BG,both,0,0.0,0.0,960.0,,,0.0,,,,,,,"  # no formula for a spreadsheet
+    assert lines[1] == " -a, =BG,both,0,0.0,,0.0,960.0,,,0.0,,,,,,,"  # no formula for a spreadsheet
     cells = lines[5].split('"')[2].split(",")[1:]
     named = dict(zip(REGION_COLUMNS, cells, strict=True))
-    assert lines[5].startswith('"b, c",midbrain,both,1,2.0,960.0,960.0,')
+    assert lines[5].startswith('"b, c",midbrain,both,1,2.0,,960.0,960.0,')
     assert float(named["pvsnm_mm3_per_million_mm3"]) == pytest.approx(1e6 * 2 / 960)
     assert named["estimated_potter_midbrain_score_0_to_1"] == "1" and named["estimated_potter_score_0_to_4"] == ""
 
@@ -390,7 +428,7 @@ def test_a_dot_has_no_direction_in_csv() -> None:
     mask = empty()
     mask[1, 1, 1] = True
     cells = pvs_csv([("a", measure(mask, {}, HALF))]).split("\n")[1].split(",")
-    assert cells[10:14] == ["", "", "", ""]
+    assert cells[11:15] == ["", "", "", ""]
 
 
 def test_json_holds_what_the_tables_hold() -> None:

@@ -284,7 +284,7 @@ def test_failing_cases_leave_the_others_alone(
     def predict(prepared: Any, *more: Any) -> Any:
         if bad.get(name_of(prepared)) == "net":
             raise ZeroDivisionError("a bug\nof ours")
-        return (prepared.image[1] > 1).astype(np.float32)
+        return (prepared.image[1] > 1).astype(np.float32), None
 
     def name_of(prepared: Any) -> str:
         return str(prepared.warnings[0])
@@ -301,7 +301,7 @@ def test_failing_cases_leave_the_others_alone(
     pipeline_read, real_ready, real_write = pipeline.read, Segmenter.ready, folder.write
     with monkeypatch.context() as patch, tempfile.TemporaryDirectory() as scratch:
         patch.setattr(pipeline, "read", read)
-        patch.setattr(pipeline, "predict", predict)
+        patch.setattr(pipeline, "predict_maps", predict)
         patch.setattr(Segmenter, "ready", ready)
         patch.setattr(folder, "write", write)
         outputs = [Path(scratch) / "alone", Path(scratch) / "together"]
@@ -419,7 +419,7 @@ def test_weights_and_device_are_made_once(weights: Path, monkeypatch: pytest.Mon
 
 def lost_once(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A GPU that fails whatever network runs on it; what ran where, in order."""
-    real, seen = pipeline.predict, []
+    real, seen = pipeline.predict_maps, []
 
     def predict(prepared: Any, ensemble: Any, text: Any, device: torch.device, *more: Any) -> Any:
         seen.append(device.type)
@@ -434,7 +434,7 @@ def lost_once(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         shape = tuple(volumes["T2w"].data.shape)
         return Anatomy(np.zeros(shape, np.uint8), np.ones(shape, bool))
 
-    monkeypatch.setattr(pipeline, "predict", predict)
+    monkeypatch.setattr(pipeline, "predict_maps", predict)
     monkeypatch.setattr(pipeline, "find_anatomy", find_anatomy)
     monkeypatch.setattr(
         "pvs_model.inference.predict.choose_device", lambda name: torch.device("cpu" if name == "cpu" else "cuda")

@@ -296,7 +296,7 @@ def test_which_errors_are_the_gpus(error: Exception, lost: bool) -> None:
 def test_a_gpu_that_disappears(
     source: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    real, seen = pipeline.predict, []
+    real, seen = pipeline.predict_maps, []
 
     def predict(prepared: Any, ensemble: Any, text: Any, device: torch.device, *more: Any) -> Any:
         seen.append(device.type)
@@ -304,7 +304,7 @@ def test_a_gpu_that_disappears(
             raise RuntimeError("CUDA error: unspecified launch failure\nand much advice")
         return real(prepared, ensemble, text, device, *more)
 
-    monkeypatch.setattr(pipeline, "predict", predict)
+    monkeypatch.setattr(pipeline, "predict_maps", predict)
     monkeypatch.setattr(
         "pvs_model.inference.predict.choose_device", lambda name: torch.device("cpu" if name == "cpu" else "cuda")
     )

@@ -21,10 +21,12 @@ from torch import Tensor, nn
 from pvs_model.config import NetworkConfig
 from pvs_model.errors import DeviceError, PromptError, WeightsError
 from pvs_model.inference import ensemble as ensembles
+from pvs_model.inference import openvino
 from pvs_model.inference import predict as prediction
 from pvs_model.inference.ensemble import MANIFEST, Ensemble, Group, Weights
 from pvs_model.inference.postprocess import to_mask
 from pvs_model.inference.predict import Attempt, attempts, choose_device, count_windows, predict, window_of
+from pvs_model.nets.model import build
 from pvs_model.nets.text import find_encoder, prompt
 from pvs_model.pipeline import predict as run_pipeline
 from pvs_model.pipeline import prepare
@@ -267,6 +269,21 @@ def test_bfloat16_on_the_cpu_is_near_float32(loaded: Weights, monkeypatch: pytes
     torch.testing.assert_close(fast, exact, rtol=0, atol=0.03)
 
 
+@pytest.mark.parametrize("kind", ["3d", "2d"])
+def test_two_outputs_are_two_maps(tiny: dict[str, NetworkConfig], kind: str) -> None:
+    config = replace(tiny[kind], fluid=True, nested_from=1)
+    networks = tuple(build(config).eval() for _ in range(2))
+    sides = [16] * config.dimensions
+    windows, words = torch.randn(2, config.in_channels, *sides), torch.randn(1, 4, config.text_width)
+    maps = prediction.mean_probability(networks, CPU, "torch")(windows, words)
+    with torch.no_grad():
+        first, second = (n(windows, words.expand(2, -1, -1)).sigmoid() for n in networks)
+    assert first.shape[1] == 2
+    torch.testing.assert_close(maps, (first + second) / 2, rtol=0, atol=1e-6)
+    traced = openvino._Probability(networks[1], 1)(windows, words.expand(2, -1, -1))
+    torch.testing.assert_close(traced, second)
+
+
 def test_an_ensemble_is_the_mean_of_its_members(loaded: Weights) -> None:
     both, tokens, scan = loaded.ensemble("3d"), loaded.embed(PROMPT), image(40, 40, 40)
     alone = [predict(only(both, member), scan, tokens, CPU) for member in range(2)]
@@ -411,7 +428,7 @@ def test_memory_that_runs_out_on_the_gpu(
         tried.append(attempt)
         if len(tried) <= fits:
             raise error
-        return torch.full(scan.shape[1:], 0.5)
+        return torch.full((1, *scan.shape[1:]), 0.5)
 
     monkeypatch.setattr(prediction, "_run", run)
     with caplog.at_level(logging.WARNING):

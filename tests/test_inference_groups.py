@@ -24,7 +24,7 @@ from pvs_model.config import NetworkConfig
 from pvs_model.errors import VolumeError, WeightsError
 from pvs_model.inference import predict as prediction
 from pvs_model.inference.ensemble import MANIFEST, Ensemble, Group, Weights
-from pvs_model.inference.predict import attempts, count_windows, predict
+from pvs_model.inference.predict import attempts, count_windows, predict, predict_maps
 from pvs_model.nets import checkpoint
 from pvs_model.nets.model import build
 from pvs_model.nets.text import prompt
@@ -75,7 +75,7 @@ def test_one_group_is_the_mean_of_its_networks_to_the_last_bit() -> None:
         torch.testing.assert_close(found, mean[0], rtol=0, atol=1e-6)  # the windows' weights cancel to rounding
         name = ensemble_of(networks, combine=combine).groups[0]
         alone = prediction._run(ensemble_of(networks), name, scan, TOKENS, next(attempts(CPU, 4)), False, None, "torch")
-        assert torch.equal(found, alone)
+        assert torch.equal(found, alone[0])
 
 
 @given(st.floats(0.01, 0.99))
@@ -98,6 +98,18 @@ def test_groups_weigh_the_same_whatever_their_size() -> None:
     torch.testing.assert_close(flat, torch.full((16, 16, 16), 0.5), rtol=0, atol=1e-6)
 
 
+def test_the_fluid_fraction_is_the_mean_of_the_groups_that_predict_it() -> None:
+    one, other = constant(0.2), constant(0.6)
+    both = Stub(lambda w: torch.cat([torch.full_like(w[:, :1], 0.4), torch.full_like(w[:, :1], 0.8)], 1).logit())
+    scan = image(16, 16, 16)
+    assert predict_maps(ensemble_of([one], [other]), scan, TOKENS, CPU).shape == (1, 16, 16, 16)
+    maps = predict_maps(ensemble_of([one], [both]), scan, TOKENS, CPU)
+    expected = torch.tensor([0.3, 0.8]).reshape(2, 1, 1, 1).expand(2, 16, 16, 16)
+    torch.testing.assert_close(maps, expected, rtol=0, atol=1e-6)
+    largest = predict_maps(ensemble_of([one], [both], combine="maximum"), scan, TOKENS, CPU)
+    torch.testing.assert_close(largest[0], torch.full((16, 16, 16), 0.4), rtol=0, atol=1e-6)
+
+
 def test_memory_that_runs_out_for_one_group_starts_the_next_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[tuple[str, int]] = []
 
@@ -105,7 +117,7 @@ def test_memory_that_runs_out_for_one_group_starts_the_next_anew(monkeypatch: py
         tried.append((group.name, attempt.batch))
         if tried[-1] == ("0", 4):
             raise torch.OutOfMemoryError("no")
-        return torch.full(scan.shape[1:], 0.25 if group.name == "0" else 0.75)
+        return torch.full((1, *scan.shape[1:]), 0.25 if group.name == "0" else 0.75)
 
     monkeypatch.setattr(prediction, "_run", run)
     groups = ensemble_of([constant(0.5)], [constant(0.5)])

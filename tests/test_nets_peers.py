@@ -69,16 +69,18 @@ def test_every_entry_predicts_trains_and_takes_odd_sizes(name: str, tmp_path: Pa
     scales = network(x, text)
     assert isinstance(scales, list)
     for level, logits in enumerate(scales):
-        assert logits.shape == (1, 1, *[side >> level for side in x.shape[2:]])
+        outputs = config.outputs if level == 0 else 1  # the fluid fraction is predicted at full resolution alone
+        assert logits.shape == (1, outputs, *[side >> level for side in x.shape[2:]])
     shares = [float(logits.detach().sigmoid().mean()) for logits in scales]
     assert max(shares) < 0.1, "heads start at the share of PVS"
 
     # the loss falls, and every parameter that it depends on has a say
     label, loss_of = (x[:, :1] > 1).float(), DeepSupervision()
+    target = torch.cat([label, torch.zeros_like(label), label / 2], 1)
     optimiser = torch.optim.AdamW(network.parameters(), lr=3e-3)
     losses = []
     for step in range(4):
-        loss = loss_of(network(x, text), label)
+        loss = loss_of(network(x, text), target)
         optimiser.zero_grad()
         loss.backward()
         if step == 0:
@@ -97,7 +99,7 @@ def test_every_entry_predicts_trains_and_takes_odd_sizes(name: str, tmp_path: Pa
     with torch.no_grad():
         odd = network(image(config, *sides), text)
         assert isinstance(odd, torch.Tensor)
-        assert odd.shape == (1, 1, *sides) and odd.isfinite().all()
+        assert odd.shape == (1, config.outputs, *sides) and odd.isfinite().all()
         checkpoint.save(tmp_path / "net.safetensors", network)
         loaded = checkpoint.load(tmp_path / "net.safetensors")
         assert loaded.config == config
@@ -186,6 +188,9 @@ def test_shiva_is_blind_to_the_other_sequences(name: str) -> None:
         ({"view": "axial"}, "belongs to 2D"),
         ({"dimensions": 2, "view": "oblique"}, "view must be one of"),
         ({"guided_level": 3}, "guided_level"),
+        ({"nested_from": 3}, "nested_from"),
+        ({"nested_from": -1}, "nested_from"),
+        ({"architecture": "dynunet", "text": False}, "no output for the fluid fraction"),
     ],
 )
 def test_impossible_configs_are_refused(changes: dict[str, object], told: str) -> None:
@@ -200,7 +205,9 @@ def test_dynunet_needs_three_levels() -> None:
 
 def test_configs_from_before_there_were_inputs_are_read() -> None:
     text = '{"architecture": "graph_fusion", "widths": [4, 8, 12, 16]}'
-    assert NetworkConfig.from_json(text) == replace(NETWORK_3D, widths=(4, 8, 12, 16))
+    read = NetworkConfig.from_json(text)
+    assert read == NetworkConfig(widths=(4, 8, 12, 16))
+    assert (read.inputs, read.nested_from, read.fluid, read.outputs) == (INPUTS, 0, False, 1)
 
 
 # ---- parts ----

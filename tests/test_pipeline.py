@@ -202,10 +202,10 @@ def find_the_ball(seen: dict[str, Any]) -> Any:
 
     def find(ensemble: Ensemble, image: Tensor, text: Any, device: Any, **options: Any) -> Tensor:
         seen.update(shape=tuple(image.shape), **options)
-        return ((image[T2] - 2.5) * 4).sigmoid()
+        return ((image[T2] - 2.5) * 4).sigmoid()[None]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prediction, "predict", find)
+        patch.setattr(prediction, "predict_maps", find)
         yield
 
 

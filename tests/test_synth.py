@@ -48,13 +48,12 @@ SHAPE = (20, 22, 24)
 PVS = len(TISSUES) + OVERLAYS.index("pvs")
 QUIET = {
     "pvs_centrum": 0.0, "pvs_basal": 0.0, "pvs_other": 0.0, "lesion_burden": 0.0, "lesion_dots": 0.0,
-    "lacunes": 0.0, "islands": 0.0, "sheets": 0.0, "folia": 0.0, "voids": 0.0,
-    "bridges": 0.0,
+    "lacunes": 0.0, "cavities": 0.0, "islands": 0.0, "sheets": 0.0, "folia": 0.0, "voids": 0.0, "bridges": 0.0,
 }  # fmt: skip
 FULL = {"pvs_centrum": 8.0, "pvs_basal": 8.0, "pvs_other": 4.0, "pvs_diameter_mm": 1.5}
 LOOK_ALIKES = {
-    "lesion_burden": 1.0, "lesion_dots": 2.0, "lacunes": 1.0, "islands": 8.0, "sheets": 0.5, "folia": 0.3,
-    "voids": 2.0, "bridges": 40.0,
+    "lesion_burden": 1.0, "lesion_dots": 2.0, "lacunes": 1.0, "cavities": 0.05, "islands": 8.0, "sheets": 0.5,
+    "folia": 0.3, "voids": 2.0, "bridges": 40.0,
 }  # fmt: skip
 
 
@@ -69,6 +68,7 @@ def clean_scan(seed: int = 0, **changes: Any) -> ScanParams:
     calm: dict[str, Any] = {
         "stripped": True, "acquired": ((1.0,) * 3,) * 3, "noise": (0.02,) * 3, "ring_keep": (1.0,) * 3,
         "gamma": (1.0,) * 3, "mean_jitter": (0.0,) * 3, "scale_jitter": (1.0,) * 3, "bias": (0.05,) * 3,
+        "mask_threshold": 0.5, "mask_smooth_mm": 0.8,
     }  # fmt: skip
     return replace(draw_scan(seed, 3, complete=True), **calm | changes)
 
@@ -174,13 +174,13 @@ def test_fractions_fill_every_voxel(anatomy: Anatomy, voxel: tuple[float, float,
 
 
 def test_nothing_asked_for_is_nothing_labelled(bare: Scene) -> None:
-    assert not bare.label.any() and not bare.coverage.any()
+    assert not bare.label().any() and not bare.coverage.any()
     assert not bare.fractions[len(TISSUES) :].any()
 
 
 def test_look_alikes_are_painted_and_never_labelled(anatomy: Anatomy) -> None:
     scene = render(scene_params(1, (50, 56, 46), **QUIET | LOOK_ALIKES), anatomy)
-    assert not scene.label.any() and not scene.coverage.any()
+    assert not scene.label().any() and not scene.coverage.any()
     for name in OVERLAYS:
         painted = scene.fractions[len(TISSUES) + OVERLAYS.index(name)]
         assert bool(painted.any()) == (name != "pvs"), name
@@ -197,7 +197,7 @@ def test_sheets_lie_in_cortex_far_from_white_matter() -> None:
     for share in (0.1, 0.4, 0.7):
         p = scene_params(**QUIET | {"sheets": share, "sheet_depth_mm": 2.0})
         out = overlays(p, tissue, region, direction, far, h, 4, torch.Generator().manual_seed(0))
-        assert not out["pvs"].any() and set(out) == {"pvs", "pvs_signal", "island"}
+        assert not out["pvs"].any() and set(out) == {"pvs", "pvs_signal", "pvs_diameter", "island"}
         sheet = out["island"]
         # 2 mm are 4 voxels: of the 14 the middle 6 are further from white matter on both sides.
         outside = torch.ones_like(sheet, dtype=torch.bool)
@@ -228,13 +228,13 @@ def test_sheets_are_never_labelled(anatomy: Anatomy) -> None:
     params = scene_params(1, (50, 56, 46), **QUIET | {"sheets": 0.7, "sheet_depth_mm": 1.5, "folia": 0.4})
     scene = render(params, anatomy)
     painted = scene.fractions[len(TISSUES) + OVERLAYS.index("island")]
-    assert painted.any() and not scene.label.any() and not scene.coverage.any()
+    assert painted.any() and not scene.label().any() and not scene.coverage.any()
 
 
 def test_pvs_lie_in_their_host_tissues(full: Scene, bare: Scene) -> None:
     hosts = bare.fractions[tissue_ids(*PVS_HOSTS)].sum(0, dtype=torch.int32)
     coverage = full.coverage.to(torch.int32)
-    assert int(coverage.max()) > 200 and int(full.label.sum()) > 30
+    assert int(coverage.max()) > 200 and int(full.label().sum()) > 30
     assert (coverage <= hosts + len(PVS_HOSTS)).all()  # each share is rounded
     partly = (hosts > 0) & (hosts < 255)
     assert (coverage[partly] > 0).any()  # the law is put to the test at borders
@@ -251,7 +251,7 @@ def test_where_pvs_are_asked_for_is_where_they_are(anatomy: Anatomy) -> None:
     regions = {"pvs_centrum": CENTRUM_SEMIOVALE, "pvs_basal": BASAL_GANGLIA, "pvs_other": OTHER_BRAIN}
     for name, region in regions.items():
         scene = render(scene_params(5, (50, 56, 46), **QUIET | {name: 9.0, "pvs_length_mm": 3.0}), anatomy)
-        counts = torch.bincount(scene.regions[scene.label].long(), minlength=4)
+        counts = torch.bincount(scene.regions[scene.label()].long(), minlength=4)
         assert int(counts.argmax()) == region and int(counts[region]) > 0.7 * int(counts.sum()) > 3
 
 
@@ -260,8 +260,9 @@ def test_where_pvs_are_asked_for_is_where_they_are(anatomy: Anatomy) -> None:
 )
 def test_a_voxel_is_labelled_from_its_coverage_on(voxel: tuple[float, float, float], least: int) -> None:
     coverage = torch.arange(256, dtype=torch.uint8).reshape(16, 16, 1)
-    scene = Scene(torch.zeros(1), coverage, torch.zeros(1), voxel, torch.zeros(1), False)
-    assert torch.equal(scene.label, coverage >= least)
+    none = torch.zeros(1)
+    scene = Scene(none, coverage, none, none, none, none, voxel, none, False)
+    assert torch.equal(scene.label(), coverage >= least)
     assert least == math.ceil((0.2 if max(voxel) >= 2.5 else 0.4) * 255)
 
 
@@ -271,7 +272,7 @@ def test_a_voxel_is_labelled_from_its_coverage_on(voxel: tuple[float, float, flo
 def straight(length: float, radius: float, direction: Tensor, centre: Tensor, strength: float = 1.0) -> Tubes:
     along = torch.arange(-length / 2, length / 2 + 1e-6, 0.3)
     points = (centre + along[:, None] * direction)[None]
-    return Tubes(points, torch.full(points.shape[:2], radius), torch.tensor([strength]))
+    return Tubes(points, torch.full(points.shape[:2], radius), torch.full(points.shape[:2], strength))
 
 
 @given(
@@ -304,7 +305,7 @@ def test_a_straight_tube_has_its_volume(
 def test_the_strength_of_a_tube_scales_its_signal() -> None:
     h = torch.full((3,), 0.5)
     tube = straight(6.0, 1.0, torch.tensor([0.0, 0.6, 0.8]), torch.full((3,), 5.0), strength=0.25)
-    coverage, weighted = paint(tube, (20, 20, 20), h)
+    coverage, weighted, _ = paint(tube, (20, 20, 20), h)
     torch.testing.assert_close(weighted, 0.25 * coverage)
     assert float(coverage.max()) == 1.0
 
@@ -455,8 +456,8 @@ def test_ringing_keeps_the_mean_and_what_is_smooth() -> None:
 
 def test_a_perfect_scan_is_fractions_times_signals(full: Scene) -> None:
     perfect = clean_scan(
-        stripped=False, texture=(0.0,) * 3, psf=((0.0,) * 3,) * 3, shift=((0.0,) * 3,) * 3, bias=(0.0,) * 3,
-        noise=(0.0,) * 3,
+        stripped=False, texture=(0.0,) * 3, fine_texture=(0.0,) * 3, psf=((0.0,) * 3,) * 3,
+        shift=((0.0,) * 3,) * 3, bias=(0.0,) * 3, noise=(0.0,) * 3,
     )  # fmt: skip
     taken = acquire(full, perfect)
     expected = torch.einsum("ck,kxyz->cxyz", torch.tensor(perfect.signals), full.fractions.float() / 255)
@@ -650,4 +651,4 @@ def test_nothing_outside_the_regions_is_truth(anatomy: Anatomy) -> None:
     scene = render(scene_params(7, (40, 44, 36), **FULL), anatomy)
     outside = scene.regions == NO_REGION
     # A voxel's region is that of its middle, so a tube at a border may reach beyond by a voxel.
-    assert int((scene.label & outside).sum()) <= 0.02 * int(scene.label.sum())
+    assert int((scene.label() & outside).sum()) <= 0.02 * int(scene.label().sum())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,9 +76,10 @@ def test_a_case_by_protocol_has_its_grid(anatomy: Anatomy, name: str) -> None:
 def test_coarser_sequences_are_blurred_along_the_axis_that_is_coarser(anatomy: Anatomy) -> None:
     protocol = PROTOCOLS["macc"]
     scene = whole_scene(anatomy, 3, protocol.grid_mm)
+    flat: dict[str, Any] = dict.fromkeys(("noise", "texture", "fine_texture", "bias"), (0.0,) * 3)
     sharp, taken = (
         simulate(
-            anatomy, 3, protocol.grid_mm, scene=scene, scan=replace(plain_scan(3, 3, ratios), noise=(0.0,) * 3)
+            anatomy, 3, protocol.grid_mm, scene=scene, scan=replace(plain_scan(3, 3, ratios), **flat)
         ).images
         for ratios in (None, protocol.acquired())
     )
@@ -91,4 +93,4 @@ def test_coarser_sequences_are_blurred_along_the_axis_that_is_coarser(anatomy: A
 
     for channel in (1, 2):
         x, z = (rough(taken[channel], axis) / rough(sharp[channel], axis) for axis in (0, 2))
-        assert z < 0.85 and z < 0.95 * x
+        assert z < 0.95 and z < 0.98 * x

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 from scipy import ndimage
 
-from pvs_model.errors import LayoutError, VolumeError
+from pvs_model.errors import PVSError, VolumeError
 from pvs_model.synth.anatomy import BASAL_GANGLIA, INDEX, TISSUES, is_tissue, to_tissues
 from pvs_model.synth.contrast import PRIOR
 from pvs_model.training import backgrounds
@@ -182,7 +182,7 @@ def test_a_scan_without_segmentation_needs_label_maps(labelled: Path, tmp_path: 
         VolumeError, match=r"one: expected one_aseg.nii.gz beside the images, or a folder of label maps"
     ):
         load_backgrounds(folder)
-    with pytest.raises(LayoutError, match="expected a case"):
+    with pytest.raises(PVSError, match="expected"):
         load_backgrounds(labelled / "two")
 
 

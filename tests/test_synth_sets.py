@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,14 +12,17 @@ import pytest
 
 from pvs_model.cli import main
 from pvs_model.errors import PVSError
+from pvs_model.synth.case import SimulatedCase
 from pvs_model.synth.engine import draw_scan
-from pvs_model.synth.protocols import TABLE_2, on_grid
+from pvs_model.synth.protocols import TABLE_2, Protocol, on_grid
 from pvs_model.synth.sheet import contact_sheet, row
 from pvs_model.training import sets
-from pvs_model.training.cases import Order, digest, read_record
+from pvs_model.training.cases import Order, digest, read_record, replay, save
+from pvs_model.types import SEQUENCES
 from pvs_model.volume.io import read, write_volume
 
-FILES = ("T1w.nii.gz", "T2w.nii.gz", "FLAIR.nii.gz", "PVS.nii.gz", "BG.nii.gz", "CSO.nii.gz", "simulation.json")
+MASKS, MAPS = ("PVS", "BG", "CSO", "IGNORE"), ("FLUID", "CNR", "DIAMETER")
+FILES = (*(f"{name}.nii.gz" for name in (*SEQUENCES, *MASKS, *MAPS)), "simulation.json")
 
 
 @pytest.fixture(scope="module")
@@ -113,10 +117,59 @@ def test_a_random_case_draws_all_there_is_and_saves_what_it_has(
     assert sets.write_set(tmp_path, plan) == 1
     case = plan.make(plan.orders[0])
     written = {p.name.split("_")[1].split(".")[0] for p in (tmp_path / plan.orders[0].case).glob("*.nii.gz")}
-    assert written - {"PVS", "BG", "CSO"} == {
+    assert written - {*MASKS, *MAPS} == {
         n for n, there in zip(("T1w", "T2w", "FLAIR"), case.present, strict=True) if there
     }
     assert read_record(tmp_path / plan.orders[0].case / f"{plan.orders[0].case}_simulation.json").sha256 == digest(case)
+
+
+def test_what_is_known_of_the_pvs_lies_beside_the_labels(maps: Path, tmp_path: Path) -> None:
+    import nibabel
+
+    heads = sets.Heads(maps, None)
+    plan = sets.plan_heads(1, 3, on_grid((2.0, 2.0, 2.0)), heads, subject="wide")
+    (order,) = plan.orders
+    case = plan.make(order)
+    save(tmp_path, order, case)
+    fields = dict(zip((*MASKS, *MAPS), (
+        case.pvs.label, case.basal_ganglia, case.centrum_semiovale, case.pvs.ignore, case.pvs.fluid, case.pvs.cnr,
+        case.pvs.diameter_mm,
+    ), strict=True))  # fmt: skip
+    for name, expected in fields.items():
+        file = nibabel.load(tmp_path / order.case / f"{order.case}_{name}.nii.gz")
+        found = np.asarray(file.dataobj)  # type: ignore[attr-defined]
+        assert found.dtype == expected.dtype == (np.uint8 if name in MASKS else np.float32), name
+        np.testing.assert_array_equal(found, expected, err_msg=name)
+        np.testing.assert_allclose(file.affine, case.affine, atol=1e-6)  # type: ignore[attr-defined]
+    assert case.pvs.label.any() and not (case.pvs.label & case.pvs.ignore).any()
+    assert 0 <= case.pvs.fluid.min() < case.pvs.fluid.max() <= 1
+    np.testing.assert_array_equal(case.pvs.diameter_mm[case.pvs.fluid > 0] > 0, True)
+    seen = (case.pvs.label | case.pvs.ignore) > 0
+    assert (case.pvs.cnr[seen] > 0.5).all() and case.truth is case.pvs.label
+    # From its record: bit for bit, maps included; another fluid fraction is another case.
+    record = read_record(tmp_path / order.case / f"{order.case}_simulation.json")
+    again = replay(record, heads.find, lambda name: pytest.fail("no scan is asked for"))
+    assert digest(again) == digest(case) == record.sha256
+    changed = dataclasses.replace(case, pvs=dataclasses.replace(case.pvs, fluid=case.pvs.fluid / 2))
+    assert digest(changed) != record.sha256
+
+
+@pytest.mark.parametrize("protocol", [on_grid((2.0, 2.0, 2.4)), "random"], ids=["own", "random"])
+def test_a_set_may_hold_one_kind_of_subject(
+    maps: Path, monkeypatch: pytest.MonkeyPatch, protocol: str | Protocol
+) -> None:
+    heads = sets.Heads(maps, None)
+    monkeypatch.setattr("pvs_model.training.cases.draw_voxel", lambda seed, dimensions: ((2.0, 2.0, 2.4), "coronal"))
+    medians = []
+    for subject in ("thin", "wide"):
+        plan = sets.plan_heads(1, 4, protocol, heads, subject)
+        assert plan.orders[0].protocol.endswith(f", {subject} PVS")
+        case = plan.make(plan.orders[0])
+        assert isinstance(case, SimulatedCase)
+        medians.append(case.scene.pvs_basal_diameter_mm)
+    assert medians[0] < medians[1]
+    named = sets.plan_heads(2, 4, "table2", heads, "thin").orders
+    assert [order.protocol for order in named] == [f"{TABLE_2[k].name}, thin PVS" for k in (4, 5)]
 
 
 def test_masks_are_bytes_on_the_grid_of_the_images(made: Path) -> None:
@@ -124,7 +177,7 @@ def test_masks_are_bytes_on_the_grid_of_the_images(made: Path) -> None:
 
     folder = made / "sim0000"
     image = read(folder / "sim0000_T2w.nii.gz")
-    for name in ("PVS", "BG", "CSO"):
+    for name in MASKS:
         mask = nibabel.load(folder / f"sim0000_{name}.nii.gz")
         assert mask.get_data_dtype() == np.uint8 and mask.shape == image.data.shape  # type: ignore[attr-defined]
         np.testing.assert_allclose(mask.affine, image.affine)  # type: ignore[attr-defined]

@@ -22,7 +22,8 @@ from pvs_model.inference.ensemble import MANIFEST, Weights
 from pvs_model.inference.predict import predict
 from pvs_model.nets import checkpoint
 from pvs_model.nets.text import TEMPLATES, TRAINING_TEMPLATES, TextCache, prompt, thickness_class
-from pvs_model.synth.anatomy import BASAL_GANGLIA, CENTRUM_SEMIOVALE, Anatomy
+from pvs_model.synth.anatomy import BASAL_GANGLIA, CENTRUM_SEMIOVALE, INDEX, TISSUES, Anatomy
+from pvs_model.synth.contrast import OVERLAYS
 from pvs_model.synth.engine import Scene
 from pvs_model.synth.params import draw_scan
 from pvs_model.training import data, loop, recorder, state
@@ -117,7 +118,7 @@ def stream_of(anatomy: Anatomy, config: NetworkConfig, **changes: Any) -> PatchS
 
 
 def equal(a: data.Batch, b: data.Batch) -> bool:
-    return torch.equal(a.images, b.images) and torch.equal(a.label, b.label) and a.prompts == b.prompts
+    return torch.equal(a.images, b.images) and torch.equal(a.target, b.target) and a.prompts == b.prompts
 
 
 @pytest.mark.parametrize("kind", ["3d", "2d"])
@@ -129,7 +130,9 @@ def test_the_same_seed_is_the_same_stream(anatomy: Anatomy, tiny: dict[str, Netw
     for batch in batches:
         assert batch.images.shape == (2, tiny[kind].in_channels, *spatial) and batch.label.shape == (2, 1, *spatial)
         assert batch.images.dtype == batch.label.dtype == torch.float32
-        assert set(batch.label.unique().tolist()) <= {0.0, 1.0} and batch.images.isfinite().all()
+        assert set(batch.target[:, :2].unique().tolist()) <= {0.0, 1.0} and batch.images.isfinite().all()
+        assert batch.target.shape == (2, 3, *spatial) and not (batch.label * batch.ignore).any()
+        assert 0 <= float(batch.target[:, 2].min()) <= float(batch.target[:, 2].max()) <= 1
     other = stream_of(anatomy, tiny[kind], seed=6)
     assert not equal(batches[0], other.batch(2))
 
@@ -155,7 +158,7 @@ def test_the_pool_takes_new_scenes_in_and_drops_the_oldest(
         rendered.append(number)
         return number
 
-    def sample(scene: int, seed: int) -> data.Batch:
+    def sample(scene: int, seed: int, asks: bool) -> data.Batch:
         taken.append((stream.visits, scene))
         return data.Batch(torch.zeros(1), torch.zeros(1), [""])
 
@@ -183,11 +186,18 @@ def half_and_half(shape: tuple[int, int, int]) -> Scene:
     """PVS everywhere; one half is basal ganglia, the other centrum semiovale."""
     regions = torch.full(shape, BASAL_GANGLIA, dtype=torch.uint8)
     regions[: shape[0] // 2] = CENTRUM_SEMIOVALE
-    fractions = torch.zeros(28, *shape, dtype=torch.uint8)
-    fractions[4] = 255
-    histogram = torch.zeros(2, 22)
-    histogram[:, 3:5] = 0.5
-    return Scene(fractions, torch.full(shape, 255, dtype=torch.uint8), regions, (1.0, 1.0, 1.0), histogram, False)
+    white, kinds = INDEX["white_matter"], len(TISSUES) + len(OVERLAYS)
+    fractions = torch.zeros(kinds, *shape, dtype=torch.uint8)
+    fractions[len(TISSUES) + OVERLAYS.index("pvs")] = 255
+    everywhere = torch.arange(regions.numel(), dtype=torch.int32)
+    displaced = torch.zeros(kinds, len(everywhere), dtype=torch.float16)
+    displaced[white] = 1.0
+    histogram = torch.zeros(2, len(TISSUES))
+    histogram[:, white - 1 : white + 1] = 0.5
+    coverage, diameter = torch.full(shape, 255, dtype=torch.uint8), torch.full(shape, 50, dtype=torch.uint8)
+    return Scene(
+        fractions, coverage, everywhere, displaced, diameter, regions, (1.0, 1.0, 1.0), histogram, whole_head=False
+    )
 
 
 @pytest.mark.parametrize("kind", ["3d", "2d"])
@@ -201,6 +211,9 @@ def test_the_target_follows_the_prompt(anatomy: Anatomy, tiny: dict[str, Network
         assert brain.label.all()
         assert float(basal.label.mean()) == float(centrum.label.mean()) == 0.5
         assert torch.equal(basal.label + centrum.label, brain.label)
+        # What is asked for is known: nothing elsewhere is ignored, and the fluid follows the question as well.
+        assert not brain.ignore.any() and not basal.ignore.any()
+        assert brain.target[:, 2].all() and torch.equal(basal.target[:, 2:], basal.label)
         # Nothing but the question differs.
         assert torch.equal(brain.images, basal.images) and torch.equal(brain.images, centrum.images)
         there = draw_scan(seed, stream.config.dimensions).present
@@ -245,16 +258,17 @@ def test_a_2d_patch_is_a_slice_of_its_scene_and_its_neighbours(
     scene = half_and_half((16, 16, 5))
     coverage = torch.zeros(16, 16, 5, dtype=torch.uint8)
     coverage[..., 2] = 255
-    stream = stream_of(anatomy, tiny["2d"], patch=8)
-    middles = set()
+    stream = stream_of(anatomy, tiny["2d"], patch=8, labels="coverage")
+    middles = []
     for seed in range(20):
         batch = stream.sample(replace(scene, coverage=coverage), seed, "brain")
         values = batch.images[0].flatten(1).unique(dim=1)[:, 0]
         z = int(values[1])
-        middles.add(z)
+        middles.append(z)
         assert values.tolist() == [z - 1, z, z + 1, z + 9, z + 10, z + 11, z + 19, z + 20, z + 21]
         assert bool(batch.label.all()) == (z == 2) and bool(batch.label.any()) == (z == 2)
-    assert middles == {1, 2, 3}
+    # Half of the patches are the slice with the most PVS, and a third of the others happen to be.
+    assert set(middles) == {1, 2, 3} and 8 <= middles.count(2) <= 18
 
 
 # ---- anatomies from files ------------------------------------------------------------------------------------------
@@ -342,8 +356,14 @@ def test_precision_is_chosen_or_follows_the_machine(monkeypatch: pytest.MonkeyPa
 def test_dice_over_patches_by_hand() -> None:
     probability = torch.tensor([0.1, 0.45, 0.6, 0.9])
     label = torch.tensor([0.0, 1.0, 0.0, 1.0])
-    counts = dice_counts(probability, label, torch.tensor([0.05, 0.4, 0.5, 0.95]))
-    assert counts.tolist() == [[2, 4, 2], [2, 3, 2], [1, 2, 2], [0, 0, 2]]
+    at = torch.tensor([0.05, 0.4, 0.5, 0.95])
+    image, alone = probability.reshape(1, 1, 2, 2), label.reshape(1, 1, 2, 2)
+    assert dice_counts(image, alone, at).tolist() == [[2, 4, 2], [2, 3, 2], [1, 2, 2], [0, 0, 2]]
+    # The third voxel is left out, whatever is found there; the fluid fraction and a second output are not looked at.
+    ignore = torch.tensor([0.0, 0.0, 1.0, 0.0]).reshape(1, 1, 2, 2)
+    target = torch.cat([alone, ignore, torch.full_like(ignore, 0.3)], 1)
+    both = torch.cat([image, torch.ones_like(image)], 1)
+    assert dice_counts(both, target, at).tolist() == [[2, 3, 2], [2, 2, 2], [1, 1, 2], [0, 0, 2]]
     assert len(THRESHOLDS) == 17 and float(THRESHOLDS[8]) == pytest.approx(0.5)
 
 

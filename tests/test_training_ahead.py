@@ -32,7 +32,7 @@ def stream_of(anatomy: Anatomy, config: NetworkConfig, **changes: Any) -> PatchS
 
 
 def equal(a: Batch, b: Batch) -> bool:
-    return torch.equal(a.images, b.images) and torch.equal(a.label, b.label) and a.prompts == b.prompts
+    return torch.equal(a.images, b.images) and torch.equal(a.target, b.target) and a.prompts == b.prompts
 
 
 def test_workers_change_nothing_but_the_time(anatomy: Anatomy, tiny: dict[str, NetworkConfig]) -> None:
@@ -115,7 +115,7 @@ def test_each_scene_is_asked_for_once_in_the_order_in_which_it_is_taken(
 ) -> None:
     stream = stream_of(anatomy, tiny["2d"], pool=5)
     stream.visits = start
-    monkeypatch.setattr(stream, "sample", lambda scene, seed: Batch(torch.zeros(1), torch.zeros(1), [""]))
+    monkeypatch.setattr(stream, "sample", lambda scene, seed, asks: Batch(torch.zeros(1), torch.zeros(1), [""]))
     taken: list[int] = []
     ahead = RenderAhead(stream, workers=2)
     stream.source = lambda number: taken.append(number) or ahead(number)  # type: ignore[func-returns-value]

@@ -35,19 +35,21 @@ def test_planes_of_a_view_are_cut_from_a_thin_slab(anatomy: Anatomy, tiny: dict[
     stream = stream_of(anatomy, config)
     scene = stream.render(0)
     across = PLANE_AXES[view][2]
-    assert [n == 5 for n in scene.label.shape] == [axis == across for axis in range(3)]
+    assert [n == 5 for n in scene.coverage.shape] == [axis == across for axis in range(3)]
     assert max(scene.voxel_mm) < 2.5, "slices of a volume are thin"
     batch = stream.batch(2)
     assert batch.images.shape == (2, 9, 8, 8) and batch.label.shape == (2, 1, 8, 8)
 
 
 def test_a_planes_label_is_that_of_its_middle_slice(anatomy: Anatomy, tiny: dict[str, NetworkConfig]) -> None:
-    stream = stream_of(anatomy, replace(tiny["2d"], view="coronal"), patch=16, region_share=0.0)
+    stream = stream_of(
+        anatomy, replace(tiny["2d"], view="coronal"), patch=16, region_share=0.0, labels="coverage"
+    )
     for number in range(6):
         scene = stream.render(number)
-        if scene.label.any():
+        if scene.label().any():
             break
-    stacked = scene.label.permute(PLANE_AXES["coronal"])
+    stacked = scene.label().permute(PLANE_AXES["coronal"])
     for seed in range(4):
         label = stream.sample(scene, seed, region="brain").label[0, 0]
         flips = [label, label.flip(0), label.flip(1), label.flip(0, 1)]
@@ -67,24 +69,29 @@ def test_the_region_channel_comes_last_and_leaves_the_rest_alone(
     plain, more = stream_of(anatomy, tiny[kind]), stream_of(anatomy, replace(tiny[kind], regions=True))
     slices = tiny[kind].neighbour_slices
     seen = set()
-    for _ in range(6):
+    for _ in range(10):
         a, b = plain.batch(1), more.batch(1)
         assert b.images.shape[1] == 4 * slices
-        assert torch.equal(b.images[:, : 3 * slices], a.images) and torch.equal(a.label, b.label)
+        assert torch.equal(b.images[:, : 3 * slices], a.images) and torch.equal(a.target, b.target)
         seen |= set(b.images[:, 3 * slices :].unique().tolist())
     assert seen == {0.0, 1.0}
 
 
 def test_coverage_moves_the_border_of_labels_alone(anatomy: Anatomy, tiny: dict[str, NetworkConfig]) -> None:
     shares = (0.05, None, 0.9)
-    streams = [stream_of(anatomy, tiny["3d"], patch=16, coverage=share, region_share=0.0) for share in shares]
-    scene = next(s for s in (streams[0].render(k) for k in range(12)) if s.label.any())
+    settings: dict[str, Any] = {"patch": 16, "region_share": 0.0, "labels": "coverage"}
+    streams = [stream_of(anatomy, tiny["3d"], coverage=share, **settings) for share in shares]
+    scene = next(s for s in (streams[0].render(k) for k in range(12)) if s.label().any())
     low, rule, high = (stream.sample(scene, seed=1, region="brain") for stream in streams)
     assert torch.equal(low.images, rule.images) and torch.equal(rule.images, high.images)
     assert (high.label <= rule.label).all() and (rule.label <= low.label).all()
     assert low.label.sum() > high.label.sum()
-    same = stream_of(anatomy, tiny["3d"], patch=16, coverage=label_coverage(scene.voxel_mm), region_share=0.0)
+    same = stream_of(anatomy, tiny["3d"], coverage=label_coverage(scene.voxel_mm), **settings)
     assert torch.equal(same.sample(scene, seed=1, region="brain").label, rule.label)
+    # By the coverage rule nothing is ignored; by what is seen, the same scan has another label.
+    assert not rule.ignore.any() and torch.equal(rule.target[:, 2], low.target[:, 2])
+    seen = stream_of(anatomy, tiny["3d"], patch=16, region_share=0.0).sample(scene, seed=1, region="brain")
+    assert torch.equal(seen.images, rule.images) and not torch.equal(seen.label, rule.label)
 
 
 class Letters:
@@ -109,12 +116,19 @@ def test_one_prompt_for_all() -> None:
 def test_who_cannot_know_the_region_is_asked_for_the_whole_brain(
     anatomy: Anatomy, tiny: dict[str, NetworkConfig], changes: dict[str, bool], prompts: str, asked: bool
 ) -> None:
-    training = TrainingConfig(patch=8, region_share=1.0, prompts=prompts, pool=2)
+    training = TrainingConfig(patch=8, region_share=1.0, prompts=prompts, pool=2, region_warmup=0)
     config = replace(tiny["3d"], **changes)  # type: ignore[arg-type]
     with samples_of(Material([anatomy], [anatomy]), config, training, CPU) as samples:
         words = [samples.batch(1).prompts[0] for _ in range(3)]
     named = [any(region in text.lower() for region in ("basal ganglia", "semioval")) for text in words]
     assert all(named) if asked else not any(named)
+
+
+def test_regions_are_asked_for_after_the_warm_up_alone(anatomy: Anatomy, tiny: dict[str, NetworkConfig]) -> None:
+    training = TrainingConfig(patch=8, region_share=1.0, pool=1, refresh=100, region_warmup=4)
+    with samples_of(Material([anatomy], [anatomy]), tiny["2d"], training, CPU) as samples:
+        words = [samples.batch(1).prompts[0] for _ in range(8)]
+    assert ["the whole brain" in text for text in words] == [True] * 4 + [False] * 4
 
 
 def test_shared_samples_are_those_that_each_would_draw(
@@ -141,7 +155,7 @@ def test_shared_samples_are_those_that_each_would_draw(
         with samples_of(heads, config, training, CPU, shared=shared) as samples:
             for batch in alone[name]:
                 found = samples.batch(2)
-                assert torch.equal(found.images, batch.images) and torch.equal(found.label, batch.label)
+                assert torch.equal(found.images, batch.images) and torch.equal(found.target, batch.target)
                 assert found.prompts == batch.prompts
     assert len(rendered) == len(set(rendered)), "a scene is rendered once"
     checks = validation_of(heads, kinds["text"], replace(training, validation_patches=1), shared)

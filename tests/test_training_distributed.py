@@ -134,7 +134,7 @@ def by_hand(ranks: int) -> dict[str, Tensor]:
             with samples_of(material(), CONFIG, training, CPU, Ranks(rank, ranks)) as samples:
                 samples.visits = step * training.batch
                 batch = samples.batch(training.batch)
-            loss = loss_of(network(batch.images, *prompts(batch.prompts, CPU)), batch.label)
+            loss = loss_of(network(batch.images, *prompts(batch.prompts, CPU)), batch.target)
             (loss / ranks).backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), training.clip)
         optimiser.param_groups[0]["lr"] = learning_rate(step, training)

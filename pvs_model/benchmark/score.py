@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pvs_model import pipeline
-from pvs_model.evaluation.metrics import detection, official, overlap, voxels
+from pvs_model.evaluation.metrics import detection, official, overlap, voxels, without_ignored
 from pvs_model.inference.ensemble import Ensemble
 from pvs_model.inference.postprocess import to_mask, without_specks
 from pvs_model.layouts import choose
@@ -32,6 +32,7 @@ class ScoredCase:
         prepared: on its reference grid; ``inside`` is the box to be scored.
         present: the sequences that are there.
         truth: bool (x, y, z).
+        ignore: bool (x, y, z), what scores leave out.
         regions: name -> bool (x, y, z): CSO, BG, and "brain" for all of the box.
     """
 
@@ -40,6 +41,7 @@ class ScoredCase:
     prepared: pipeline.Prepared
     present: tuple[str, ...]
     truth: Bool
+    ignore: Bool
     regions: dict[str, Bool]
 
     @property
@@ -71,7 +73,7 @@ def load_cases(folder: Path, name: str, count: int, crop_mm: float, weights: Pat
         prepared = replace(prepared, inside=prepared.inside & box)
         regions = {"CSO": masks["CSO"] & box, "BG": masks["BG"] & box, "brain": box}
         present = tuple(s for s, channel in zip(SEQUENCES, prepared.image, strict=True) if channel.any())
-        found.append(ScoredCase(name, case.name, prepared, present, masks["PVS"] & box, regions))
+        found.append(ScoredCase(name, case.name, prepared, present, masks["PVS"] & box, masks["IGNORE"], regions))
     return found
 
 
@@ -107,6 +109,7 @@ def scores(case: ScoredCase, probability: FloatArray, threshold: float) -> list[
     """One row per region: what ``report`` makes its tables of."""
     marked = to_mask(probability, threshold, case.prepared.inside)
     mask = without_specks(marked, float(np.prod(case.prepared.grid.spacing_mm))) > 0
+    mask = without_ignored(mask, case.truth, case.ignore)
     rows = []
     for region, within in case.regions.items():
         o = overlap(mask & within, case.truth & within)

@@ -63,9 +63,11 @@ def region_burden(
     volume_mm3: float,
     region_mm3: float | None,
     intracranial_mm3: float | None,
+    fluid_known: bool = False,
 ) -> RegionBurden:
     """One row: the PVS that are counted here out of all, and the volumes given."""
-    here = [p.shape for p in pvs if region in (ALL, p.region) and hemisphere in (BOTH, p.hemisphere)]
+    counted = [p for p in pvs if region in (ALL, p.region) and hemisphere in (BOTH, p.hemisphere)]
+    here = [p.shape for p in counted]
     lengths, widths = [shape.length_mm for shape in here], [shape.width_mm for shape in here]
     return RegionBurden(
         region,
@@ -78,6 +80,7 @@ def region_burden(
         median_length_mm=float(np.median(lengths)) if here else None,
         mean_width_mm=float(np.mean(widths)) if here else None,
         median_width_mm=float(np.median(widths)) if here else None,
+        fluid_mm3=float(sum(p.fluid_mm3 or 0 for p in counted)) if fluid_known else None,
     )
 
 

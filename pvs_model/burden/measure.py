@@ -29,6 +29,7 @@ def measure(
     affine: Affine,
     intracranial: Array | None = None,
     hemispheres: Array | None = None,
+    fluid: Array | None = None,
 ) -> Burden:
     """Count, measure and rate the PVS of a mask. All arrays lie on one grid, in any order of its axes.
 
@@ -41,17 +42,20 @@ def measure(
             empty one counts as unknown.
         hemispheres: (x, y, z), 1 left, 2 right, 0 neither; None where sides are unknown: then rows of sides and
             Potter scores are left out.
+        fluid: (x, y, z), share of each voxel that PVS fill, 0 to 1, as the networks estimate it; None where unknown:
+            then volumes of fluid are left out.
 
     Raises:
         ValueError: arrays of unequal shape or not of three axes, an affine that is not a finite, invertible (4, 4), a
             region without a name or named "other", or other values than 0, 1 and 2 for hemispheres.
     """
-    grid = _checked(mask, regions, affine, intracranial, hemispheres)
+    grid = _checked(mask, regions, affine, intracranial, hemispheres, fluid)
     grid, turn = to_ras_grid(grid)
     names = [name for name in regions if name != ALL]
     where = region_map({name: turn.apply(regions[name]) != 0 for name in names}, grid.shape)
     sides = None if hemispheres is None else turn.apply(hemispheres).astype(np.uint8)
-    pvs, inside = _every_pvs(turn.apply(mask) != 0, grid.affine, where, sides, names)
+    share = None if fluid is None else turn.apply(fluid)
+    pvs, inside = _every_pvs(turn.apply(mask) != 0, grid.affine, where, sides, names, share)
 
     voxel_mm3 = voxel_volume_mm3(grid.affine)
     of_pvs = voxel_mm3 * voxels_by_region(where[inside], None if sides is None else sides[inside], names)
@@ -68,7 +72,7 @@ def measure(
             if side != BOTH and size.sum() > 0 and not size[1:].any():
                 continue  # a region in the middle, of which no side is known
             known = None if np.isnan(region_mm3) else region_mm3
-            rows.append(region_burden(pvs, name, side, volume, known, head))
+            rows.append(region_burden(pvs, name, side, volume, known, head, fluid is not None))
 
     slices = slices_per_slab(grid.spacing_mm[2])
     return Burden(
@@ -82,7 +86,8 @@ def measure(
 
 
 def _every_pvs(
-    mask: Bool, affine: Affine, where: npt.NDArray[np.uint8], sides: npt.NDArray[np.uint8] | None, names: list[str]
+    mask: Bool, affine: Affine, where: npt.NDArray[np.uint8], sides: npt.NDArray[np.uint8] | None, names: list[str],
+    fluid: Array | None,
 ) -> tuple[tuple[Pvs, ...], tuple[npt.NDArray[np.intp], ...]]:
     """The PVS of a mask with RAS+ axes, and the indices of all its voxels."""
     from scipy import ndimage
@@ -92,7 +97,8 @@ def _every_pvs(
         return (), inside
     corner = [int(index.min()) for index in inside]
     box = tuple(slice(low, int(index.max()) + 1) for low, index in zip(corner, inside, strict=True))
-    labels, _ = ndimage.label(mask[box], np.ones((3, 3, 3)))
+    labels, count = ndimage.label(mask[box], np.ones((3, 3, 3)))
+    volumes = None if fluid is None else _fluid_volumes(labels, count, fluid, corner, affine)
     found = []
     for number, part in enumerate(ndimage.find_objects(labels), 1):
         cluster = labels[part] == number
@@ -107,9 +113,37 @@ def _every_pvs(
                 hemisphere=None if sides is None else side_of(sides[here][cluster]),
                 shape=shape_of(cluster, placed),
                 slices=(int(first[2]), int(first[2]) + cluster.shape[2] - 1),
+                fluid_mm3=None if volumes is None else float(volumes[number - 1]),
             )
         )
     return tuple(found), inside
+
+
+def _fluid_volumes(labels: Array, count: int, fluid: Array, corner: list[int], affine: Affine) -> Array:
+    """Fluid in mm3 of each cluster 1, 2, ...: the sum of the fraction over the cluster grown by one voxel.
+
+    Part of a PVS lies in voxels that are too empty to be marked. Clusters do not grow across thick slices, where the
+    next voxel is another place. A voxel that two clusters reach goes to the one with the larger number.
+
+    Args:
+        labels: (x, y, z), clusters within a box.
+        count: number of clusters.
+        fluid: the whole map of fractions.
+        corner: first voxel of the box in the map.
+        affine: (4, 4), of the map.
+    """
+    from scipy import ndimage
+
+    reach = [int(spacing < THICK_MM) for spacing in np.linalg.norm(affine[:3, :3], axis=0)]
+    low = [min(r, c) for r, c in zip(reach, corner, strict=True)]
+    ends = [c + n for c, n in zip(corner, labels.shape, strict=True)]
+    high = [min(r, n - end) for r, n, end in zip(reach, fluid.shape, ends, strict=True)]
+    padded = np.pad(labels, list(zip(low, high, strict=True)))
+    grown = np.where(padded > 0, padded, ndimage.maximum_filter(padded, [2 * r + 1 for r in reach], mode="constant"))
+    box = tuple(slice(c - a, end + b) for c, a, end, b in zip(corner, low, ends, high, strict=True))
+    sums = np.bincount(grown.ravel(), weights=fluid[box].ravel(), minlength=count + 1)
+    volumes: Array = sums[1:] * voxel_volume_mm3(affine)
+    return volumes
 
 
 def _voxels(whole: Bool, sides: npt.NDArray[np.uint8] | None) -> npt.NDArray[np.int64]:
@@ -130,12 +164,13 @@ def _warnings(grid: Grid, head: float | None, sides: bool) -> tuple[str, ...]:
 
 
 def _checked(
-    mask: Array, regions: Mapping[str, Array], affine: Affine, intracranial: Array | None, hemispheres: Array | None
+    mask: Array, regions: Mapping[str, Array], affine: Affine, intracranial: Array | None, hemispheres: Array | None,
+    fluid: Array | None,
 ) -> Grid:
     """The grid of the mask, once everything else fits to it."""
     if mask.ndim != 3:
         raise ValueError(f"expected a mask (x, y, z), found {mask.ndim} axes")
-    arrays = {**regions, "intracranial mask": intracranial, "map of hemispheres": hemispheres}
+    arrays = {**regions, "intracranial mask": intracranial, "map of hemispheres": hemispheres, "fluid fraction": fluid}
     for name, array in arrays.items():
         if array is not None and array.shape != mask.shape:
             raise ValueError(f"{name}: expected the shape of the mask, {mask.shape}, found {array.shape}")

@@ -27,6 +27,8 @@ class Pvs:
         hemisphere: ``LEFT``, ``RIGHT``, or None where no side is known.
         shape: size and direction.
         slices: first and last axial slice it reaches, counted from the lowest, 0.
+        fluid_mm3: estimated volume of its fluid, which does not depend on how large the voxels are; None where the
+            networks do not predict it.
     """
 
     number: int
@@ -34,6 +36,7 @@ class Pvs:
     hemisphere: str | None
     shape: Shape
     slices: tuple[int, int]
+    fluid_mm3: float | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class RegionBurden:
         volume_mm3: of the mask's voxels here, whichever PVS they belong to.
         region_mm3: volume of the region; None where it is unknown.
         intracranial_mm3: volume within the skull, of both sides; None where it is unknown.
+        fluid_mm3: estimated volume of the fluid of the PVS counted here; None where the networks do not predict it.
         mean_length_mm, median_length_mm, mean_width_mm, median_width_mm: of the PVS counted here; None without any.
     """
 
@@ -59,6 +63,7 @@ class RegionBurden:
     median_length_mm: float | None
     mean_width_mm: float | None
     median_width_mm: float | None
+    fluid_mm3: float | None = None
 
     @property
     def count_per_cm3(self) -> float | None:

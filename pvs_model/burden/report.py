@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import logging
+import os
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -36,17 +37,20 @@ REGIONS = {"CSO": "CSO", "BG": "BG", "hippocampus": "HIP", "midbrain": "MID"}
 NEAR_MM = 2.0
 
 
-def burden_of(mask: Mask, affine: Affine, anatomy: Anatomy | None) -> Burden:
-    """Measure a mask (x, y, z) in the regions of its anatomy, all on one grid; without one, in the whole alone."""
+def burden_of(mask: Mask, affine: Affine, anatomy: Anatomy | None, fluid: FloatArray | None = None) -> Burden:
+    """Measure a mask (x, y, z) in the regions of its anatomy, all on one grid; without one, in the whole alone.
+
+    ``fluid`` is the map of fluid fractions (x, y, z), where there is one.
+    """
     if anatomy is None:
-        return measure(mask, {}, affine)
+        return measure(mask, {}, affine, fluid=fluid)
     sides = np.zeros(mask.shape, np.uint8)
     for value, side in ((1, "L"), (2, "R")):
         sides[np.isin(anatomy.labels, values_of(f"{side}-intracranial"))] = value
     where = regions_of(mask, affine, anatomy)
     regions = {name: where == value for value, name in enumerate(REGIONS, 1)}
     regions[ALL] = anatomy.mask("parenchyma") | (where > 0)
-    return measure(mask, regions, affine, anatomy.mask("intracranial"), sides)
+    return measure(mask, regions, affine, anatomy.mask("intracranial"), sides, fluid)
 
 
 def regions_of(mask: Mask, affine: Affine, anatomy: Anatomy) -> Mask:
@@ -138,7 +142,9 @@ class Report:
         cases = self.folder / "cases"
         # A network file system may list a folder from memory until something is made in it.
         with tempfile.TemporaryDirectory(prefix=files.PART, dir=cases):
-            paths = {path for path in cases.rglob("*.json") if not _hidden(path, self.folder)}
+            # Unlike ``rglob``, a walk goes on where a folder disappears meanwhile.
+            found = {Path(place) / name for place, _, names in os.walk(cases) for name in names}
+            paths = {path for path in found if path.suffix == ".json" and not _hidden(path, self.folder)}
         listed: dict[Path, tuple[int, ...]] = {}
         for path in paths | expected:
             try:
@@ -187,6 +193,7 @@ def view_of(
     grid: Grid,
     anatomy: Anatomy | None,
     facts: Mapping[str, Any],
+    fluid: FloatArray | None = None,
 ) -> CaseView:
     """What a report shows of a case, measured. All arrays (x, y, z) lie on the grid, in RAS+ order."""
     return CaseView(
@@ -195,7 +202,7 @@ def view_of(
         mask=mask != 0,
         regions={} if anatomy is None else {shown: anatomy.mask(label) for shown, label in REGIONS.items()},
         spacing_mm=grid.spacing_mm,
-        burden=burden_of(mask, grid.affine, anatomy),
+        burden=burden_of(mask, grid.affine, anatomy, fluid),
         facts=facts,
         affine=grid.affine,
     )

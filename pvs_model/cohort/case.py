@@ -79,10 +79,16 @@ def report_case(case: Case, result: Segmentation, report: Report, probability: b
 
     prepared = result.prepared
     images = dict(zip(SEQUENCES, prepared.image, strict=True))
-    report.add(view_of(case.name, images, result.upright, prepared.grid, prepared.anatomy, result.facts))
+    report.add(
+        view_of(case.name, images, result.upright, prepared.grid, prepared.anatomy, result.facts, result.fluid)
+    )
     if probability:
         stored = read_grid(case.images[result.reference])
-        write_volume(report.folder / "probability" / f"{case.name}_prob.nii.gz", result.probability, stored.affine)
+        maps = {"prob": result.probability}
+        if result.fluid is not None:
+            maps["fluid"] = prepared.undo(result.fluid)
+        for name, values in maps.items():
+            write_volume(report.folder / "probability" / f"{case.name}_{name}.nii.gz", values, stored.affine)
 
 
 def printable(text: str) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from pvs_model.errors import PVSError, VolumeError
-from pvs_model.evaluation.metrics import all_sets, worst
+from pvs_model.evaluation.metrics import all_sets, without_ignored, worst
 from pvs_model.evaluation.pairs import Pair, find_pairs
 from pvs_model.evaluation.records import MISSING, REFUSED, SCORED, Report, Row
 from pvs_model.evaluation.regions import BOXES, NO_REGIONS, REGION_ORDER, Found, Regions, regions_of
@@ -128,6 +128,9 @@ def score_pair(pair: Pair, regions: Regions = AS_GIVEN) -> Scored:
     else:
         try:
             found = aligned(read_mask(pair.prediction), true.grid, pair.truth)
+            ignored = pair.truth.with_name(pair.truth.name.replace("_PVS.", "_IGNORE."))
+            if ignored != pair.truth and ignored.is_file():  # of simulated cases
+                found = without_ignored(found, truth, aligned(read_mask(ignored), true.grid, pair.truth))
         except VolumeError as error:
             status = REFUSED
             problems.append(f"{pair.label}: {error}")

@@ -118,6 +118,29 @@ def dice(prediction: Bool, truth: Bool) -> float:
     return 2 * int((prediction & truth).sum()) / total if total else float("nan")
 
 
+def without_ignored(prediction: Bool, truth: Bool, ignore: Bool) -> Bool:
+    """A prediction without what scores leave out: PVS so faint that neither finding nor missing them is an error.
+
+    Clusters that touch an ignored voxel and no true one are dropped whole, as are ignored voxels of other clusters.
+
+    Args:
+        prediction, truth, ignore: bool (x, y, z).
+
+    Example:
+        >>> prediction = np.array([1, 1, 0, 1, 1]) > 0
+        >>> truth, ignore = np.array([0, 0, 0, 0, 1]) > 0, np.array([0, 1, 0, 0, 0]) > 0
+        >>> without_ignored(*(m.reshape(5, 1, 1) for m in (prediction, truth, ignore))).ravel().astype(int).tolist()
+        [0, 0, 0, 1, 1]
+    """
+    labels, count = clusters(prediction)
+    dropped = np.zeros(count + 1, bool)
+    dropped[labels[ignore]] = True
+    dropped[labels[truth]] = False
+    dropped[0] = False
+    kept: Bool = prediction & ~dropped[labels] & ~(ignore & ~truth)
+    return kept
+
+
 def overlap(prediction: Bool, truth: Bool) -> Overlap:
     """Compare two masks (x, y, z); anything but 0 is inside.
 

@@ -238,7 +238,7 @@ class Weights:
 
 def _form(config: NetworkConfig) -> tuple[object, ...]:
     """What networks must share to be run on the same windows."""
-    return config.dimensions, config.view, config.sequences, config.regions, config.neighbour_slices
+    return config.dimensions, config.view, config.sequences, config.regions, config.neighbour_slices, config.fluid
 
 
 def _pair(values: Sequence[float]) -> tuple[float, float]:

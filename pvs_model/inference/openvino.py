@@ -45,7 +45,7 @@ class _Probability(nn.Module):
         self.network = network if parts == 1 else _reading_parts(network)
 
     def forward(self, image: Tensor, text: Tensor) -> Tensor:
-        """(B, parts * C, *window) and (B, T, W) to (B, 1, *window), 0 to 1."""
+        """(B, parts * C, *window) and (B, T, W) to (B, outputs, *window), 0 to 1."""
         probability: Tensor = self.network(image, text).sigmoid()
         return probability
 
@@ -140,7 +140,7 @@ class CompiledEnsemble:
         self._requests: OrderedDict[tuple[int, ...], Any] = OrderedDict()
 
     def __call__(self, windows: Tensor, words: Tensor) -> Tensor:
-        """Windows (B, C, *window), float32, and words (1, T, W) to the mean probability (B, 1, *window), float32."""
+        """Windows (B, C, *window), float32, and words (1, T, W) to the mean maps (B, outputs, *window), float32."""
         sides = windows.shape[2:]
         short = [_rounded(max(side, self.least), self.multiple) - side for side in sides]
         if any(short):

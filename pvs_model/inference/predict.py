@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,7 +77,12 @@ def autocast(device: torch.device) -> torch.autocast | nullcontext[None]:
     return torch.autocast("cuda", torch.bfloat16 if modern else torch.float16)
 
 
-def predict(
+def predict(ensemble: Ensemble, image: Tensor, text: Tensor, device: torch.device, **options: Any) -> Tensor:
+    """Probability of PVS (X, Y, Z), the first map of ``predict_maps``, which explains the arguments."""
+    return predict_maps(ensemble, image, text, device, **options)[0]
+
+
+def predict_maps(
     ensemble: Ensemble,
     image: Tensor,
     text: Tensor,
@@ -88,6 +94,8 @@ def predict(
     order: tuple[int, int, int] = (0, 1, 2),
 ) -> Tensor:
     """Probability of PVS: the mean over the networks of each group, then the mean or maximum over groups.
+
+    Where a group's networks predict the fluid fraction, too, its mean over these groups is the second map.
 
     Args:
         ensemble: the networks.
@@ -103,21 +111,21 @@ def predict(
         order: which axis of the head, in RAS+, each of X, Y and Z is; only groups with a view ask.
 
     Returns:
-        (X, Y, Z) float32 on the CPU, 0 to 1.
+        (1 or 2, X, Y, Z) float32 on the CPU, 0 to 1: the probability, and the fluid fraction.
 
     Raises:
         DeviceError: when memory runs out on the CPU as well, or OpenVINO was asked for and cannot run the networks.
     """
 
     def mean_of(group: Group) -> Tensor:
-        """Mean probability (X, Y, Z) over the networks of a group."""
+        """Mean maps (1 or 2, X, Y, Z) over the networks of a group."""
         axes = _axes(group, order)
         seen = image[: group.config.sequences + group.regions].permute(0, *(1 + axis for axis in axes))
         ways = list(attempts(device, batch))
         for attempt, safer in zip(ways, [*ways[1:], None], strict=True):
             try:
-                found = _run(ensemble, group, seen, text, attempt, mirror, progress, backend)
-                return found.permute(*(axes.index(axis) for axis in range(3)))
+                maps = _run(ensemble, group, seen, text, attempt, mirror, progress, backend)
+                return maps.permute(0, *(1 + axes.index(axis) for axis in range(3)))
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not _out_of_memory(error):
                     raise
@@ -127,12 +135,13 @@ def predict(
                     log.warning("out of memory with %s; trying %s", attempt, safer)
         raise DeviceError("expected enough memory for one window on the CPU, found that it ran out")
 
-    first, *others = ensemble.groups
-    total = mean_of(first)
-    for group in others:
-        more = mean_of(group)
-        total = torch.maximum(total, more) if ensemble.combine == "maximum" else total + more
-    return total / len(ensemble.groups) if others and ensemble.combine == "mean" else total
+    maps = [mean_of(group) for group in ensemble.groups]
+    if len(maps) == 1:
+        return maps[0]
+    probability = torch.stack([m[0] for m in maps])
+    combined = probability.amax(0) if ensemble.combine == "maximum" else probability.mean(0)
+    fluid = [m[1] for m in maps if len(m) > 1]
+    return torch.stack([combined, torch.stack(fluid).mean(0)] if fluid else [combined])
 
 
 def device_lost(error: BaseException) -> bool:
@@ -174,7 +183,7 @@ def _run(
     mean = mean_probability(group.networks, attempt.device, backend)
 
     def average(windows: Tensor) -> Tensor:
-        """Mean probability (B, 1, *window) over the networks and mirror images, in float32."""
+        """Mean maps (B, outputs, *window) over the networks and mirror images, in float32."""
         spatial = range(2, windows.ndim)
         flips = [
             tuple(a for k, a in enumerate(spatial) if m >> k & 1) for m in range(2 ** len(spatial) if mirror else 1)
@@ -204,7 +213,7 @@ def _run(
             stacked = stack_slices(image, neighbours).permute(1, 2, 3, 0)[None]  # (1, channels, X, Y, Z)
             probability = SliceInferer(roi_size=window, spatial_dim=2, **shared)(stacked, average)
     assert isinstance(probability, Tensor)
-    return probability[0, 0].float().cpu()
+    return probability[0].float().cpu()
 
 
 def computed_by(ensemble: Ensemble, device: torch.device, backend: str) -> str:
@@ -231,7 +240,7 @@ def _graph(
 def mean_probability(
     networks: tuple[SegmentationNet, ...], device: torch.device, backend: str
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """Networks as a function: windows (B, C, *window), words (1, T, W) -> mean probability (B, 1, *window).
+    """Networks as a function: windows (B, C, *window), words (1, T, W) -> mean of their maps (B, outputs, *window).
 
     Float32, on the windows' device.
 
@@ -246,11 +255,11 @@ def mean_probability(
 
     def mean(windows: Tensor, words: Tensor) -> Tensor:
         words = words.expand(len(windows), -1, -1)
-        total = torch.zeros((len(windows), 1, *windows.shape[2:]), device=windows.device)
+        total = torch.zeros((), device=windows.device)
         for network in networks:
             with autocast(device):
                 logits = network(windows, words)
-            total += logits.float().sigmoid()
+            total = total + logits.float().sigmoid()
         return total / len(networks)
 
     return mean

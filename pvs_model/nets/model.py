@@ -93,29 +93,30 @@ class TextGuidance(nn.Module):
 
 
 class Head(nn.Module):
-    """A 1x1 convolution to one logit per voxel, on channels that the prompt may gate.
+    """A 1x1 convolution to one logit per voxel and output, on channels that the prompt may gate.
 
     The target follows the prompt (which region is asked for), but levels below the guided one carry no
     text: without the gate their deep supervision would teach one image two contradicting answers.
     """
 
-    def __init__(self, dimensions: int, width: int, text_width: int | None = None) -> None:
+    def __init__(self, dimensions: int, width: int, text_width: int | None = None, outputs: int = 1) -> None:
         """
         Args:
             dimensions: 2 or 3.
             width: Channels of the feature.
             text_width: Channels of the text that gates the feature; None for no gate.
+            outputs: 1, or 2 with the fluid fraction.
         """
         super().__init__()
         self.pool = None if text_width is None else TokenPooling(text_width)
         self.gate = None if text_width is None else nn.Linear(text_width, width)
-        self.logit = CONVOLUTION[dimensions](width, 1, 1)
+        self.logit = CONVOLUTION[dimensions](width, outputs, 1)
         # PVS are rare: starting from their share instead of 1/2 saves hundreds of steps.
         assert self.logit.bias is not None
         nn.init.constant_(self.logit.bias, RARE_LOGIT)
 
     def forward(self, feature: Tensor, text: Tensor | None, mask: Tensor | None) -> Tensor:
-        """Feature (B, C, *spatial) to logits (B, 1, *spatial)."""
+        """Feature (B, C, *spatial) to logits (B, outputs, *spatial)."""
         if self.pool is not None and self.gate is not None:
             gate = self.gate(self.pool(text, mask)).sigmoid().to(feature.dtype)
             feature = feature * gate.unflatten(1, (-1, *[1] * (feature.ndim - 2)))
@@ -162,8 +163,9 @@ class SegmentationNet(nn.Module, ABC):
             text_mask: (B, T) bool, True for real tokens, at least one per sample; None where all are.
 
         Returns:
-            In eval mode the logits (B, 1, *spatial). In training mode a list of logits, full resolution first, then
-            half, quarter, ..., sides rounded down, as many as the network supervises.
+            In eval mode the logits (B, outputs, *spatial): of PVS, then of the fluid fraction for networks that have
+            it. In training mode a list of logits, full resolution first, then half, quarter, ..., sides rounded down,
+            as many as the network supervises; the fluid fraction is among those of full resolution alone.
 
         Raises:
             ValueError: If a shape is not as above, or text is missing that the network needs.
@@ -214,9 +216,10 @@ class GraphFusionNet(SegmentationNet):
     X(0, 2) have none: they lie before the text, and full resolution is where the time goes.
 
     Works under ``torch.autocast`` (equation (1) stays in float32) and in either memory format. Cost of a
-    96^3 window in 3D: 3.50 M parameters, 288 GFLOP (a multiplication and an addition count as two), of
-    which the guidance takes 7.5. On a CPU the contiguous format is as fast as ``channels_last`` or faster:
-    what the convolutions gain there, torch's instance normalisation loses by copying.
+    96^3 window in 3D: 1.56 M parameters, 119 GFLOP (a multiplication and an addition count as two; 3.50 M and
+    288 for the first networks, which are nested at full resolution, too). On a CPU the contiguous format is as
+    fast as ``channels_last`` or faster: what the convolutions gain there, torch's instance normalisation loses
+    by copying.
     """
 
     def __init__(
@@ -298,7 +301,9 @@ def build_graph_fusion(config: NetworkConfig) -> GraphFusionNet:
         ValueError: If the widths, heads or neighbours do not fit together.
     """
     dimensions, widths = config.dimensions, config.widths
-    backbone = NestedUNet(dimensions, config.seen_channels, widths, enhanced=config.guided_level)
+    backbone = NestedUNet(
+        dimensions, config.seen_channels, widths, enhanced=config.guided_level, nested_from=config.nested_from
+    )
     guided = widths[config.guided_level]  # half resolution: at full it would cost more than all the rest
     text = guidance = None
     if config.text:
@@ -311,7 +316,10 @@ def build_graph_fusion(config: NetworkConfig) -> GraphFusionNet:
             concatenation=None if modules else TextConcatenation(guided),
         )
     heads = [
-        Head(dimensions, width, text_width=guided if config.text and level > config.guided_level else None)
+        Head(
+            dimensions, width, text_width=guided if config.text and level > config.guided_level else None,
+            outputs=config.outputs if level == 0 else 1,
+        )
         for level, width in enumerate(widths[:-1])
-    ]
+    ]  # fmt: skip
     return GraphFusionNet(config, backbone, text, guidance, heads)

@@ -28,11 +28,15 @@ class NestedUNet(nn.Module):
     with one convolution in a block, and two on the last diagonal i + j = levels - 1, whose nodes are
     the outputs. Since X(0, levels - 1) takes every node to its left, no node can be left out at
     inference: a thin level 0 is what keeps the cost down.
+
+    With ``nested_from`` 1 the full resolution, where most of the time goes, has its two ends only: X(0, 0) and
+    X(0, 3), which takes X(0, 0) and the node below. Rows from level 1 down are nested as above.
     """
 
     def __init__(
-        self, dimensions: int, in_channels: int, widths: Sequence[int], enhanced: int = 1, convolutions: int = 1
-    ) -> None:
+        self, dimensions: int, in_channels: int, widths: Sequence[int], enhanced: int = 1, convolutions: int = 1,
+        nested_from: int = 0,
+    ) -> None:  # fmt: skip
         """
         Args:
             dimensions: 2 or 3.
@@ -40,6 +44,7 @@ class NestedUNet(nn.Module):
             widths: Channels per level, full resolution first; at least two levels.
             enhanced: Level whose row ``enhance`` is applied to the end of.
             convolutions: In each node between encoder and last diagonal; U-Net++ itself has 2.
+            nested_from: Level from which rows are nested.
 
         Raises:
             ValueError: If there are fewer than two levels.
@@ -49,6 +54,7 @@ class NestedUNet(nn.Module):
             raise ValueError(f"a nested U-Net needs at least 2 levels, got widths {tuple(widths)}")
         self.levels = len(widths)
         self.enhanced = enhanced
+        self.nested_from = nested_from
         self.encoder = nn.ModuleList(
             Stage(dimensions, above, width, stride=1 if level == 0 else 2, image=level == 0)
             for level, (above, width) in enumerate(zip((in_channels, *widths), widths, strict=False))
@@ -56,14 +62,20 @@ class NestedUNet(nn.Module):
         self.up = nn.ModuleDict()
         self.nodes = nn.ModuleDict()
         for column in range(1, self.levels):
-            for level in range(self.levels - column):
+            for level in self._rows(column):
                 width = widths[level]
-                joined = (column + 1) * width  # the nodes to the left, and the one from below
+                to_the_left = column if level >= nested_from else 1
+                joined = (to_the_left + 1) * width  # the nodes to the left, and the one from below
                 node = nn.Sequential(ConvBlock(dimensions, joined, width))
                 if convolutions == 2 or level + column == self.levels - 1:
                     node.append(ConvBlock(dimensions, width, width))
                 self.up[f"{level}_{column}"] = upsampling(dimensions, widths[level + 1], width)
                 self.nodes[f"{level}_{column}"] = node
+
+    def _rows(self, column: int) -> list[int]:
+        """Levels that have a node in a column: those that are nested, and the last diagonal."""
+        last = self.levels - 1 - column
+        return [level for level in range(last + 1) if level >= self.nested_from or level == last]
 
     @property
     def multiple(self) -> int:
@@ -96,9 +108,9 @@ class NestedUNet(nn.Module):
         if enhance is not None and self.levels == 2:  # the row of level 1 is its encoder stage alone
             rows[1][0] = enhance(rows[1][0])
         for column in range(1, self.levels):
-            for level in range(self.levels - column):
+            for level in self._rows(column):
                 key = f"{level}_{column}"
-                below = self.up[key](rows[level + 1][column - 1])
+                below = self.up[key](rows[level + 1][-1])
                 node = self.nodes[key](torch.cat([*rows[level], below], dim=1))
                 if enhance is not None and (level, column) == (self.enhanced, self.levels - 1 - self.enhanced):
                     node = enhance(node)

@@ -75,7 +75,7 @@ _NO_TEXT = {"text": False, "graph": False, "cross_attention": False, "fusion": F
 
 def _peer(architecture: str, widths: tuple[int, ...], form: str, **changes: object) -> NetworkConfig:
     """Three sequences in; in 2D three neighbouring slices of each, as ours."""
-    base = NETWORK_3D if form == "3d" else NETWORK_2D
+    base = replace(NETWORK_3D if form == "3d" else NETWORK_2D, nested_from=0, fluid=False)
     view = form if form in VIEWS else ""
     made = replace(base, architecture=architecture, widths=widths, view=view, **_NO_TEXT)  # type: ignore[arg-type]
     return replace(made, **changes)  # type: ignore[arg-type]
@@ -131,8 +131,9 @@ def _entries() -> list[Entry]:
         ours("whole", "prompts vary, but none asks for a region", {"region_share": 0.0})
         ours("printed", "equation (3) with V_T as printed", changes={"graph_values": "own"})
         ours("level2", "modules at a quarter of the resolution", changes={"guided_level": 2})
-        ours("coverage20", "labels from a coverage of 0.2", {"coverage": 0.2})
-        ours("coverage60", "labels from a coverage of 0.6", {"coverage": 0.6})
+        ours("nested", "nested at full resolution, too", changes={"nested_from": 0})
+        ours("coverage20", "labels from a coverage of 0.2", {"labels": "coverage", "coverage": 0.2})
+        ours("coverage60", "labels from a coverage of 0.6", {"labels": "coverage", "coverage": 0.6})
     return found
 
 

@@ -34,7 +34,7 @@ def _along(image: Tensor, kernel: Tensor, axis: int) -> Tensor:
 
 
 def regrid(image: Tensor, factor: float, offset: float, axis: int) -> Tensor:
-    """Acquire with voxels ``factor`` times as long along one axis, then interpolate linearly back onto the grid.
+    """Acquires with voxels ``factor`` times as long along one axis, then interpolates linearly back onto the grid.
 
     Args:
         image: (C, X, Y, Z).
@@ -46,17 +46,45 @@ def regrid(image: Tensor, factor: float, offset: float, axis: int) -> Tensor:
         return image
     n = image.shape[axis + 1]
     along = [-1 if a == axis + 1 else 1 for a in range(image.ndim)]
-    first, last = math.floor(-offset / factor), math.floor((n - 1 - offset) / factor) + 1
-    middle = torch.arange(first, last + 1, device=image.device, dtype=torch.float32) * factor + offset
-    low, high = middle - factor / 2 + 0.5, middle + factor / 2 + 0.5  # voxel i of the grid reaches from i to i + 1
+    centres = _centres(n, factor, offset, image.device)
+    low, high = centres - factor / 2 + 0.5, centres + factor / 2 + 0.5  # voxel i of the grid reaches from i to i + 1
     acquired = torch.zeros((), device=image.device)
     for step in range(math.ceil(factor) + 1):
         voxel = low.floor() + step
         share = (torch.minimum(voxel + 1, high) - torch.maximum(voxel, low)).clamp_min(0) / factor
         acquired = acquired + image.index_select(axis + 1, voxel.clamp(0, n - 1).long()) * share.reshape(along)
-    place = (torch.arange(n, device=image.device, dtype=torch.float32) - offset) / factor - first
-    below = place.floor().clamp(0, len(middle) - 2)  # float32 may round a place up to the last slice
-    weight = (place - below).reshape(along)
+    return _interpolate(acquired, n, factor, offset, axis)
+
+
+def interpolate_noise(noise: Tensor, factor: float, offset: float, axis: int) -> Tensor:
+    """Interpolates white noise of acquired voxels onto the grid, as ``regrid`` does with the signal.
+
+    Args:
+        noise: (C, X, Y, Z), white on the grid; one of its values along the axis is taken for each acquired voxel.
+        factor, offset, axis: as for ``regrid``.
+    """
+    if factor <= 1.001:
+        return noise
+    n = noise.shape[axis + 1]
+    # Acquired voxels are longer than those of the grid: no two of them lie nearest to the same one but at the ends.
+    nearest = _centres(n, factor, offset, noise.device).round().clamp(0, n - 1).long()
+    return _interpolate(noise.index_select(axis + 1, nearest), n, factor, offset, axis)
+
+
+def _centres(n: int, factor: float, offset: float, device: torch.device) -> Tensor:
+    """Centres of the acquired voxels in voxels of a grid of length n, from the last before it to the first beyond."""
+    first, last = math.floor(-offset / factor), math.floor((n - 1 - offset) / factor) + 1
+    return torch.arange(first, last + 1, device=device, dtype=torch.float32) * factor + offset
+
+
+def _interpolate(acquired: Tensor, n: int, factor: float, offset: float, axis: int) -> Tensor:
+    """Linear interpolation of acquired voxels, their centres those of ``_centres``, at the n voxels of the grid."""
+    count = acquired.shape[axis + 1]
+    along = [-1 if a == axis + 1 else 1 for a in range(acquired.ndim)]
+    position = torch.arange(n, device=acquired.device, dtype=torch.float32) - offset
+    position = position / factor - math.floor(-offset / factor)
+    below = position.floor().clamp(0, count - 2)  # float32 may round a position up to the last slice
+    weight = (position - below).reshape(along)
     near, far = (acquired.index_select(axis + 1, (below + k).long()) for k in (0, 1))
     return near * (1 - weight) + far * weight
 
@@ -94,10 +122,24 @@ def ring(image: Tensor, keep: float, axis: int) -> Tensor:
     return torch.fft.irfft(spectrum * window, n=image.shape[axis + 1], dim=axis + 1)
 
 
-def rician(image: Tensor, sigma: float, grain: float, generator: torch.Generator) -> Tensor:
-    """Magnitude of the image with complex Gaussian noise; ``grain`` > 0 blurs the noise (sigma in voxels)."""
-    noise = torch.randn((2, *image.shape), generator=generator, device=image.device)
+def rician(
+    image: Tensor, sigma: float, grain: float, generator: torch.Generator,
+    acquired: tuple[float, float, float] = (1.0, 1.0, 1.0),
+) -> Tensor:  # fmt: skip
+    """Adds complex Gaussian noise to an image and takes the magnitude.
+
+    Args:
+        image: (C, X, Y, Z).
+        sigma: standard deviation of the noise in acquired voxels, in the image's units.
+        grain: blur of the noise, sigma in voxels; 0 for white noise.
+        generator: source of randomness.
+        acquired: acquired voxel over voxel of the grid along each axis: noise is interpolated as the signal was.
+    """
+    noise = torch.randn((2, *image.shape), generator=generator, device=image.device).flatten(0, 1)
+    for axis, factor in enumerate(acquired):
+        noise = interpolate_noise(noise, factor, factor / 2, axis)
     if grain > 0.12:
-        noise = blur(noise.flatten(0, 1), (grain,) * 3).reshape(noise.shape)
+        noise = blur(noise, (grain,) * 3)
         noise = noise / noise.std().clamp_min(1e-6)
-    return ((image + sigma * noise[0]) ** 2 + (sigma * noise[1]) ** 2).sqrt()
+    real, imaginary = noise.unflatten(0, (2, -1))
+    return ((image + sigma * real) ** 2 + (sigma * imaginary) ** 2).sqrt()

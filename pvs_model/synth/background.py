@@ -17,9 +17,11 @@ from torch import Tensor
 
 from pvs_model.synth import artefacts
 from pvs_model.synth.anatomy import BASAL_GANGLIA, CENTRUM_SEMIOVALE, FIELD_MM, INDEX, pvs_field
-from pvs_model.synth.engine import fine_factors, label_coverage
+from pvs_model.synth.case import PVSMaps
+from pvs_model.synth.engine import LEAST_NOISE, fine_factors
 from pvs_model.synth.overlays import overlays
 from pvs_model.synth.params import SceneParams, Triple, draw_scene
+from pvs_model.synth.visibility import label_visible
 from pvs_model.types import Affine
 
 #: Radius of the ball of host tissue that a tube's contrast is taken against.
@@ -79,35 +81,44 @@ class MixedCase:
     """A real scan with PVS mixed in: fields as those of ``SimulatedCase``, and what it was made from."""
 
     images: npt.NDArray[np.float32]
-    truth: npt.NDArray[np.uint8]
+    pvs: PVSMaps
     basal_ganglia: npt.NDArray[np.uint8]
     centrum_semiovale: npt.NDArray[np.uint8]
     affine: Affine
     present: tuple[bool, bool, bool]
     mix: MixParams
 
+    @property
+    def truth(self) -> npt.NDArray[np.uint8]:
+        """The label, uint8 (x, y, z)."""
+        return self.pvs.label
 
-def draw_mix(background: Background, seed: int, contrast: tuple[float, float] = (0.2, 0.7)) -> MixParams:
+
+def draw_mix(background: Background, seed: int, contrast: tuple[float, float] = (0.2, 0.7),
+             subject: str | None = None) -> MixParams:  # fmt: skip
     """Choose densities and shapes from the priors of simulated heads, strengths within ``contrast``."""
     x, y, z = background.hosts.shape
-    drawn = draw_scene(seed, (x, y, z), background.voxel_mm, target="whole", empty_share=0.0)
+    drawn = draw_scene(seed, (x, y, z), background.voxel_mm, target="whole", empty_share=0.0, subject=subject)
     low, high = contrast
     rng = np.random.default_rng(seed)
     scene = replace(
         drawn, flip=False, scale=(1.0, 1.0, 1.0), elastic_mm=0.0, pvs_strength=float(rng.uniform(low, high)),
-        lesion_burden=0.0, lesion_dots=0.0, lacunes=0.0, islands=0.0, sheets=0.0, folia=0.0, voids=0.0,
+        lesion_burden=0.0, lesion_dots=0.0, lacunes=0.0, cavities=0.0, islands=0.0, sheets=0.0, folia=0.0, voids=0.0,
         bridges=0.0,
     )  # fmt: skip
     t1w, t2w, flair = (float(s) for s in rng.uniform(0.25, 0.5, 3))
     return MixParams(scene, contrast, (t1w, t2w, flair))
 
 
-def grow(background: Background, params: MixParams) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Share of each voxel that PVS fill, and the same times their strength: float32 (x, y, z), 0 to 1."""
-    coverage, signal = np.zeros((2, *background.hosts.shape), np.float32)
+def grow(background: Background, params: MixParams) -> tuple[npt.NDArray[np.float32], ...]:
+    """Share of each voxel that PVS fill, the same times their strength (0 to 1), and their diameter in mm.
+
+    All are float32 (x, y, z).
+    """
+    coverage, signal, diameter = np.zeros((3, *background.hosts.shape), np.float32)
     boxes = ndimage.find_objects(background.hosts.astype(np.uint8))
     if not boxes:
-        return coverage, signal
+        return coverage, signal, diameter
     box = tuple(slice(max(0, s.start - 2), s.stop + 2) for s in boxes[0])
     factor = fine_factors(background.voxel_mm)
     h = torch.tensor([v / f for v, f in zip(background.voxel_mm, factor, strict=True)])
@@ -118,12 +129,13 @@ def grow(background: Background, params: MixParams) -> tuple[npt.NDArray[np.floa
     generator = torch.Generator().manual_seed(params.scene.seed)
     painted = overlays(params.scene, tissue, region, field[:3], field[3], h, STRIDE, generator)
 
-    def pool(fine: Tensor) -> npt.NDArray[np.float32]:
-        return np.asarray(F.avg_pool3d(fine[None, None], (factor[0], factor[1], factor[2]))[0, 0].numpy())
-
-    coverage[box], signal[box] = pool(painted["pvs"]), pool(painted["pvs_signal"])
+    window = (factor[0], factor[1], factor[2])
+    coverage[box], signal[box] = (
+        F.avg_pool3d(painted[name][None, None], window)[0, 0].numpy() for name in ("pvs", "pvs_signal")
+    )
+    diameter[box] = F.max_pool3d(painted["pvs_diameter"][None, None], window)[0, 0].numpy()
     low, high = params.contrast
-    return coverage, np.clip(signal, low * coverage, high * coverage)
+    return coverage, np.clip(signal, low * coverage, high * coverage), diameter
 
 
 def _finer(labels: npt.NDArray[np.uint8], factor: list[int]) -> Tensor:
@@ -158,16 +170,33 @@ def local_tissue(image: npt.NDArray[np.float32], hosts: npt.NDArray[np.bool_], v
     return np.where(weight > 1e-3, total / np.maximum(weight, 1e-3), image).astype(np.float32)
 
 
-def mix(background: Background, seed: int, contrast: tuple[float, float] = (0.2, 0.7)) -> MixedCase:
+def noise_of(image: npt.NDArray[np.float32], hosts: npt.NDArray[np.bool_]) -> float:
+    """Noise of a scan within host tissue, in its units: robust deviation of differences of voxels two apart.
+
+    Along the axis where it is smallest: across thick slices anatomy differs, too. Whatever else varies from voxel to
+    voxel counts as noise, since it hides PVS as well.
+    """
+    found = []
+    for axis in range(3):
+        one, other = ((slice(None),) * axis + (part,) for part in (slice(2, None), slice(None, -2)))
+        steps = (image[one] - image[other])[hosts[one] & hosts[other]]
+        if len(steps):
+            found.append(float(1.4826 * np.median(np.abs(steps - np.median(steps))) / np.sqrt(2)))
+    return min(found, default=0.0)
+
+
+def mix(background: Background, seed: int, contrast: tuple[float, float] = (0.2, 0.7),
+        subject: str | None = None) -> MixedCase:  # fmt: skip
     """Grow PVS into a real scan: draw and mix in one call."""
-    return mix_as(background, draw_mix(background, seed, contrast))
+    return mix_as(background, draw_mix(background, seed, contrast, subject))
 
 
 def mix_as(background: Background, params: MixParams) -> MixedCase:
     """Grow PVS into a real scan, as a record says; equal records give equal arrays."""
-    coverage, signal = grow(background, params)
+    coverage, signal, diameter = grow(background, params)
     voxel = background.voxel_mm
     images = background.images.copy()
+    cnr = np.zeros(coverage.shape, np.float32)
     for channel, there in enumerate(background.present):
         if not there:
             continue
@@ -176,9 +205,13 @@ def mix_as(background: Background, params: MixParams) -> MixedCase:
         share = artefacts.blur(torch.from_numpy(signal)[None], (x, y, z))[0].numpy()
         contrast = np.float32(background.fluid[channel]) - local_tissue(image, background.hosts, voxel)
         images[channel] = np.where(share > 0, image + share * contrast, image)
+        least = LEAST_NOISE * np.abs(contrast)
+        noise = np.maximum(np.float32(noise_of(image, background.hosts)), least)
+        cnr = np.maximum(cnr, np.where(share > 0, share * np.abs(contrast) / np.maximum(noise, 1e-6), 0))
+    label, ignore = label_visible(torch.from_numpy(cnr), voxel, torch.from_numpy(coverage))
     return MixedCase(
         images=images,
-        truth=(coverage >= label_coverage(voxel)).astype(np.uint8),
+        pvs=PVSMaps(label.numpy().astype(np.uint8), ignore.numpy().astype(np.uint8), coverage, cnr, diameter),
         basal_ganglia=(background.regions == BASAL_GANGLIA).astype(np.uint8),
         centrum_semiovale=(background.regions == CENTRUM_SEMIOVALE).astype(np.uint8),
         affine=background.affine,

@@ -10,25 +10,26 @@ from pvs_model.synth.anatomy import INDEX, TISSUES
 #: Things painted over the tissues, in the order of priority, each with a signal of its own.
 OVERLAYS = ("pvs", "island", "lacune", "flow_void", "bridge", "lesion")
 
-#: Typical signal at 3 T relative to a common scale: (T1w, T2w, FLAIR).
+#: Typical signal at 3 T relative to a common scale: (T1w, T2w, FLAIR); ratios as in real scans
+#: (``benchmarks.simulator signal``). Cortex is a tenth of the way to CSF in T2w and little above white matter in FLAIR.
 PRIOR = {
     "air": (0.0, 0.0, 0.0),
     "ventricle": (0.22, 1.00, 0.12),
     "csf": (0.25, 0.95, 0.15),
-    "cortex": (0.68, 0.50, 0.68),
-    "white_matter": (1.00, 0.35, 0.54),
-    "caudate": (0.74, 0.46, 0.64),
-    "putamen": (0.79, 0.43, 0.62),
-    "pallidum": (0.93, 0.31, 0.52),
-    "thalamus": (0.86, 0.42, 0.60),
-    "hippocampus": (0.69, 0.52, 0.70),
-    "ventral_dc": (0.92, 0.37, 0.56),
-    "brainstem": (0.92, 0.40, 0.58),
-    "cerebellum_gm": (0.68, 0.47, 0.63),
-    "cerebellum_wm": (0.97, 0.36, 0.54),
+    "cortex": (0.66, 0.39, 0.59),
+    "white_matter": (1.00, 0.30, 0.54),
+    "caudate": (0.72, 0.36, 0.58),
+    "putamen": (0.79, 0.33, 0.55),
+    "pallidum": (0.93, 0.26, 0.50),
+    "thalamus": (0.86, 0.34, 0.55),
+    "hippocampus": (0.68, 0.40, 0.61),
+    "ventral_dc": (0.92, 0.31, 0.53),
+    "brainstem": (0.92, 0.33, 0.55),
+    "cerebellum_gm": (0.67, 0.37, 0.56),
+    "cerebellum_wm": (0.97, 0.31, 0.54),
     "choroid": (0.50, 0.75, 0.65),
     "vessel": (0.60, 0.15, 0.25),
-    "wmh": (0.72, 0.62, 0.95),
+    "wmh": (0.72, 0.55, 0.95),
     "soft_tissue": (0.75, 0.35, 0.40),
     "skin": (0.90, 0.55, 0.55),
     "bone": (0.12, 0.10, 0.08),

@@ -34,9 +34,13 @@ from pvs_model.synth.contrast import OVERLAYS
 from pvs_model.synth.overlays import overlays as paint_overlays
 from pvs_model.synth.params import PLANES, ScanParams, SceneParams, Triple, draw_scan, draw_scene, draw_voxel
 
-#: A voxel is PVS when tubes fill at least this share of it (docs/method.md).
+#: By the coverage rule, kept for comparison, a voxel is PVS when tubes fill at least this share of it.
 LABEL_COVERAGE = 0.4
 LABEL_COVERAGE_THICK = 0.2
+#: Unit of ``Scene.diameter``.
+DIAMETER_MM = 0.02
+#: Below this share of the contrast, noise hides nothing from an annotator: the least that a contrast is divided by.
+LEAST_NOISE = 0.02
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,10 @@ class Scene:
 
     Attributes:
         fractions: uint8 (tissues + overlays, X, Y, Z), 255 = all of the voxel.
-        coverage: uint8 (X, Y, Z), share filled by PVS, 255 = all.
+        coverage: uint8 (X, Y, Z), share filled by PVS (the fluid fraction), 255 = all.
+        pvs_index: int32 (P,), flat indices of the voxels that PVS reach.
+        displaced: float16 (tissues + overlays, P), the shares of those voxels that would be there without PVS.
+        diameter: uint8 (X, Y, Z), of the widest tube that reaches a voxel, in units of ``DIAMETER_MM``.
         regions: uint8 (X, Y, Z).
         voxel_mm: grid spacing.
         histogram: (2, tissues) of the anatomy, for normalisation of a patch as part of its head.
@@ -54,6 +61,9 @@ class Scene:
 
     fractions: Tensor
     coverage: Tensor
+    pvs_index: Tensor
+    displaced: Tensor
+    diameter: Tensor
     regions: Tensor
     voxel_mm: Triple
     histogram: Tensor
@@ -63,10 +73,9 @@ class Scene:
     def thickness_mm(self) -> float:
         return max(self.voxel_mm)
 
-    @property
-    def label(self) -> Tensor:
-        """bool (X, Y, Z): PVS by the coverage rule."""
-        return self.coverage >= math.ceil(label_coverage(self.voxel_mm) * 255)
+    def label(self, coverage: float | None = None) -> Tensor:
+        """bool (X, Y, Z): PVS by the coverage rule, from a share of the voxel on; None for that of the grid."""
+        return self.coverage >= math.ceil((coverage or label_coverage(self.voxel_mm)) * 255)
 
 
 def label_coverage(voxel_mm: Triple) -> float:
@@ -201,53 +210,101 @@ def render(params: SceneParams, anatomy: Anatomy) -> Scene:
 
 def _average(
     tissue: Tensor, region: Tensor, overlays: dict[str, Tensor], factor: list[int], shape: tuple[int, int, int]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean over each acquired voxel: fractions of tissues and overlays, PVS coverage, region of the middle."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Mean over each acquired voxel: the first six fields of ``Scene``."""
     window = (factor[0], factor[1], factor[2])
 
     def pool(x: Tensor) -> Tensor:
         return F.avg_pool3d(x[None, None].float(), window)[0, 0]
 
+    covers = [(k, overlays["pvs_signal" if name == "pvs" else name]) for k, name in enumerate(OVERLAYS, len(TISSUES))
+              if name == "pvs" or name in overlays]  # fmt: skip
     remaining = torch.ones(tissue.shape, device=tissue.device)
-    parts = []
-    for name in OVERLAYS:
-        cover = overlays.get("pvs_signal" if name == "pvs" else name)
-        if cover is None:
-            parts.append(torch.zeros(shape, device=tissue.device))
-            continue
-        parts.append(pool(remaining * cover))
-        remaining = remaining * (1 - cover)
     fractions = torch.zeros(len(TISSUES) + len(OVERLAYS), *shape, dtype=torch.uint8, device=tissue.device)
+    for k, cover in covers:
+        fractions[k] = (pool(remaining * cover) * 255).round().to(torch.uint8)
+        remaining = remaining * (1 - cover)
     for value in torch.unique(tissue).tolist():
         fractions[value] = (pool((tissue == value) * remaining) * 255).round().to(torch.uint8)
-    fractions[len(TISSUES) :] = (torch.stack(parts) * 255).round().to(torch.uint8)
-    coverage = (pool(overlays["pvs"]) * 255).round().to(torch.uint8)
+
+    coverage = pool(overlays["pvs"])
+    signal = overlays["pvs_signal"]
+    index = torch.nonzero(pool(signal).flatten() > 0)[:, 0]
+    displaced = torch.zeros(len(fractions), len(index), device=tissue.device)
+    if len(index):
+        below = _blocks(signal, factor)[index]  # of each voxel, what of its fine voxels PVS take
+        for k, cover in covers[1:]:
+            part = below * _blocks(cover, factor)[index]
+            displaced[k] = part.mean(1)
+            below = below - part
+        displaced.scatter_add_(0, _blocks(tissue, factor)[index].long().T, below.T / below.shape[1])
+    diameter = F.max_pool3d(overlays["pvs_diameter"][None, None], window)[0, 0]
     middle = region[factor[0] // 2 :: factor[0], factor[1] // 2 :: factor[1], factor[2] // 2 :: factor[2]]
-    return fractions, coverage, middle.contiguous()
+    return (
+        fractions,
+        (coverage * 255).round().to(torch.uint8),
+        index.to(torch.int32),
+        displaced.half(),
+        (diameter / DIAMETER_MM).round().clamp(max=255).to(torch.uint8),
+        middle.contiguous(),
+    )
+
+
+def _blocks(fine: Tensor, factor: list[int]) -> Tensor:
+    """The fine voxels of each acquired voxel: (X fx, Y fy, Z fz) to (X Y Z, fx fy fz)."""
+    x, y, z = (n // f for n, f in zip(fine.shape, factor, strict=True))
+    split = fine.reshape(x, factor[0], y, factor[1], z, factor[2])
+    return split.permute(0, 2, 4, 1, 3, 5).reshape(x * y * z, -1)
+
+
+def pvs_contribution(scene: Scene, signals: Tensor) -> Tensor:
+    """What PVS add to the signal of each channel before the scanner blurs it: (3, X, Y, Z), 0 where there are none.
+
+    Args:
+        scene: as rendered.
+        signals: (3, tissues + overlays).
+    """
+    pvs = len(TISSUES) + OVERLAYS.index("pvs")
+    index = scene.pvs_index.long()
+    displaced = scene.displaced.float()
+    added = signals[:, pvs, None] * displaced.sum(0) - signals @ displaced
+    out = torch.zeros(3, scene.coverage.numel(), device=signals.device)
+    out[:, index] = added
+    return out.reshape(3, *scene.coverage.shape)
 
 
 @dataclass(frozen=True)
 class Scan:
-    """An acquired scene: raw images (3, X, Y, Z), zeros where a sequence is missing or stripped away."""
+    """An acquired scene.
+
+    Attributes:
+        images: (3, X, Y, Z), raw; zeros where a sequence is missing or stripped away.
+        foreground: bool (X, Y, Z).
+        cnr: (X, Y, Z), the largest contrast-to-noise ratio of PVS over the channels present (``visibility``).
+        params: of the acquisition.
+    """
 
     images: Tensor
-    foreground: Tensor  # bool (X, Y, Z)
+    foreground: Tensor
+    cnr: Tensor
     params: ScanParams
 
 
 def acquire(scene: Scene, params: ScanParams) -> Scan:
-    """Signal, texture, point spread, slices, misregistration, bias field, ringing, noise, gamma, stripping."""
+    """Signal, texture, point spread, slices, misregistration, bias field, ringing, noise, gamma, stripping.
+
+    What PVS contribute goes the same way beside the image, up to the noise: their contrast-to-noise ratio.
+    """
     device = scene.fractions.device
     generator = torch.Generator(device=device).manual_seed(params.seed)
     used = scene.fractions.flatten(1).amax(1) > 0
     signals = torch.tensor(params.signals, device=device)
     shape = tuple(scene.fractions.shape[1:])
     white, fluid = INDEX["white_matter"], INDEX["ventricle"]
-    inside = [*tissue_ids(*INTRACRANIAL), *range(len(TISSUES), len(scene.fractions))]
-    intracranial = scene.fractions[inside].sum(0, dtype=torch.int32)
-    stripped = params.stripped or not scene.whole_head
-    foreground = intracranial >= 128 if stripped else torch.ones(shape, dtype=torch.bool, device=device)
+    foreground = _foreground(scene, params)
+    contribution = pvs_contribution(scene, signals) if len(scene.pvs_index) else None
 
+    cnr = torch.zeros(shape, device=device)
     images = torch.zeros(3, *shape, device=device)
     for k in torch.nonzero(used)[:, 0].tolist():  # one tissue at a time: a whole head has 50 M voxels
         share = scene.fractions[k].float()
@@ -259,9 +316,12 @@ def acquire(scene: Scene, params: ScanParams) -> Scan:
             continue
         contrast = float((signals[c, white] - signals[c, fluid]).abs().clamp_min(0.05))
         image = images[c][None]
-        cells = tuple(max(2, n // 5) for n in shape)
-        slow = artefacts.smooth_noise((1, *shape), cells, generator, device)  # type: ignore[arg-type]
-        image = image + slow * params.texture[c] * contrast * (image > 0.02)
+        for amplitude, voxels in ((params.texture[c], 5.0), (params.fine_texture[c], 1.2)):
+            cells = tuple(max(2, round(n / voxels)) for n in shape)
+            field = artefacts.smooth_noise((1, *shape), cells, generator, device)  # type: ignore[arg-type]
+            image = image + field * amplitude * contrast * (image > 0.02)
+        if contribution is not None:
+            image = torch.cat([image, contribution[c][None]])
         image = artefacts.blur(image, params.psf[c])
         for axis, ratio in enumerate(params.acquired[c]):
             image = artefacts.regrid(image, ratio, ratio / 2, axis)
@@ -271,10 +331,24 @@ def acquire(scene: Scene, params: ScanParams) -> Scan:
         image = image * torch.exp(params.bias[c] * 0.5 * field)
         if params.ring_keep[c] < 1:
             image = artefacts.ring(image, params.ring_keep[c], axis=0 if params.seed % 2 else 1)
-        image = artefacts.rician(image, params.noise[c] * contrast, params.grain[c], generator)
+        if contribution is not None:
+            sigma = contrast * max(LEAST_NOISE, math.hypot(params.noise[c], params.fine_texture[c]))
+            cnr = torch.maximum(cnr, image[1].abs() / sigma)
+        image = artefacts.rician(image[:1], params.noise[c] * contrast, params.grain[c], generator, params.acquired[c])
         image = image.clamp_min(0) ** params.gamma[c]
         images[c] = torch.where(foreground, image[0], torch.zeros_like(image[0]))
-    return Scan(images, foreground, params)
+    return Scan(images, foreground, torch.where(foreground, cnr, torch.zeros_like(cnr)), params)
+
+
+def _foreground(scene: Scene, params: ScanParams) -> Tensor:
+    """bool (X, Y, Z): everything, or what a brain extraction leaves: smooth, a little too tight or too loose."""
+    shape = scene.coverage.shape
+    if not (params.stripped or not scene.whole_head):
+        return torch.ones(shape, dtype=torch.bool, device=scene.coverage.device)
+    inside = [*tissue_ids(*INTRACRANIAL), *range(len(TISSUES), len(scene.fractions))]
+    share = scene.fractions[inside].sum(0, dtype=torch.int32).float() / 255
+    x, y, z = (0.0 if v >= 2.5 else params.mask_smooth_mm / v for v in scene.voxel_mm)
+    return artefacts.blur(share[None], (x, y, z))[0] >= params.mask_threshold
 
 
 def standardise(scan: Scan, scene: Scene) -> Tensor:

@@ -1,4 +1,4 @@
-"""Tubes: curved, tapering, sometimes beaded; grown along a direction field and painted with exact partial volume."""
+"""Tubes: curved, of varying width and signal, sometimes interrupted; painted with exact partial volume."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+#: Distance between the points of a tube.
+STEP_MM = 0.3
+
 
 @dataclass(frozen=True)
 class Tubes:
@@ -14,8 +17,8 @@ class Tubes:
 
     Attributes:
         points_mm: (N, P, 3) positions in the patch, mm from the corner of its first fine voxel.
-        radius_mm: (N, P) radius; 0 where the tube has ended.
-        strength: (N,) signal of each tube as a share of the contrast from tissue to fluid, 0 to 1.
+        radius_mm: (N, P) radius; 0 where the tube has ended or is interrupted.
+        strength: (N, P) signal along each tube as a share of the contrast from tissue to fluid, 0 to 1.
     """
 
     points_mm: Tensor
@@ -39,7 +42,7 @@ def grow(
     directions_voxel_mm: Tensor,
     wander: float,
     generator: torch.Generator,
-    step_mm: float = 0.3,
+    step_mm: float = STEP_MM,
 ) -> tuple[Tensor, Tensor]:
     """Follow a direction field both ways from each seed.
 
@@ -90,6 +93,11 @@ def profile(along: Tensor, radius_mm: Tensor, taper: Tensor, beads: Tensor, phas
     return torch.where(along.abs() <= 1, radius_mm[:, None] * shape * waves, torch.zeros_like(along))
 
 
+def waves(along_mm: Tensor, period_mm: Tensor, phase: Tensor) -> Tensor:
+    """A sine wave along each tube: positions (N, P) in mm, periods and phases (N,); returns (N, P), -1 to 1."""
+    return torch.sin(2 * torch.pi * along_mm / period_mm[:, None] + phase[:, None])
+
+
 def end_outside(tubes: Tubes, allowed: Tensor, voxel_mm: Tensor) -> Tubes:
     """Cut every tube where it first leaves ``allowed`` (bool X, Y, Z) on its way out from the seed."""
     inside = sample_field(allowed[None], tubes.points_mm, voxel_mm)[..., 0]
@@ -100,8 +108,8 @@ def end_outside(tubes: Tubes, allowed: Tensor, voxel_mm: Tensor) -> Tubes:
     return Tubes(tubes.points_mm, torch.where(keep, tubes.radius_mm, torch.zeros_like(tubes.radius_mm)), tubes.strength)
 
 
-def paint(tubes: Tubes, shape: tuple[int, int, int], voxel_mm: Tensor) -> tuple[Tensor, Tensor]:
-    """Share of each fine voxel that the tubes fill, and the same times their strength.
+def paint(tubes: Tubes, shape: tuple[int, int, int], voxel_mm: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Share of each fine voxel that the tubes fill, the same times their strength, and their diameter.
 
     A voxel at distance d from the centre line is filled by clamp((r + h/2 - d) / h, 0, 1), h the voxel
     size; r is reduced so that the cross-section's area is pi r^2 exactly (the ramp alone adds pi h^2 / 12).
@@ -112,16 +120,17 @@ def paint(tubes: Tubes, shape: tuple[int, int, int], voxel_mm: Tensor) -> tuple[
         voxel_mm: (3,) its voxel size.
 
     Returns:
-        coverage and strength-weighted coverage, float32 (X, Y, Z), 0 to 1.
+        coverage and strength-weighted coverage, float32 (X, Y, Z), 0 to 1; and the diameter in mm of the widest
+        tube that reaches the voxel, 0 where there is none.
     """
     device = tubes.points_mm.device
     coverage = torch.zeros(shape, device=device).flatten()
-    weighted = torch.zeros_like(coverage)
+    weighted, diameter = torch.zeros_like(coverage), torch.zeros_like(coverage)
     h = float(voxel_mm.prod() ** (1 / 3))
     alive = tubes.radius_mm > 0
     points = tubes.points_mm[alive]
     radius = (tubes.radius_mm[alive] ** 2 - h * h / 12).clamp_min((0.15 * h) ** 2).sqrt()
-    strength = tubes.strength[:, None].expand_as(tubes.radius_mm)[alive]
+    strength, width = tubes.strength[alive], 2 * tubes.radius_mm[alive]
     size = torch.tensor(shape, device=device)
     for low, high in ((0.0, 0.5), (0.5, 1.0), (1.0, 2.0), (2.0, 4.0), (4.0, 9.0)):
         chosen = (radius > low) & (radius <= high)
@@ -130,8 +139,8 @@ def paint(tubes: Tubes, shape: tuple[int, int, int], voxel_mm: Tensor) -> tuple[
         top = float(radius[chosen].max())
         reach = [int((top + h / 2) / v) + 1 for v in voxel_mm.tolist()]
         offsets = torch.cartesian_prod(*(torch.arange(-n, n + 1, device=device) for n in reach))
-        for p, r, s in zip(
-            points[chosen].split(20000), radius[chosen].split(20000), strength[chosen].split(20000), strict=True
+        for p, r, s, d in zip(
+            *(values[chosen].split(20000) for values in (points, radius, strength, width)), strict=True
         ):
             index = (p / voxel_mm).floor().long()[:, None] + offsets
             distance = ((index + 0.5) * voxel_mm - p[:, None]).norm(dim=-1)
@@ -140,4 +149,5 @@ def paint(tubes: Tubes, shape: tuple[int, int, int], voxel_mm: Tensor) -> tuple[
             flat = ((index[..., 0] * size[1] + index[..., 1]) * size[2] + index[..., 2])[use]
             coverage.scatter_reduce_(0, flat, filled[use], "amax")
             weighted.scatter_reduce_(0, flat, (filled * s[:, None])[use], "amax")
-    return coverage.view(shape), weighted.view(shape)
+            diameter.scatter_reduce_(0, flat, d[:, None].expand_as(filled)[use], "amax")
+    return coverage.view(shape), weighted.view(shape), diameter.view(shape)

@@ -53,7 +53,7 @@ class RenderAhead:
             workers,
             multiprocessing.get_context("spawn"),  # a fork of a process with threads, or CUDA, may hang
             _begin,
-            (Path(self.folder.name), stream.config, stream.patch, stream.seed),
+            (Path(self.folder.name), stream.config, stream.patch, stream.seed, stream.clear_scenes),
         )
 
     def __call__(self, number: int) -> Scene:
@@ -107,12 +107,13 @@ class RenderAhead:
 _STREAM: list[PatchStream] = []
 
 
-def _begin(folder: Path, config: NetworkConfig, patch: int, seed: int) -> None:
+def _begin(folder: Path, config: NetworkConfig, patch: int, seed: int, clear_scenes: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the loop, which ends its processes
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     anatomies = [kept_anatomy(path) for path in sorted(folder.glob("*.safetensors"))]
     _STREAM[:] = [PatchStream(anatomies, config, patch, seed)]
+    _STREAM[0].clear_scenes = clear_scenes
 
 
 def _end_with_parent() -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,14 @@ import numpy as np
 from pvs_model.errors import PVSError
 from pvs_model.synth.anatomy import Anatomy
 from pvs_model.synth.background import Background, MixedCase, MixParams, mix_as
-from pvs_model.synth.case import SimulatedCase, simulate
+from pvs_model.synth.case import SimulatedCase, simulate, whole_scene
 from pvs_model.synth.engine import ScanParams, SceneParams, Triple, draw_scan, draw_voxel
 from pvs_model.synth.protocols import Protocol, on_grid
 from pvs_model.types import SEQUENCES
 
-MASKS = ("PVS", "BG", "CSO")
+#: What the files of a case end in: masks, and maps of its PVS.
+MASKS = ("PVS", "BG", "CSO", "IGNORE")
+MAPS = {"FLUID": "fluid", "CNR": "cnr", "DIAMETER": "diameter_mm"}
 
 AnyCase = SimulatedCase | MixedCase
 
@@ -56,17 +58,21 @@ def plain_scan(seed: int, dimensions: int, acquired: tuple[Triple, Triple, Tripl
     return replace(drawn, stripped=True, noise=(t1w, t2w, flair), ring_keep=(1.0, 1.0, 1.0))
 
 
-def simulate_protocol(anatomy: Anatomy, seed: int, protocol: Protocol) -> SimulatedCase:
-    """A whole subject as a site would have scanned it, of fair quality."""
+def simulate_protocol(
+    anatomy: Anatomy, seed: int, protocol: Protocol, subject: str | None = None
+) -> SimulatedCase:
+    """A whole subject as a site would have scanned it, of fair quality; ``subject`` as for ``draw_scene``."""
     scan = plain_scan(seed, protocol.dimensions, protocol.acquired())
-    return simulate(anatomy, seed, protocol.grid_mm, scan=scan)
+    scene = whole_scene(anatomy, seed, protocol.grid_mm, subject=subject)
+    return simulate(anatomy, seed, protocol.grid_mm, scene=scene, scan=scan)
 
 
-def simulate_random(anatomy: Anatomy, seed: int) -> SimulatedCase:
+def simulate_random(anatomy: Anatomy, seed: int, subject: str | None = None) -> SimulatedCase:
     """A whole subject with everything drawn from the ranges of training: voxels, plane, contrast, missing sequences."""
     dimensions = random.Random(seed).choice((2, 3))
     voxel, plane = draw_voxel(seed, dimensions)
-    return simulate(anatomy, seed, voxel, plane, scan=draw_scan(seed, dimensions))
+    scene = whole_scene(anatomy, seed, voxel, plane, subject=subject)
+    return simulate(anatomy, seed, voxel, plane, scene=scene, scan=draw_scan(seed, dimensions))
 
 
 def write_case(folder: Path, name: str, anatomy: Anatomy, seed: int, voxel_mm: Triple, truth: Path | None = None,
@@ -84,7 +90,8 @@ def write_case(folder: Path, name: str, anatomy: Anatomy, seed: int, voxel_mm: T
 def save(folder: Path, order: Order, case: AnyCase, truth: Path | None = None) -> Path:
     """Write ``<folder>/<case>/<case>_{T1w,T2w,FLAIR}.nii.gz``; a missing sequence has no file.
 
-    Truth (``_PVS``), regions (``_BG``, ``_CSO``) and the record that the case can be replayed from
+    Labels (``_PVS``), regions (``_BG``, ``_CSO``), voxels that scores ignore (``_IGNORE``), what is known of the PVS
+    (``_FLUID``, share of the voxel; ``_CNR``; ``_DIAMETER``, mm) and the record that the case can be replayed from
     (``_simulation.json``) go to ``<truth>/<case>``, by default the same folder. The record comes last:
     where it is, the case is complete.
 
@@ -104,8 +111,11 @@ def save(folder: Path, order: Order, case: AnyCase, truth: Path | None = None) -
             written.append(path)
         else:
             path.unlink(missing_ok=True)  # of a case that was here before
-    for label, mask in zip(MASKS, (case.truth, case.basal_ganglia, case.centrum_semiovale), strict=True):
-        write_mask(other / f"{order.case}_{label}.nii.gz", mask, like=written[0])
+    masks = (case.truth, case.basal_ganglia, case.centrum_semiovale, case.pvs.ignore)
+    for name, mask in zip(MASKS, masks, strict=True):
+        write_mask(other / f"{order.case}_{name}.nii.gz", mask, like=written[0])
+    for name, field in MAPS.items():
+        write_volume(other / f"{order.case}_{name}.nii.gz", getattr(case.pvs, field), case.affine)
     made_from = {"mix": asdict(case.mix)} if isinstance(case, MixedCase) else {
         "scene": asdict(case.scene), "scan": asdict(case.scan)
     }  # fmt: skip
@@ -116,9 +126,10 @@ def save(folder: Path, order: Order, case: AnyCase, truth: Path | None = None) -
 
 
 def digest(case: AnyCase) -> str:
-    """SHA-256 of images, truth and regions, bit for bit."""
+    """SHA-256 of images, labels, maps and regions, bit for bit."""
     sha = hashlib.sha256()
-    for array in (case.images, case.truth, case.basal_ganglia, case.centrum_semiovale):
+    maps = (getattr(case.pvs, field.name) for field in fields(case.pvs))
+    for array in (case.images, *maps, case.basal_ganglia, case.centrum_semiovale):
         sha.update(f"{array.dtype.str} {array.shape} ".encode())
         sha.update(np.ascontiguousarray(array).data)
     return sha.hexdigest()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import random
 from collections.abc import Callable, Sequence
@@ -23,13 +22,19 @@ from pvs_model.nets.slices import stack_slices
 from pvs_model.nets.text import TRAINING_TEMPLATES, prompt
 from pvs_model.synth.anatomy import BASAL_GANGLIA, CENTRUM_SEMIOVALE, Anatomy, build
 from pvs_model.synth.engine import Scene, acquire, draw_scan, draw_scene, draw_voxel, render, standardise
+from pvs_model.synth.params import with_clear_pvs
+from pvs_model.synth.visibility import label_visible
 from pvs_model.training.distributed import ALONE, Ranks
 from pvs_model.types import SEQUENCES
 
 #: Fine grids get a margin, so that blurs and shifts bring nothing invented into the patch.
 MARGIN = 4
-#: One scene in so many is kept as drawn; the others hold at least ``FEW_VOXELS`` if ``ATTEMPTS`` draws bring them.
-EMPTY_EVERY, FEW_VOXELS, ATTEMPTS = 3, 12, 3
+#: One scene of ``EMPTY_EVERY`` is kept as drawn; in the others PVS reach ``FEW_VOXELS`` if ``ATTEMPTS`` draws do it.
+EMPTY_EVERY, FEW_VOXELS, ATTEMPTS = 3, 40, 3
+#: Share of the 2D samples that are the slice with the most PVS of their scene.
+PVS_SLICES = 0.5
+#: Fluid fraction where it is not known.
+UNKNOWN = -1.0
 #: Axes (RAS) of the planes of a view, the one across them last.
 PLANE_AXES = {"axial": (0, 1, 2), "coronal": (0, 2, 1), "sagittal": (1, 2, 0)}
 REGION_VALUES = {"basal ganglia": BASAL_GANGLIA, "centrum semiovale": CENTRUM_SEMIOVALE}
@@ -98,29 +103,46 @@ def label_maps(folder: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class Batch:
-    """images (B, C, *spatial) float32, label (B, 1, *spatial) float32 0/1, one prompt per sample."""
+    """Samples for one step.
+
+    Attributes:
+        images: float32 (B, C, *spatial).
+        target: float32 (B, 3, *spatial): the label (0 or 1), voxels that losses and scores ignore (1; never labelled),
+            and the fluid fraction (0 to 1; ``UNKNOWN`` where it is not known).
+        prompts: one per sample.
+    """
 
     images: Tensor
-    label: Tensor
+    target: Tensor
     prompts: list[str]
+
+    @property
+    def label(self) -> Tensor:
+        """(B, 1, *spatial), 0 or 1."""
+        return self.target[:, :1]
+
+    @property
+    def ignore(self) -> Tensor:
+        """(B, 1, *spatial), 1 where losses and scores do not look."""
+        return self.target[:, 1:2]
 
 
 def join(parts: Sequence[Batch], device: torch.device) -> Batch:
     """Batches end to end, on a device."""
     return Batch(
         torch.cat([part.images.to(device) for part in parts]),
-        torch.cat([part.label.to(device) for part in parts]),
+        torch.cat([part.target.to(device) for part in parts]),
         [words for part in parts for words in part.prompts],
     )
 
 
-def flipped(image: Tensor, label: Tensor, rng: random.Random) -> tuple[Tensor, Tensor]:
-    """An image (C, *spatial) and its label flipped alike.
+def flipped(image: Tensor, target: Tensor, rng: random.Random) -> tuple[Tensor, Tensor]:
+    """An image (C, *spatial) and its target flipped alike.
 
     Left and right are alike; now and then any axis, for scans in unusual orientations.
     """
     axes = [a for a in range(1, image.ndim) if rng.random() < (0.5 if a == 1 else 0.1)]
-    return (image.flip(axes), label.flip(axes)) if axes else (image, label)
+    return (image.flip(axes), target.flip(axes)) if axes else (image, target)
 
 
 class PatchStream:
@@ -145,7 +167,10 @@ class PatchStream:
         refresh: int = 3,
         region_share: float = 0.2,
         ranks: Ranks = ALONE,
+        labels: str = "visibility",
         coverage: float | None = None,
+        region_warmup: int = 0,
+        clear_samples: int = 0,
     ) -> None:
         self.anatomies = anatomies
         self.config = config
@@ -155,7 +180,10 @@ class PatchStream:
         self.refresh = refresh
         self.region_share = region_share
         self.ranks = ranks
+        self.labels = labels
         self.coverage = coverage
+        self.region_warmup = region_warmup
+        self.clear_scenes = clear_samples // refresh
         self.scenes: dict[int, Scene] = {}
         self.visits = 0
         #: Where scenes come from by their number; None: ``render``, when they are first taken.
@@ -176,44 +204,65 @@ class PatchStream:
             rng = random.Random(seed)
             voxel, plane = draw_voxel(seed, 3 if view else self.config.dimensions)
             plane = "axial" if view else plane  # the view is that of the head
-            scene = render(draw_scene(seed, shape, voxel, plane), rng.choice(self.anatomies))
-            if int(scene.label.sum()) >= FEW_VOXELS:
+            params = draw_scene(seed, shape, voxel, plane)
+            if number < self.clear_scenes:
+                params = with_clear_pvs(params)
+            scene = render(params, rng.choice(self.anatomies))
+            if len(scene.pvs_index) >= FEW_VOXELS:
                 break
         return scene
 
-    def sample(self, scene: Scene, seed: int, region: str | None = None, template: int | None = None) -> Batch:
-        """One patch of a scene: a new scan, crop, flip and prompt, all from ``seed``."""
+    def sample(
+        self, scene: Scene, seed: int, region: str | None = None, template: int | None = None, asks: bool = True
+    ) -> Batch:
+        """One patch of a scene: a new scan, crop, flip and prompt, all from ``seed``.
+
+        Args:
+            scene: what is scanned.
+            seed: of every draw.
+            region: that the prompt asks for; drawn when None.
+            template: of the prompt; drawn when None.
+            asks: whether a drawn prompt may ask for a region.
+        """
         rng = random.Random(seed)
         scan_params = draw_scan(seed, 3 if self.config.view else self.config.dimensions)
-        images = standardise(acquire(scene, scan_params), scene)
-        label = scene.label if self.coverage is None else scene.coverage >= math.ceil(self.coverage * 255)
+        scan = acquire(scene, scan_params)
+        images = standardise(scan, scene)
+        if self.labels == "coverage":
+            label = scene.label(self.coverage)
+            ignore = torch.zeros_like(label)
+        else:
+            label, ignore = label_visible(scan.cnr, scene.voxel_mm, scene.coverage.float() / 255)
+        target = torch.stack([label.float(), ignore.float(), scene.coverage.float() / 255])
         if region is None:
-            asked = rng.random() < self.region_share
+            asked = rng.random() < self.region_share and asks
             region = rng.choice(list(REGION_VALUES)) if asked else "brain"
         if region != "brain":
-            label = label & (scene.regions == REGION_VALUES[region])
+            target = target * (scene.regions == REGION_VALUES[region])
         if self.config.regions:
             images = torch.cat([images, (scene.regions > 0).to(images.dtype)[None]])
         if self.config.view:
-            axes = PLANE_AXES[self.config.view]
-            images, label = images.permute(0, *(a + 1 for a in axes)), label.permute(axes)
+            axes = (0, *(a + 1 for a in PLANE_AXES[self.config.view]))
+            images, target = images.permute(axes), target.permute(axes)
         start = [rng.randint(0, n - self.patch) for n in images.shape[1:3]]
         crop = [slice(s, s + self.patch) for s in start]
         if self.config.dimensions == 3:
             last = rng.randint(0, images.shape[3] - self.patch)
             crop.append(slice(last, last + self.patch))
-            images, label = images[(slice(None), *crop)], label[tuple(crop)][None]
+            images, target = (x[(slice(None), *crop)] for x in (images, target))
         else:
             z = rng.randint(1, images.shape[3] - 2)
+            if rng.random() < PVS_SLICES and target[0, :, :, 1:-1].any():
+                z = 1 + int(target[0, :, :, 1:-1].sum((0, 1)).argmax())
             window = images[:, crop[0], crop[1], z - 1 : z + 2]
             images = stack_slices(window, self.config.neighbour_slices)[1]
-            label = label[crop[0], crop[1], z][None]
-        images, label = flipped(images, label, rng)
+            target = target[:, crop[0], crop[1], z]
+        images, target = flipped(images, target, rng)
         present = [name for name, there in zip(SEQUENCES, scan_params.present, strict=True) if there]
         words = prompt(
             present, scene.thickness_mm, region, rng.choice(TRAINING_TEMPLATES) if template is None else template
         )
-        return Batch(images.contiguous()[None], label.float().contiguous()[None], [words])
+        return Batch(images.contiguous()[None], target.contiguous()[None], [words])
 
     def choose(self, visit: int) -> tuple[int, int]:
         """The number of the scene that a visit takes, and of the oldest scene still in the pool then."""
@@ -233,6 +282,7 @@ class PatchStream:
             self.scenes = {k: scene for k, scene in self.scenes.items() if k >= oldest}
             if number not in self.scenes:
                 self.scenes[number] = (self.source or self.render)(number)
-            parts.append(self.sample(self.scenes[number], self._seed(self.visits)))
+            asks = self.visits * self.ranks.count >= self.region_warmup
+            parts.append(self.sample(self.scenes[number], self._seed(self.visits), asks=asks))
             self.visits += 1
         return join(parts, parts[0].images.device)

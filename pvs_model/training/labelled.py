@@ -15,7 +15,7 @@ from torch import Tensor
 from pvs_model.config import NetworkConfig
 from pvs_model.nets.slices import stack_slices
 from pvs_model.nets.text import TRAINING_TEMPLATES, prompt
-from pvs_model.training.data import REGION_VALUES, Batch, flipped
+from pvs_model.training.data import REGION_VALUES, UNKNOWN, Batch, flipped
 from pvs_model.types import SEQUENCES
 
 #: Share of the patches that hold a PVS for sure, and of those from which sequences are taken away.
@@ -78,20 +78,20 @@ class LabelledCases:
         rng = random.Random(self.seed * 9_000_011 + number)
         case = rng.choice(self.cases)
         region = rng.choice(case.asked) if case.asked and rng.random() < self.region_share else "brain"
-        image, label = self._cut(case, self._place(case, region, rng), region)
+        image, target = self._cut(case, self._place(case, region, rng), region)
         there = rng.random() >= DROP_SHARE
         present = list(case.present) if there else _some(case.present, rng)
         image = self._jittered(image, present, rng)
-        image, label = flipped(image, label, rng)
+        image, target = flipped(image, target, rng)
         words = prompt(present, case.thickness_mm, region, rng.choice(TRAINING_TEMPLATES))
-        return Batch(image.contiguous()[None], label.contiguous()[None], [words])
+        return Batch(image.contiguous()[None], target.contiguous()[None], [words])
 
     def fixed(self, number: int) -> Batch:
         """A patch to validate on: nothing is changed, all is asked for in the standard words; cases take turns."""
         rng = random.Random(self.seed * 9_000_011 + number)
         case = self.cases[number % len(self.cases)]
-        image, label = self._cut(case, self._place(case, "brain", rng), "brain")
-        return Batch(image.contiguous()[None], label.contiguous()[None], [prompt(case.present, case.thickness_mm)])
+        image, target = self._cut(case, self._place(case, "brain", rng), "brain")
+        return Batch(image.contiguous()[None], target.contiguous()[None], [prompt(case.present, case.thickness_mm)])
 
     def _place(self, case: LabelledCase, region: str, rng: random.Random) -> list[int]:
         """The voxel that a patch is centred on, give or take a quarter of its side."""
@@ -111,7 +111,7 @@ class LabelledCases:
         return [v + rng.randint(-reach, reach) if axis < axes else v for axis, v in enumerate(voxel)]
 
     def _cut(self, case: LabelledCase, centre: list[int], region: str) -> tuple[Tensor, Tensor]:
-        """Image (C, *spatial) and label (1, *spatial), float32; zeros where the patch is larger than the case."""
+        """Image (C, *spatial) and target (3, *spatial), float32; zeros where the patch is larger than the case."""
         box = []
         for middle, n in zip(centre[: self.config.dimensions], case.label.shape, strict=False):
             start = min(max(0, middle - self.patch // 2), max(0, n - self.patch))
@@ -129,7 +129,9 @@ class LabelledCases:
         if region != "brain":
             label = label & (case.regions[where] == REGION_VALUES[region])
         missing = [v for n in reversed(image.shape[1:]) for v in (0, self.patch - n)]
-        return F.pad(image, missing), F.pad(label.float()[None], missing)
+        # Annotators mark what they see: nothing is ignored, and how much fluid a voxel holds is not known.
+        target = torch.stack([label.float(), torch.zeros(label.shape), torch.full(label.shape, UNKNOWN)])
+        return F.pad(image, missing), F.pad(target, missing)
 
     def _jittered(self, image: Tensor, present: Sequence[str], rng: random.Random) -> Tensor:
         """Other scale and level for each sequence within the head, zeros for those taken away."""

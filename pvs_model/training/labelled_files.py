@@ -258,6 +258,8 @@ def _see(
 def read_labels(case: Case, like: Volume) -> dict[str, npt.NDArray[np.bool_]]:
     """The masks of PVS and both regions beside a case's images: bool (x, y, z) by "PVS", "BG" and "CSO".
 
+    And "IGNORE", what scores leave out: nothing, but where a simulated case has such a mask.
+
     Raises:
         VolumeError: when one is missing or lies on another grid than ``like``. Any of them may mark nothing.
     """
@@ -268,6 +270,10 @@ def read_labels(case: Case, like: Volume) -> dict[str, npt.NDArray[np.bool_]]:
             raise VolumeError(f"{case.name}: expected a mask <case>_{label}.nii.gz beside its images, found none")
         mask = read_stored(path) if label == "PVS" else read_region([path])
         found[label] = aligned(mask, like.grid, like.source)
+    ignore = beside(case, "IGNORE")
+    found["IGNORE"] = np.zeros_like(found["PVS"])
+    if ignore is not None:
+        found["IGNORE"] = aligned(read_stored(ignore), like.grid, like.source)
     return found
 
 

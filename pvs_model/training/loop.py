@@ -13,6 +13,7 @@ from tqdm import tqdm
 from pvs_model.config import NetworkConfig
 from pvs_model.errors import WeightsError
 from pvs_model.nets import checkpoint
+from pvs_model.nets.memory import keep_freed_memory
 from pvs_model.nets.model import SegmentationNet, build
 from pvs_model.nets.text import TextEncoder
 from pvs_model.training.distributed import ALONE, Ranks, any_rank, averaging, wait_for_all
@@ -80,6 +81,7 @@ def train(
         PVSError: when a worker process was killed.
     """
     output.mkdir(parents=True, exist_ok=True)
+    keep_freed_memory()
     network, average = networks_of(config, training, device, start)
     optimiser = torch.optim.AdamW(
         network.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay, betas=(0.9, 0.99)
@@ -114,7 +116,7 @@ def train(
                 group["lr"] = rate
             with precision(device, training.precision):
                 logits = model(batch.images, tokens, mask)
-            loss = loss_of(logits, batch.label)
+            loss = loss_of(logits, batch.target)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), training.clip)

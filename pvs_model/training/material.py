@@ -18,6 +18,7 @@ from pvs_model.training.data import Batch, PatchStream
 from pvs_model.training.distributed import ALONE, Ranks
 from pvs_model.training.labelled import LabelledCase, LabelledCases
 from pvs_model.training.mixture import Mixture
+from pvs_model.training.real_scans import RealScan, RealScans
 from pvs_model.training.settings import TrainingConfig
 
 #: Added to the seed for validation patches.
@@ -28,12 +29,13 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Material:
-    """Heads to simulate from and labelled cases; those held out are never trained on."""
+    """Heads to simulate from, labelled cases and unlabelled scans; what is held out is never trained on."""
 
     anatomies: Sequence[Anatomy] = ()
     held_out_anatomies: Sequence[Anatomy] = ()
     cases: Sequence[LabelledCase] = ()
     held_out_cases: Sequence[LabelledCase] = ()
+    scans: Sequence[RealScan] = ()
 
 
 @dataclass
@@ -55,7 +57,8 @@ class Shared:
     def serve(self, stream: PatchStream, mixture: Mixture) -> None:
         """Have a stream and the mixture that draws from it take what is here, and leave here what is new."""
         config = stream.config
-        kind = (config.dimensions, config.view, stream.patch, stream.seed, tuple(a.name for a in stream.anatomies))
+        names = tuple(anatomy.name for anatomy in stream.anatomies)
+        kind = (config.dimensions, config.view, stream.patch, stream.seed, stream.clear_scenes, names)
         scenes = self.scenes[kind] = self.scenes.pop(kind, {})  # the last of the dictionary
 
         def source(number: int) -> Scene:
@@ -67,7 +70,8 @@ class Shared:
             return scenes[number]
 
         stream.source = source
-        drawn = (*kind, config.neighbour_slices, config.regions, stream.region_share, stream.coverage)
+        drawn = (*kind, config.neighbour_slices, config.regions, stream.region_share, stream.region_warmup,
+                 stream.clear_scenes, stream.labels, stream.coverage)  # fmt: skip
         mixture.memory = self.samples[drawn] = self.samples.pop(drawn, {})
         mixture.most = self.most
         while self.mib() > self.limit_mib and len(self.scenes) + len(self.samples) > 2:
@@ -77,7 +81,7 @@ class Shared:
     def mib(self) -> float:
         """What scenes and samples take."""
         scenes = [getattr(s, f.name) for kept in self.scenes.values() for s in kept.values() for f in fields(s)]
-        samples = [t for kept in self.samples.values() for b in kept.values() for t in (b.images, b.label)]
+        samples = [t for kept in self.samples.values() for b in kept.values() for t in (b.images, b.target)]
         return sum(t.nbytes for t in (*scenes, *samples) if isinstance(t, torch.Tensor)) / 2**20
 
 
@@ -114,13 +118,15 @@ def samples_of(
         where = device if training.simulate_on == "device" else torch.device("cpu")
         stream = PatchStream(
             [anatomy.to(where) for anatomy in material.anatomies], config, training.patch, training.seed,
-            training.pool, training.refresh, region_share, ranks, training.coverage,
+            training.pool, training.refresh, region_share, ranks, training.labels, training.coverage,
+            training.region_warmup, training.clear_samples,
         )  # fmt: skip
         if training.workers:
             ahead = stream.source = RenderAhead(stream, training.workers)
     if material.cases:
         cases = LabelledCases(material.cases, config, training.patch, training.seed, region_share)
-    mixture = Mixture(stream, cases, training.case_share, device, ranks)
+    scans = RealScans(material.scans, config, training.patch, training.seed) if material.scans else None
+    mixture = Mixture(stream, cases, training.case_share, device, ranks, scans, training.scan_share)
     if shared is not None and stream is not None and ahead is None:
         shared.serve(stream, mixture)
     try:
@@ -136,14 +142,17 @@ def validation_of(
     """Fixed patches of what is held out. Simulated on the CPU: they are the same on every machine."""
     kind = (
         config.dimensions, config.view, config.neighbour_slices, config.regions, training.patch, training.seed,
-        training.validation_patches,
+        training.validation_patches, training.labels, training.coverage,
     )  # fmt: skip
     if shared is not None and kind in shared.checks:
         return shared.checks[kind]
     seed, numbers = training.seed + VALIDATION_SEED, range(training.validation_patches)
     checks = []
     if material.held_out_anatomies:
-        fixed = PatchStream(material.held_out_anatomies, config, training.patch, seed, region_share=0.0)
+        fixed = PatchStream(
+            material.held_out_anatomies, config, training.patch, seed, region_share=0.0, labels=training.labels,
+            coverage=training.coverage,
+        )  # fmt: skip
         checks += [fixed.sample(fixed.render(k), seed=k, region="brain", template=0) for k in numbers]
     if material.held_out_cases:
         real = LabelledCases(material.held_out_cases, config, training.patch, seed)

@@ -82,7 +82,9 @@ class Heads:
         return self.last
 
 
-def plan_heads(count: int, seed: int, protocol: str | Protocol, heads: Heads) -> Plan:
+def plan_heads(
+    count: int, seed: int, protocol: str | Protocol, heads: Heads, subject: str | None = None
+) -> Plan:
     """Simulated heads, one per seed; a seed's case is the same in every set that has the seed.
 
     Args:
@@ -91,6 +93,7 @@ def plan_heads(count: int, seed: int, protocol: str | Protocol, heads: Heads) ->
         protocol: one of ``PROTOCOLS`` by name; "table2", those of the challenge's Table 2 in turn; "random",
             everything drawn; or a protocol of the user's own.
         heads: what is scanned.
+        subject: "thin" for many thin PVS, "wide" for few wide ones; drawn when None.
 
     Raises:
         PVSError: no protocol has that name.
@@ -104,19 +107,23 @@ def plan_heads(count: int, seed: int, protocol: str | Protocol, heads: Heads) ->
 
     def make(order: Order) -> AnyCase:
         head = heads.find(order.source)
-        if order.protocol == "random":
-            return simulate_random(head, order.seed)
-        return simulate_protocol(head, order.seed, own or protocol_named(order.protocol))
+        name = order.protocol.removesuffix(suffix)
+        if own is None and name == "random":
+            return simulate_random(head, order.seed, subject)
+        return simulate_protocol(head, order.seed, own or protocol_named(name), subject)
 
-    return Plan([Order(f"sim{s:04d}", heads.name(s), name(s), s) for s in range(seed, seed + count)], make)
+    suffix = f", {subject} PVS" if subject else ""
+    numbers = range(seed, seed + count)
+    return Plan([Order(f"sim{s:04d}", heads.name(s), name(s) + suffix, s) for s in numbers], make)
 
 
-def plan_mixes(count: int, seed: int, scans: Sequence[Background], contrast: tuple[float, float]) -> Plan:
-    """PVS mixed into real scans, the scans in turn."""
+def plan_mixes(count: int, seed: int, scans: Sequence[Background], contrast: tuple[float, float],
+               subject: str | None = None) -> Plan:  # fmt: skip
+    """PVS mixed into real scans, the scans in turn; ``subject`` as for ``plan_heads``."""
     by_name = {scan.name: scan for scan in scans}
-    words = f"mixed {contrast[0]:g} to {contrast[1]:g}"
+    words = f"mixed {contrast[0]:g} to {contrast[1]:g}" + (f", {subject} PVS" if subject else "")
     orders = [Order(f"mix{s:04d}", scans[s % len(scans)].name, words, s) for s in range(seed, seed + count)]
-    return Plan(orders, lambda order: mix(by_name[order.source], order.seed, contrast))
+    return Plan(orders, lambda order: mix(by_name[order.source], order.seed, contrast, subject))
 
 
 def plan_replays(records: Sequence[Path], heads: Heads, scans: Sequence[Background]) -> Plan:

@@ -9,6 +9,7 @@ LOSSES = ("dice-ce", "dice-topk")
 SCHEDULES = ("cosine", "polynomial")
 PRECISIONS = ("auto", "bfloat16", "float32")
 SIMULATE_ON = ("cpu", "device")
+LABELS = ("visibility", "coverage")
 PROMPTS = ("varied", "constant")
 
 #: From fresh weights, and from trained ones, which large steps would spoil.
@@ -37,9 +38,13 @@ class TrainingConfig:
         workers: background processes that render scenes; 0 renders them in the loop.
         simulate_on: "cpu", or "device" to render and scan where the network is.
         case_share: share of the samples from labelled cases where there are anatomies, too.
+        scan_share: share of the samples from unlabelled real scans where there are any.
         shard_mib: largest size of a file of the state.
         prompts: one of ``PROMPTS``: "varied" say what is there and which region is asked for; "constant": one for all.
-        coverage: share of a voxel that PVS fill from which it is labelled; None for the rule of ``synth.engine``.
+        labels: one of ``LABELS``: what an annotator would see (``synth.visibility``), or what tubes fill.
+        coverage: share of a voxel that tubes fill from which it is labelled by coverage; None for ``synth.engine``'s.
+        region_warmup: samples before the first prompt that asks for a region.
+        clear_samples: samples from scenes with wide and bright PVS, which come first (a curriculum).
 
     Raises:
         ValueError: for a choice that there is not.
@@ -66,13 +71,17 @@ class TrainingConfig:
     workers: int = 0
     simulate_on: str = "cpu"
     case_share: float = 0.5
+    scan_share: float = 0.15
     shard_mib: float = 15.0
     prompts: str = "varied"
+    labels: str = "visibility"
     coverage: float | None = None
+    region_warmup: int = 2000
+    clear_samples: int = 1500
 
     def __post_init__(self) -> None:
         choices = {"loss": LOSSES, "schedule": SCHEDULES, "precision": PRECISIONS, "simulate_on": SIMULATE_ON,
-                   "prompts": PROMPTS}  # fmt: skip
+                   "prompts": PROMPTS, "labels": LABELS}  # fmt: skip
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")

@@ -13,11 +13,18 @@ from pvs_model.training.prompts import Prompts
 THRESHOLDS = torch.arange(0.1, 0.95, 0.05)
 
 
-def dice_counts(probability: Tensor, label: Tensor, thresholds: Tensor) -> Tensor:
-    """(thresholds, 3): true positives, predicted and true voxels, for Dice over many patches at once."""
-    hit = probability.flatten()[None] >= thresholds[:, None]
-    truth = label.flatten()[None] > 0.5
-    return torch.stack([(hit & truth).sum(1), hit.sum(1), truth.sum(1).expand(len(thresholds))], 1).double()
+def dice_counts(probability: Tensor, target: Tensor, thresholds: Tensor) -> Tensor:
+    """(thresholds, 3): true positives, predicted and labelled voxels, for Dice over many patches at once.
+
+    Args:
+        probability: (B, 1, *spatial).
+        target: (B, 1 or more, *spatial), as in ``data.Batch``: the label, then the voxels that are left out.
+        thresholds: (thresholds,).
+    """
+    keep = target[:, 1] < 0.5 if target.shape[1] > 1 else torch.ones_like(target[:, 0], dtype=torch.bool)
+    hit = probability[:, 0][keep][None] >= thresholds[:, None]
+    label = target[:, 0][keep][None] > 0.5
+    return torch.stack([(hit & label).sum(1), hit.sum(1), label.sum(1).expand(len(thresholds))], 1).double()
 
 
 @torch.no_grad()
@@ -31,6 +38,6 @@ def validate(
         tokens, mask = prompts(batch.prompts, device)
         with precision(device, wanted):
             logits = network(batch.images.to(device), tokens, mask)
-        counts += dice_counts(logits.float().sigmoid().cpu(), batch.label.cpu(), THRESHOLDS)
+        counts += dice_counts(logits.float().sigmoid().cpu(), batch.target.cpu(), THRESHOLDS)
     network.train()
     return 2 * counts[:, 0] / (counts[:, 1] + counts[:, 2]).clamp_min(1)
