@@ -172,6 +172,8 @@ def _material(args: argparse.Namespace, network: NetworkConfig) -> Material:
         raise PVSError(
             "--anatomies, --cases: expected label maps to simulate from, labelled cases, or both; found none"
         )
+    if args.scans is not None and args.anatomies is None:
+        raise PVSError("--scans: expected --anatomies, too: real scans go with simulated samples, got none")
     used: list[Path] = []
     held_out: list[Path] = []
     if args.anatomies is not None and args.held_out is not None:
