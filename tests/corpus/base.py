@@ -74,8 +74,8 @@ def base() -> Base:
 
     scene = replace(
         draw_scene(3, SHAPE, (1.0, 1.0, 1.0), target="whole", empty_share=0.0),
-        scale=(0.65, 0.65, 0.65), elastic_mm=0.0, pvs_centrum=6.0, pvs_basal=6.0, pvs_strength=1.0,
-        pvs_diameter_mm=1.5, pvs_basal_diameter_mm=1.5, pvs_variation=0.0, pvs_gaps=0.0, pvs_bundle=1.0,
+        scale=(0.65, 0.65, 0.65), elastic_mm=0.0, pvs_centrum=12.0, pvs_basal=12.0, pvs_strength=1.0,
+        pvs_diameter_mm=0.9, pvs_basal_diameter_mm=0.9, pvs_variation=0.0, pvs_gaps=0.0, pvs_bundle=1.0,
         pvs_subinsular=0.0, pvs_strength_spread=0.0, sheets=0.0,
     )  # fmt: skip
     case = simulate(build(toy_labels(), "toy"), 3, (1.0, 1.0, 1.0), scene=scene, scan=plain_scan(3, 3))
