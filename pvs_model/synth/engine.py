@@ -179,7 +179,7 @@ def _gather(volume: Tensor, positions: list[Tensor], voxel_mm: float, outside: f
 
 
 def render(params: SceneParams, anatomy: Anatomy) -> Scene:
-    """Which voxel is how much of what: warp the anatomy, grow PVS and look-alikes, average onto the acquired grid."""
+    """Renders what each voxel is made of: warps the anatomy, grows PVS and mimics, averages onto the acquired grid."""
     device = anatomy.tissues.device
     generator = torch.Generator(device=device).manual_seed(params.seed)
     factor = fine_factors(params.voxel_mm)

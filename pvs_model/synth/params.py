@@ -136,7 +136,7 @@ def draw_scene(
 ) -> SceneParams:
     """Choose the geometry of one scene.
 
-    Widths, lengths and numbers follow what was measured in two segmentations at 7 T (0.41 mm voxels; shared by
+    Widths, lengths and numbers follow what was measured in two segmentations at 7 T (0.41 mm voxels; compared by
     ``benchmarks.simulator burden``): many PVS of 0.6 to 1.1 mm; and a tail of subjects with few wide ones, most of
     them in the basal ganglia.
 
@@ -203,7 +203,7 @@ def draw_scene(
 
 
 def with_clear_pvs(scene: SceneParams) -> SceneParams:
-    """The same scene with many wide and bright PVS: what a network learns first, an order of magnitude faster."""
+    """Makes the PVS of a scene many, wide and bright: with these a network begins to learn."""
     return replace(
         scene,
         pvs_centrum=max(scene.pvs_centrum, 1.0),
