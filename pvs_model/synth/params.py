@@ -117,7 +117,7 @@ def draw_voxel(seed: int, dimensions: int) -> tuple[Triple, str]:
         xy = {"fine": d.uniform(0.34, 0.6), "middle": d.uniform(0.6, 0.8), "coarse": d.uniform(0.8, 1.1)}[inside]
         z = d.uniform(2.5, 4.5) if d.chance(0.35) else d.uniform(4.5, 8.0)
         return (xy, xy, z), d.pick(axial=0.85, coronal=0.08, sagittal=0.07)
-    kind = d.pick(millimetre=0.45, fine=0.15, half=0.15, thicker=0.25)
+    kind = d.pick(millimetre=0.4, fine=0.13, half=0.17, thicker=0.3)
     if kind == "thicker":
         xy = d.uniform(0.6, 1.1)
         return (xy, xy, d.uniform(max(1.2, xy), 2.45)), d.pick(axial=0.8, coronal=0.1, sagittal=0.1)
@@ -155,12 +155,12 @@ def draw_scene(
     thin_share = 0.7 if max(voxel_mm) < 2.5 else 0.5  # thick slices show few thin ones
     subject = subject or d.pick(thin=thin_share, wide=1 - thin_share)
     thin = subject == "thin"
-    crowded = 1.0 if whole else 2.5  # patches show more of what is to be learnt
+    crowded = 1.0 if whole or d.chance(0.5) else 2.5  # half of the patches show more of what is to be learnt
 
     def density(share_empty: float, low: float, high: float) -> float:
         return 0.0 if empty or d.chance(share_empty) else d.log(low, high * crowded)
 
-    diameter = d.uniform(0.62, 0.9) if thin else d.uniform(0.8, 1.25)
+    diameter = d.uniform(0.66, 0.95) if thin else d.uniform(0.8, 1.25)
 
     none = (0.0, 0.0, 0.0)
     turn = 4.0 if whole else 12.0
@@ -180,7 +180,7 @@ def draw_scene(
         pvs_diameter_mm=diameter,
         pvs_basal_diameter_mm=diameter * d.uniform(1.0, 1.3) if thin else d.uniform(1.0, 2.2),
         pvs_diameter_spread=d.uniform(0.15, 0.3),
-        pvs_length_mm=d.log(4.5, 9.0),
+        pvs_length_mm=d.log(4.8, 9.8),
         pvs_length_spread=d.uniform(0.45, 0.65),
         pvs_strength=d.uniform(0.35, 1.0),
         pvs_strength_spread=d.uniform(0.1, 0.35),

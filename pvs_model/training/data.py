@@ -32,7 +32,7 @@ MARGIN = 4
 #: One scene of ``EMPTY_EVERY`` is kept as drawn; in the others PVS reach ``FEW_VOXELS`` if ``ATTEMPTS`` draws do it.
 EMPTY_EVERY, FEW_VOXELS, ATTEMPTS = 3, 40, 3
 #: Share of the 2D samples that are the slice with the most PVS of their scene.
-PVS_SLICES = 0.5
+PVS_SLICES = 0.25
 #: Fluid fraction where it is not known.
 UNKNOWN = -1.0
 #: Axes (RAS) of the planes of a view, the one across them last.
