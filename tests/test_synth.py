@@ -252,7 +252,7 @@ def test_where_pvs_are_asked_for_is_where_they_are(anatomy: Anatomy) -> None:
     for name, region in regions.items():
         scene = render(scene_params(5, (50, 56, 46), **QUIET | {name: 9.0, "pvs_length_mm": 3.0}), anatomy)
         counts = torch.bincount(scene.regions[scene.label()].long(), minlength=4)
-        assert int(counts.argmax()) == region and int(counts[region]) > 0.7 * int(counts.sum()) > 3
+        assert int(counts.argmax()) == region and int(counts[region]) > 0.6 * int(counts.sum()) > 3
 
 
 @pytest.mark.parametrize(
@@ -539,10 +539,12 @@ def test_regions_follow_their_rules(small_labels: npt.NDArray[np.int32]) -> None
 def test_an_anatomy_is_built_on_one_grid(anatomy: Anatomy, small_labels: npt.NDArray[np.int32]) -> None:
     assert anatomy.whole_head
     assert anatomy.tissues.shape == anatomy.regions.shape == tuple(2 * n for n in small_labels.shape)
-    # Halving the voxels keeps volumes: every tissue within a few per cent.
+    # Halving the voxels keeps volumes; smoothing takes up to an eighth of structures a few voxels wide.
     fine = np.bincount(anatomy.tissues.numpy().ravel(), minlength=len(TISSUES)) / 8
     coarse = np.bincount(to_tissues(small_labels).ravel(), minlength=len(TISSUES))
-    np.testing.assert_allclose(fine, coarse, rtol=0.06, atol=20)
+    np.testing.assert_allclose(fine, coarse, rtol=0.15, atol=20)
+    large = coarse > 10_000
+    np.testing.assert_allclose(fine[large], coarse[large], rtol=0.01)
     torch.testing.assert_close(anatomy.histogram.sum(1), torch.ones(2))
     assert float(anatomy.histogram[0, INDEX["bone"]]) == 0 < float(anatomy.histogram[1, INDEX["bone"]])
     norms = anatomy.field[:3].norm(dim=0)

@@ -26,6 +26,11 @@ TISSUES = (
 )  # fmt: skip
 INDEX = {name: k for k, name in enumerate(TISSUES)}
 
+#: Smoothing of label borders when a map is refined (sigma in its voxels): as much as sheets of one voxel survive.
+SMOOTH = 0.55
+#: Changes whenever an anatomy is built in another way; part of the name of cached ones.
+BUILD_VERSION = 2
+
 #: FreeSurfer ids of each tissue. 136, 137, 163, 164 are choroid plexus; 501 and up are outside the brain.
 FREESURFER = {
     "ventricle": (4, 5, 14, 15, 43, 44, 72),
@@ -228,7 +233,7 @@ def _finer(labels: npt.NDArray[np.uint8]) -> Tensor:
         low = (where.amin(0) - 3).clamp_min(0).tolist()
         high = (where.amax(0) + 4).tolist()
         box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-        weight = blur((source[box] == value)[None].float(), (0.36, 0.36, 0.36))
+        weight = blur((source[box] == value)[None].float(), (SMOOTH, SMOOTH, SMOOTH))
         weight = F.interpolate(weight[None], scale_factor=2, mode="trilinear")[0, 0]
         if best_weight is None:
             best_weight = torch.zeros(best.shape)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -214,12 +216,10 @@ def overlays(
         out["island"] = torch.maximum(out.get("island", torch.zeros_like(cleft)), cleft)
     white = is_in(tissue, "white_matter")
     if p.lacunes > 0:
-        start = seeds(hosts, p.lacunes, clustered=False)
-        if len(start):
-            r = uniform(len(start), 1.5, 5.0)[:, None]
-            for name, radius in (("lacune", r), ("lesion", r + 1.3)):
-                c = painted(vessels.Tubes(start[:, None], radius, torch.ones_like(r)))[0] * inside
-                out[name] = torch.maximum(out.get(name, torch.zeros_like(c)), c)
+        holes = tubes(seeds(hosts, p.lacunes, clustered=False), 4.5, 0.35, 4.0, 0.5, hosts, 0.9, top_mm=9.0)
+        for name, wider in (("lacune", 0.0), ("lesion", 1.3)) if len(holes.points_mm) else ():
+            c = painted(replace(holes, radius_mm=holes.radius_mm + wider * (holes.radius_mm > 0)))[0] * inside
+            out[name] = torch.maximum(out.get(name, torch.zeros_like(c)), c)
     if p.voids > 0:
         anywhere = tissue > 0
         start = seeds(is_in(tissue, "white_matter", "cortex", "csf"), p.voids)
@@ -237,4 +237,8 @@ def overlays(
     if p.lesion_dots > 0:
         c = painted(tubes(seeds(white, p.lesion_dots), 2.2, 0.4, 1.5, 0.5, white, 0.5))[0]
         out["lesion"] = torch.maximum(out.get("lesion", torch.zeros_like(c)), c)
+    if "lesion" in out:  # no lesion is equally bright all over
+        cells = tuple(max(2, int(e / 3)) for e in extent)
+        rough = artefacts.smooth_noise((1, *shape), cells, generator, device)[0]  # type: ignore[arg-type]
+        out["lesion"] = out["lesion"] * (0.75 + 0.3 * rough).clamp(0.2, 1.0)
     return out

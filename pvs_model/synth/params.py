@@ -268,7 +268,7 @@ def draw_scan(
         signals=tuple(tuple(row) for row in draw_signals(d.generator, random_share).tolist()),
         present=present,
         stripped=d.chance(0.7),
-        texture=(d.uniform(0, 0.08), d.uniform(0, 0.08), d.uniform(0, 0.08)),
+        texture=(d.uniform(0, 0.1), d.uniform(0, 0.1), d.uniform(0, 0.1)),
         fine_texture=(d.uniform(0, 0.04), d.uniform(0, 0.04), d.uniform(0, 0.04)),
         psf=(psf(), psf(), psf()),
         acquired=acquired or drawn,

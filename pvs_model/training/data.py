@@ -20,7 +20,7 @@ from pvs_model.config import NetworkConfig
 from pvs_model.errors import VolumeError
 from pvs_model.nets.slices import stack_slices
 from pvs_model.nets.text import TRAINING_TEMPLATES, prompt
-from pvs_model.synth.anatomy import BASAL_GANGLIA, CENTRUM_SEMIOVALE, Anatomy, build
+from pvs_model.synth.anatomy import BASAL_GANGLIA, BUILD_VERSION, CENTRUM_SEMIOVALE, Anatomy, build
 from pvs_model.synth.engine import Scene, acquire, draw_scan, draw_scene, draw_voxel, render, standardise
 from pvs_model.synth.params import with_clear_pvs
 from pvs_model.synth.visibility import label_visible
@@ -52,7 +52,8 @@ def load_anatomy(path: Path, cache: Path | None = None) -> Anatomy:
     Raises:
         VolumeError: when the file cannot be read or holds no FreeSurfer ids.
     """
-    kept = cache / f"{path.name}-{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}.safetensors" if cache else None
+    digest = hashlib.sha256(b"%d" % BUILD_VERSION + path.read_bytes()).hexdigest()[:12]
+    kept = cache / f"{path.name}-{digest}.safetensors" if cache else None
     if kept is not None and kept.is_file():
         return replace(kept_anatomy(kept), name=path.name)
     from pvs_model.volume.geometry import to_ras
