@@ -145,14 +145,16 @@ def _pull(
         x = (torch.arange(start, stop, step, device=device) + 0.5) * h[0] - extent[0] / 2
         y = (torch.arange(0, fine[1], step, device=device) + 0.5) * h[1] - extent[1] / 2
         z = (torch.arange(0, fine[2], step, device=device) + 0.5) * h[2] - extent[2] / 2
-        # The displacement of this slab, by linear interpolation of the coarse field.
-        span = [
-            (torch.arange(start, stop, step, device=device) + 0.5) / fine[0] * 2 - 1,
-            (torch.arange(0, fine[1], step, device=device) + 0.5) / fine[1] * 2 - 1,
-            (torch.arange(0, fine[2], step, device=device) + 0.5) / fine[2] * 2 - 1,
-        ]
-        grid = torch.stack(torch.meshgrid(*span, indexing="ij"), -1).flip(-1)  # grid_sample wants (z, y, x)
-        move = F.grid_sample(elastic[None], grid[None], align_corners=False)[0]
+        if step == 1 and (start, stop) == (0, fine[0]):
+            move = F.interpolate(elastic[None], size=fine, mode="trilinear")[0]  # ten times as fast as the way below
+        else:  # a slab of it
+            span = [
+                (torch.arange(start, stop, step, device=device) + 0.5) / fine[0] * 2 - 1,
+                (torch.arange(0, fine[1], step, device=device) + 0.5) / fine[1] * 2 - 1,
+                (torch.arange(0, fine[2], step, device=device) + 0.5) / fine[2] * 2 - 1,
+            ]
+            grid = torch.stack(torch.meshgrid(*span, indexing="ij"), -1).flip(-1)  # grid_sample wants (z, y, x)
+            move = F.grid_sample(elastic[None], grid[None], padding_mode="border", align_corners=False)[0]
         return [
             centre[a]
             + matrix[a, 0] * x[:, None, None]
@@ -168,10 +170,10 @@ def _pull(
 def _gather(volume: Tensor, positions: list[Tensor], voxel_mm: float, outside: float = 0) -> Tensor:
     """Nearest value of (C, X, Y, Z) or (X, Y, Z) at positions; ``outside`` beyond the array."""
     shape = volume.shape[-3:]
-    flat = torch.zeros(positions[0].shape, dtype=torch.long, device=volume.device)
+    flat = torch.zeros(positions[0].shape, dtype=torch.int32, device=volume.device)
     valid = torch.ones(positions[0].shape, dtype=torch.bool, device=volume.device)
     for n, p in zip(shape, positions, strict=True):
-        index = (p / voxel_mm).floor().long()
+        index = (p / voxel_mm).floor().int()
         valid &= (index >= 0) & (index < n)
         flat = flat * n + index.clamp(0, n - 1)
     values = volume.flatten(-3)[..., flat]
@@ -191,13 +193,10 @@ def render(params: SceneParams, anatomy: Anatomy) -> Scene:
     starts = list(range(0, fine[0], slab))
     parts = [positions(s, min(s + slab, fine[0])) for s in starts] if len(starts) == 1 else None
 
-    def pulled(source: Tensor, voxel_mm: float) -> Tensor:
-        return torch.cat(
-            [_gather(source, parts[0] if parts else positions(s, min(s + slab, fine[0])), voxel_mm) for s in starts]
-        )
-
-    tissue = pulled(anatomy.tissues, VOXEL_MM)
-    region = pulled(anatomy.regions, VOXEL_MM)
+    maps = torch.stack([anatomy.tissues, anatomy.regions])
+    tissue, region = torch.cat(
+        [_gather(maps, parts[0] if parts else positions(s, min(s + slab, fine[0])), VOXEL_MM) for s in starts], 1
+    )
     stride = 4
     field = _gather(anatomy.field, positions(0, fine[0], stride), FIELD_MM)
     direction = torch.einsum("as,axyz->sxyz", matrix, field[:3])
@@ -224,8 +223,7 @@ def _average(
     for k, cover in covers:
         fractions[k] = (pool(remaining * cover) * 255).round().to(torch.uint8)
         remaining = remaining * (1 - cover)
-    for value in torch.unique(tissue).tolist():
-        fractions[value] = (pool((tissue == value) * remaining) * 255).round().to(torch.uint8)
+    fractions[: len(TISSUES)] = _shares(tissue, remaining, factor)
 
     coverage = pool(overlays["pvs"])
     signal = overlays["pvs_signal"]
@@ -248,6 +246,20 @@ def _average(
         (diameter / DIAMETER_MM).round().clamp(max=255).to(torch.uint8),
         middle.contiguous(),
     )
+
+
+def _shares(tissue: Tensor, remaining: Tensor, factor: list[int]) -> Tensor:
+    """uint8 (tissues, X, Y, Z): how much of each acquired voxel is of each tissue and not painted over, 255 = all.
+
+    Whole numbers are added up, so that the order of adding does not matter on any device.
+    """
+    x, y, z = (n // f for n, f in zip(tissue.shape, factor, strict=True))
+    voxel = [torch.arange(n, device=tissue.device) // f for n, f in zip(tissue.shape, factor, strict=True)]
+    index = (voxel[0][:, None, None] * y + voxel[1][:, None]) * z + voxel[2]
+    index = index + tissue.long() * (x * y * z)
+    weight = (remaining * 4080).round()
+    added = torch.bincount(index.flatten(), weight.flatten(), minlength=len(TISSUES) * x * y * z)
+    return (added.reshape(len(TISSUES), x, y, z) / (16.0 * math.prod(factor))).round().to(torch.uint8)
 
 
 def _blocks(fine: Tensor, factor: list[int]) -> Tensor:

@@ -29,6 +29,8 @@ def is_in(tissue: Tensor, *names: str) -> Tensor:
 
 def _within(mask: Tensor, distance_mm: float, h: Tensor) -> Tensor:
     """Voxels no further than a distance (along each axis) from a mask."""
+    if not mask.any():
+        return mask
     near = mask
     for axis, step in enumerate(h.tolist()):
         reach, n = round(distance_mm / step), mask.shape[axis]
