@@ -27,10 +27,10 @@ from tqdm import tqdm
 from benchmarks.cases import WEIGHTS, LabelledCase, cases_of, told, write_json
 from pvs_model.burden.measure import measure
 from pvs_model.burden.records import ALL, BOTH, Burden
-from pvs_model.burden.report import REGIONS as NAMED
-from pvs_model.burden.report import burden_of, regions_of
+from pvs_model.burden.regions import REGIONS as NAMED
+from pvs_model.burden.regions import burden_of, regions_of
 from pvs_model.cohort import run
-from pvs_model.evaluation.agreement import intraclass, spearman
+from pvs_model.evaluation.agreement_statistics import intraclass, spearman
 from pvs_model.layouts import choose
 from pvs_model.pipeline import Settings, find_anatomy
 from pvs_model.synth.anatomy import Anatomy

@@ -40,13 +40,13 @@ import numpy.typing as npt
 
 from benchmarks.cases import WEIGHTS, mean, write_json
 from pvs_model.anatomy.regions import Anatomy
-from pvs_model.burden.pictures import AXIAL, Bool, box_of, clusters, window
 from pvs_model.errors import PVSError, VolumeError
 from pvs_model.inference.postprocess import to_mask, without_specks
 from pvs_model.layouts import choose
 from pvs_model.layouts.base import entries
 from pvs_model.layouts.names import image_stem, is_image, sequence_of
 from pvs_model.pipeline import Prepared, Segmenter, Settings
+from pvs_model.reports.slices import AXIAL, Bool, box_of, clusters, window
 from pvs_model.types import SEQUENCES, Case
 from pvs_model.volume.geometry import widened
 

@@ -33,7 +33,7 @@ def demo(output: Path, weights: Path | None = None) -> int:
         the exit status of ``process.py``.
     """
     from pvs_model.evaluation.evaluate import evaluate
-    from pvs_model.evaluation.report import as_json, text
+    from pvs_model.evaluation.summary import as_json, text
     from pvs_model.volume.io import read
     from pvs_model.volume.masks import read_mask
 

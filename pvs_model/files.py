@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -84,6 +85,13 @@ def remove_abandoned(folder: Path, older_than_s: float = ABANDONED_S) -> None:
         if lock is not None:
             shutil.rmtree(left, ignore_errors=True)
             os.close(lock)
+
+
+def natural_sort_key(text: str) -> tuple[tuple[int, int, str], ...]:
+    """Returns a key that sorts site 2 before site 10."""
+    return tuple(
+        (0, int(part), "") if part.isdecimal() else (1, 0, part.casefold()) for part in re.split(r"(\d+)", text) if part
+    )
 
 
 def _fill(path: Path, content: bytes) -> None:

@@ -22,12 +22,13 @@ PACKAGE = "pvs_model"
 #: Rooms from the bottom of the house to its top. A room may import from those below, and from itself.
 GROUPS: tuple[frozenset[str], ...] = (
     frozenset({PACKAGE, "types", "errors"}),
-    frozenset({"config", "files", "pages"}),
+    frozenset({"config", "files"}),
     frozenset({"volume", "nets", "synth", "evaluation.metrics"}),
     frozenset({"layouts", "anatomy", "inference", "training", "burden", "evaluation"}),
+    frozenset({"reports"}),
     frozenset({"pipeline"}),
     frozenset({"cohort", "benchmark"}),
-    frozenset({"cli", "demo", "__main__", "process"}),
+    frozenset({"cli", "demo", "__main__", "process", "evaluation.commands"}),
 )
 #: The group whose rooms never import each other.
 SIBLINGS = GROUPS[2]
@@ -35,7 +36,7 @@ SIBLINGS = GROUPS[2]
 #: Where a run of the container can come by, and what it must never reach.
 RUN_TIME = (
     *("process", "cohort", "pipeline", "layouts", "volume"),
-    *("nets", "inference", "anatomy", "burden", "evaluation"),
+    *("nets", "inference", "anatomy", "burden", "evaluation", "reports"),
 )
 NOT_AT_RUN_TIME = frozenset({"training", "synth"})
 
@@ -68,8 +69,9 @@ class Module:
 
     @property
     def room(self) -> str:
-        if self.name == "evaluation.metrics" or self.name.startswith("evaluation.metrics."):
-            return "evaluation.metrics"
+        for apart in ("evaluation.metrics", "evaluation.commands"):
+            if self.name == apart or self.name.startswith(f"{apart}."):
+                return apart
         return self.name.split(".")[0]
 
 

@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 
 from pvs_model.burden.measure import measure
-from pvs_model.burden.report import Report
 from pvs_model.errors import LayoutError, PVSError, VolumeError
 from pvs_model.files import ABANDONED_S, PART, remove_abandoned, write_atomically, write_text
+from pvs_model.reports.folder import Report
 
 ROOT = Path(__file__).parent.parent
 

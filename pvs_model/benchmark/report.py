@@ -12,10 +12,11 @@ import numpy as np
 from pvs_model.benchmark.plan import is_ours
 from pvs_model.benchmark.run import write_json
 from pvs_model.benchmark.score import mean
-from pvs_model.evaluation.ranking import Score, rank, stability
-from pvs_model.evaluation.ranking_plot import plot_stability
+from pvs_model.evaluation.ranking import Score, rank
+from pvs_model.evaluation.stability import stability
 from pvs_model.evaluation.tables import markdown
 from pvs_model.nets.registry import ENTRIES, ONLY_NAMED, RECIPES
+from pvs_model.reports.ranking_plot import plot_stability
 
 if TYPE_CHECKING:
     from pvs_model.benchmark.run import Outcome

@@ -1,1 +1,1 @@
-"""How much: perivascular spaces counted, measured and put on rating scales, from a mask and its regions."""
+"""Burden: perivascular spaces counted, measured and rated, from a mask and its regions."""

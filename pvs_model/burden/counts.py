@@ -1,8 +1,8 @@
-"""Which PVS belongs where, and what each region holds.
+"""Assigns PVS to regions and sides, and sums them up by region.
 
 A PVS is a 26-connected cluster of the whole mask. It is counted once: in the region that has most of its voxels, on
 the side that has most of them. Volumes go by voxels, so a PVS that crosses a border adds to the volumes on both sides
-of it, and the volumes of regions add up. A voxel that several regions claim belongs to the one named first.
+of it, and the volumes of regions add up. A voxel of several regions belongs to the one named first.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ SIDES = {LEFT: 1, RIGHT: 2}
 
 
 def region_map(regions: Mapping[str, Bool], shape: tuple[int, ...]) -> Bytes:
-    """Regions as one map: 1, 2, ... in the order of names, 0 outside all; ``ALL`` is left out."""
-    found = np.zeros(shape, np.uint8)
+    """Returns the regions as one map: 1, 2, ... in the order of names, 0 outside all; ``ALL`` is left out."""
+    values = np.zeros(shape, np.uint8)
     names = [name for name in regions if name != ALL]
     for value, name in reversed(list(enumerate(names, 1))):
-        found[regions[name] != 0] = value
-    return found
+        values[regions[name] != 0] = value
+    return values
 
 
 def region_of(values: Bytes, names: Sequence[str]) -> str:
-    """The region of a PVS.
+    """Returns the region of a PVS.
 
     Args:
-        values: of the region map at its voxels.
-        names: of the regions 1, 2, ...
+        values: Region map at its voxels.
+        names: Names of the regions 1, 2, ...
 
     Returns:
         The region with most of its voxels, among equals the one named first; ``OTHER`` where more of its voxels lie
@@ -47,10 +47,10 @@ def region_of(values: Bytes, names: Sequence[str]) -> str:
 
 
 def side_of(values: Bytes) -> str | None:
-    """The side of a PVS: that of most of its voxels, left among equals; None where none of them has a side.
+    """Returns the side of most of a PVS's voxels, left among equals; None where none of them has a side.
 
     Args:
-        values: of the map of hemispheres at its voxels.
+        values: Map of hemispheres at its voxels.
     """
     left, right = (int((values == SIDES[side]).sum()) for side in (LEFT, RIGHT))
     return None if left == right == 0 else LEFT if left >= right else RIGHT
@@ -65,7 +65,7 @@ def region_burden(
     intracranial_mm3: float | None,
     fluid_known: bool = False,
 ) -> RegionBurden:
-    """One row: the PVS that are counted here out of all, and the volumes given."""
+    """Returns one row: the PVS of this region and side, and the volumes given."""
     counted = [p for p in pvs if region in (ALL, p.region) and hemisphere in (BOTH, p.hemisphere)]
     here = [p.shape for p in counted]
     lengths, widths = [shape.length_mm for shape in here], [shape.width_mm for shape in here]
@@ -84,19 +84,19 @@ def region_burden(
     )
 
 
-def voxels_by_region(found: Bytes, hemispheres: Bytes | None, names: Sequence[str]) -> npt.NDArray[np.int64]:
-    """Voxels of each region and side.
+def voxels_by_region(values: Bytes, hemispheres: Bytes | None, names: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Counts the voxels of each region and side.
 
     Args:
-        found: values of the region map, any shape.
-        hemispheres: values of the map of hemispheres at the same places, or None.
-        names: of the regions 1, 2, ...
+        values: Region map, any shape.
+        hemispheres: Map of hemispheres of the same shape, or None.
+        names: Names of the regions 1, 2, ...
 
     Returns:
         (regions + 1, 3): by region, 0 for outside; by side: neither, left, right.
     """
     # Bytes are compared many times rather than made into 64-bit numbers once, as counting of bins would: less time.
-    code = found if hemispheres is None else found * np.uint8(3) + hemispheres
+    code = values if hemispheres is None else values * np.uint8(3) + hemispheres
     wide = 1 if hemispheres is None else 3
     counts = [np.count_nonzero(code == value) for value in range(wide * (len(names) + 1))]
     return np.pad(np.array(counts, np.int64).reshape(-1, wide), ((0, 0), (0, 3 - wide)))

@@ -1,4 +1,4 @@
-"""The burden of one case: a mask, its regions and its grid in, everything that can be counted out."""
+"""Measures the burden of one case from a mask, its regions and its grid."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from pvs_model.burden.records import ALL, BOTH, OTHER, Burden, Pvs, RegionBurden
 from pvs_model.types import Affine, Grid
 from pvs_model.volume.geometry import to_ras_grid
 
-#: Slices from here on are thick: PVS of a mask are then fatter than they are.
+#: Smallest thickness of thick slices, in which PVS of a mask appear wider than they are.
 THICK_MM = 2.5
-#: More than any anatomy has, and few enough for a map of regions and sides in bytes.
+#: Largest number of regions that a map of regions and sides holds in bytes.
 _MOST_REGIONS = 84
 
 Array = npt.NDArray[Any]
@@ -31,12 +31,12 @@ def measure(
     hemispheres: Array | None = None,
     fluid: Array | None = None,
 ) -> Burden:
-    """Count, measure and rate the PVS of a mask. All arrays lie on one grid, in any order of its axes.
+    """Counts, measures and rates the PVS of a mask. All arrays lie on one grid, in any order of its axes.
 
     Args:
         mask: (x, y, z), PVS where not 0; may be empty.
-        regions: names -> masks (x, y, z), in the order of the rows. "BG", "CSO" and "midbrain" get estimated scores.
-            A mask named "all" says only how large the whole is: PVS are counted everywhere in any case.
+        regions: Names -> masks (x, y, z), in the order of the rows. "BG", "CSO" and "midbrain" get estimated scores.
+            A mask named "all" only gives the volume of the whole: PVS are counted everywhere in any case.
         affine: (4, 4), voxel index to RAS mm.
         intracranial: (x, y, z), inside of the skull where not 0; None where it is unknown: then PVSnm is, too. An
             empty one counts as unknown.
@@ -86,10 +86,14 @@ def measure(
 
 
 def _every_pvs(
-    mask: Bool, affine: Affine, where: npt.NDArray[np.uint8], sides: npt.NDArray[np.uint8] | None, names: list[str],
+    mask: Bool,
+    affine: Affine,
+    where: npt.NDArray[np.uint8],
+    sides: npt.NDArray[np.uint8] | None,
+    names: list[str],
     fluid: Array | None,
 ) -> tuple[tuple[Pvs, ...], tuple[npt.NDArray[np.intp], ...]]:
-    """The PVS of a mask with RAS+ axes, and the indices of all its voxels."""
+    """Returns the PVS of a mask with RAS+ axes, and the indices of all its voxels."""
     from scipy import ndimage
 
     inside = np.nonzero(mask)
@@ -99,14 +103,14 @@ def _every_pvs(
     box = tuple(slice(low, int(index.max()) + 1) for low, index in zip(corner, inside, strict=True))
     labels, count = ndimage.label(mask[box], np.ones((3, 3, 3)))
     volumes = None if fluid is None else _fluid_volumes(labels, count, fluid, corner, affine)
-    found = []
+    pvs = []
     for number, part in enumerate(ndimage.find_objects(labels), 1):
         cluster = labels[part] == number
         first = np.array([low + s.start for low, s in zip(corner, part, strict=True)])
         placed = affine.astype(np.float64)
         placed[:3, 3] += placed[:3, :3] @ first
         here = tuple(slice(int(low), int(low) + n) for low, n in zip(first, cluster.shape, strict=True))
-        found.append(
+        pvs.append(
             Pvs(
                 number,
                 region=region_of(where[here][cluster], names),
@@ -116,21 +120,21 @@ def _every_pvs(
                 fluid_mm3=None if volumes is None else float(volumes[number - 1]),
             )
         )
-    return tuple(found), inside
+    return tuple(pvs), inside
 
 
 def _fluid_volumes(labels: Array, count: int, fluid: Array, corner: list[int], affine: Affine) -> Array:
-    """Fluid in mm3 of each cluster 1, 2, ...: the sum of the fraction over the cluster grown by one voxel.
+    """Sums the fluid fraction over each cluster 1, 2, ... dilated by one voxel, in mm3.
 
-    Part of a PVS lies in voxels that are too empty to be marked. Clusters do not grow across thick slices, where the
-    next voxel is another place. A voxel that two clusters reach goes to the one with the larger number.
+    Part of a PVS lies in voxels that are not marked. Clusters are not dilated across thick slices, where the next voxel
+    is too far away. A voxel that two clusters reach goes to the one with the larger number.
 
     Args:
         labels: (x, y, z), clusters within a box.
-        count: number of clusters.
-        fluid: the whole map of fractions.
-        corner: first voxel of the box in the map.
-        affine: (4, 4), of the map.
+        count: Number of clusters.
+        fluid: Fluid fractions of the whole grid.
+        corner: First voxel of the box in the grid.
+        affine: (4, 4), voxel index of the grid to RAS mm.
     """
     from scipy import ndimage
 
@@ -147,33 +151,37 @@ def _fluid_volumes(labels: Array, count: int, fluid: Array, corner: list[int], a
 
 
 def _voxels(whole: Bool, sides: npt.NDArray[np.uint8] | None) -> npt.NDArray[np.int64]:
-    """Voxels of a mask by side: neither, left, right; all neither where sides are unknown."""
+    """Counts the voxels of a mask by side: neither, left, right; all neither where sides are unknown."""
     return voxels_by_region(whole.astype(np.uint8), sides, [ALL])[1]
 
 
 def _warnings(grid: Grid, head: float | None, sides: bool) -> tuple[str, ...]:
-    found = []
+    warnings = []
     thick = max(grid.spacing_mm)
     if thick >= THICK_MM:
-        found.append(f"Slices of {thick:g} mm: volumes and widths of PVS are overestimated, directions uncertain.")
+        warnings.append(f"Slices of {thick:g} mm: volumes and widths of PVS are overestimated, directions uncertain.")
     if not sides:
-        found.append("Left and right are unknown: no estimated Potter scores of BG and CSO.")
+        warnings.append("Left and right are unknown: no estimated Potter scores of BG and CSO.")
     if head is None:
-        found.append("The intracranial volume is unknown: no PVSnm.")
-    return tuple(found)
+        warnings.append("The intracranial volume is unknown: no PVSnm.")
+    return tuple(warnings)
 
 
 def _checked(
-    mask: Array, regions: Mapping[str, Array], affine: Affine, intracranial: Array | None, hemispheres: Array | None,
+    mask: Array,
+    regions: Mapping[str, Array],
+    affine: Affine,
+    intracranial: Array | None,
+    hemispheres: Array | None,
     fluid: Array | None,
 ) -> Grid:
-    """The grid of the mask, once everything else fits to it."""
+    """Returns the grid of the mask after checking all arguments against it."""
     if mask.ndim != 3:
-        raise ValueError(f"expected a mask (x, y, z), found {mask.ndim} axes")
+        raise ValueError(f"expected a mask (x, y, z), got {mask.ndim} axes")
     arrays = {**regions, "intracranial mask": intracranial, "map of hemispheres": hemispheres, "fluid fraction": fluid}
     for name, array in arrays.items():
         if array is not None and array.shape != mask.shape:
-            raise ValueError(f"{name}: expected the shape of the mask, {mask.shape}, found {array.shape}")
+            raise ValueError(f"{name}: expected the shape of the mask, {mask.shape}, got {array.shape}")
     if any(not name or name == OTHER for name in regions) or len(regions) > _MOST_REGIONS:
         raise ValueError(f"expected up to {_MOST_REGIONS} regions with names, none of them {OTHER!r}")
     if affine.shape != (4, 4) or not np.isfinite(affine).all() or voxel_volume_mm3(affine) == 0:

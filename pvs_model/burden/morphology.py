@@ -35,11 +35,11 @@ class Shape:
     Attributes:
         voxels: N, at least 1.
         volume_mm3: N times the volume of a voxel.
-        length_mm: from tip to tip along the centre line; at least about one voxel.
-        width_mm: diameter of the round-ended tube of this length and volume.
+        length_mm: Length from tip to tip along the centre line; at least about one voxel.
+        width_mm: Diameter of the round-ended tube of this length and volume.
         linearity: 0 (round or flat) to nearly 1 (a long line), 1 - (second / first) spread of the voxels.
-        direction: unit vector in RAS, towards superior; None below ``LEAST_LINEARITY``.
-        centre_mm: mean position in RAS mm.
+        direction: Unit vector in RAS, towards superior; None below ``LEAST_LINEARITY``.
+        centre_mm: Mean position in RAS mm.
     """
 
     voxels: int
@@ -65,7 +65,7 @@ class Shape:
 
 
 def shape_of(cluster: Bool, affine: Affine) -> Shape:
-    """Measure one cluster.
+    """Measures one cluster.
 
     Args:
         cluster: bool (x, y, z), the voxels of one 26-connected cluster, best cut to its own box: cost grows with the
@@ -77,7 +77,7 @@ def shape_of(cluster: Bool, affine: Affine) -> Shape:
     """
     index = np.argwhere(cluster)
     if not len(index):
-        raise ValueError("expected a cluster of one voxel or more, found none")
+        raise ValueError("expected a cluster of one voxel or more, got an empty one")
     axes = affine[:3, :3].astype(np.float64)
     position = index @ axes.T
     centre = position.mean(0)
@@ -98,14 +98,14 @@ def shape_of(cluster: Bool, affine: Affine) -> Shape:
 
 
 def voxel_volume_mm3(affine: Affine) -> float:
-    """Volume of a voxel, from an affine (4, 4) or its first three rows and columns."""
+    """Returns the volume of a voxel, from an affine (4, 4) or its first three rows and columns."""
     first, second, third = affine[:3, :3].T
     # Not by LAPACK, which finds 0.12500000000000003 mm3 in a voxel of 0.5 mm.
     return abs(float(np.dot(first, np.cross(second, third))))
 
 
 def tube_width(volume_mm3: float, length_mm: float) -> float:
-    """Diameter w in mm of the tube with round ends that has this volume V and length L from tip to tip.
+    """Returns the diameter w in mm of the tube with round ends that has this volume V and length L from tip to tip.
 
     Solves V = pi/4 w^2 (L - w/3), a cylinder and two half balls; a ball's diameter where V is more than a ball of
     diameter L holds.
@@ -118,13 +118,13 @@ def tube_width(volume_mm3: float, length_mm: float) -> float:
 
 
 def centre_line(cluster: Bool, axes: Floats) -> Floats:
-    """The longest of the shortest paths through the skeleton (Lee 1994, scikit-image).
+    """Returns the longest of the shortest paths through the skeleton (Lee 1994, scikit-image).
 
     Where the thinning leaves nothing, which happens to clusters of even thickness, it is a path through all voxels.
 
     Args:
         cluster: bool (x, y, z), one 26-connected cluster.
-        axes: (3, 3), the steps in mm from voxel to voxel as columns.
+        axes: (3, 3), steps in mm from voxel to voxel as columns.
 
     Returns:
         (P, 3) positions in mm from the array's first voxel, from end to end, P at least 1.
@@ -159,7 +159,7 @@ def _furthest(distance: Floats) -> int:
 
 
 def _length(cluster: Bool, position: Floats, axes: Floats, solid: Floats) -> float:
-    """Length in mm of a cluster with voxels at ``position`` (N, 3) and second moments ``solid``, voxels as boxes."""
+    """Returns the length of a cluster with voxels at ``position`` (N, 3) and second moments ``solid`` of boxes."""
     from scipy.spatial import KDTree
 
     line = centre_line(cluster, axes) if len(position) > 1 else position
@@ -179,7 +179,7 @@ def _length(cluster: Bool, position: Floats, axes: Floats, solid: Floats) -> flo
 
 
 def _smoothed(line: Floats, sigma_mm: float) -> Floats:
-    """A line (P, 3) smoothed along its length by a Gaussian; its ends stay where they are."""
+    """Smooths a line (P, 3) along its length by a Gaussian, with fixed ends."""
     points = len(line)
     if points < 3:
         return line
@@ -191,12 +191,12 @@ def _smoothed(line: Floats, sigma_mm: float) -> Floats:
 
 
 def _through_voxel(direction: Floats, axes: Floats) -> float:
-    """Length in mm of the line through a voxel's middle in a direction (a unit vector)."""
+    """Returns the length in mm of the line through a voxel's middle in a direction (a unit vector)."""
     return 1 / float(np.abs(np.linalg.solve(axes, direction)).max())
 
 
 def _direction(spread: Floats, one_voxel: Floats) -> tuple[float, Vector | None]:
-    """Linearity, and the main axis where there is one, from second moments (3, 3) in mm2.
+    """Returns linearity, and the main axis where there is one, from second moments (3, 3) in mm2.
 
     A voxel is in the mask when a share of it is filled, so a cluster is the PVS widened by about a voxel: the voxel's
     own moments are taken off, which matters where voxels are longer than wide.

@@ -12,7 +12,7 @@ mcPVS-Net (mcpvs_net_2024, 2.7), both sides together
     on the fullest section, 4 = more than 20 on it. A section is a slab as above. The wording leaves out a total of
     exactly 10 and has a section of exactly 10 twice: both get the lower score, 1 and 2.
 
-Where slabs begin is arbitrary. With n slices to a slab there are n ways to cut; the fullest slab of each is found, and
+Where slabs begin is arbitrary. With n slices to a slab there are n ways to cut; the fullest slab of each is taken, and
 the median of the n (the lower of the two middle ones) is the count. So neither an empty slice more at the image's edge
 nor a flip changes a score, and thin slices, which could be cut in more ways, do not score higher than thick ones.
 """
@@ -31,12 +31,12 @@ SLAB_MM = 5.0
 
 
 def slices_per_slab(slice_mm: float) -> int:
-    """Axial slices of this thickness that make up a slab: 1 or more."""
+    """Returns the number of axial slices of this thickness in a slab: 1 or more."""
     return max(1, math.floor(SLAB_MM / slice_mm + 0.5))
 
 
 def potter_score(count: int) -> int:
-    """Estimated score 0 to 4 of a count of PVS in the basal ganglia or the centrum semiovale.
+    """Returns the estimated score 0 to 4 of a count of PVS in the basal ganglia or the centrum semiovale.
 
     Raises:
         ValueError: a count below 0; so do the other scores.
@@ -46,22 +46,22 @@ def potter_score(count: int) -> int:
 
 
 def midbrain_score(count: int) -> int:
-    """Estimated score 0 or 1 of a count of PVS in the midbrain."""
+    """Returns the estimated score 0 or 1 of a count of PVS in the midbrain."""
     _check(count)
     return int(count > 0)
 
 
 def mcpvs_bg_score(total: int) -> int:
-    """Estimated score 1 to 3 of the number of PVS in the basal ganglia."""
+    """Returns the estimated score 1 to 3 of the number of PVS in the basal ganglia."""
     _check(total)
     return 1 + (total >= 5) + (total > 10)
 
 
 def mcpvs_wm_score(total: int, fullest: int) -> int:
-    """Estimated score 1 to 4 of the number of PVS in the white matter, in all and on the fullest section."""
+    """Returns the estimated score 1 to 4 of the PVS in the white matter, in total and on the fullest section."""
     _check(fullest)
     if fullest > total:
-        raise ValueError(f"expected no more PVS on a section than in all, found {fullest} of {total}")
+        raise ValueError(f"expected no more PVS on a section than in all, got {fullest} of {total}")
     if total <= 10:
         return 1
     return 2 + (fullest > 10) + (fullest > 20)
@@ -69,15 +69,15 @@ def mcpvs_wm_score(total: int, fullest: int) -> int:
 
 def _check(count: int) -> None:
     if count < 0:
-        raise ValueError(f"expected a count of 0 or more, found {count}")
+        raise ValueError(f"expected a count of 0 or more, got {count}")
 
 
 def fullest_slab(spans: Sequence[tuple[int, int]], slices: int) -> tuple[int, tuple[int, int] | None]:
-    """The highest count of PVS on one slab, the median over the ways to cut.
+    """Returns the highest count of PVS on one slab, the median over the ways to cut.
 
     Args:
-        spans: first and last slice that each PVS reaches.
-        slices: to a slab, 1 or more.
+        spans: First and last slice of each PVS.
+        slices: Slices per slab, 1 or more.
 
     Returns:
         The count, and the first and last slice of a slab that has it, as far as there are PVS; 0 and None without any.
@@ -86,7 +86,7 @@ def fullest_slab(spans: Sequence[tuple[int, int]], slices: int) -> tuple[int, tu
         return 0, None
     low, high = np.array(spans).T
     origin = int(low.min()) - slices
-    found = []
+    fullest_slabs = []
     for start in range(origin + 1, origin + slices + 1):
         first, last = (low - start) // slices, (high - start) // slices
         change = np.zeros(int(last.max()) + 2, np.int64)
@@ -94,19 +94,19 @@ def fullest_slab(spans: Sequence[tuple[int, int]], slices: int) -> tuple[int, tu
         np.add.at(change, last + 1, -1)
         counts = change.cumsum()
         slab = int(counts.argmax())
-        found.append((int(counts[slab]), start + slab * slices))
-    count, start = sorted(found, key=lambda item: item[0])[(slices - 1) // 2]
+        fullest_slabs.append((int(counts[slab]), start + slab * slices))
+    count, start = sorted(fullest_slabs, key=lambda item: item[0])[(slices - 1) // 2]
     return count, (max(int(low.min()), start), min(int(high.max()), start + slices - 1))
 
 
 def estimate(pvs: Sequence[Pvs], regions: Sequence[str], slices: int, sides: bool) -> tuple[EstimatedScore, ...]:
-    """Every estimated score that the regions allow.
+    """Estimates the scores of all regions that have a scale.
 
     Args:
-        pvs: all PVS with the regions and sides they are counted in.
-        regions: names of the regions that were looked at; "BG", "CSO" and "midbrain" have scales.
-        slices: to a slab.
-        sides: whether left and right are known; without them there is no Potter score of BG and CSO.
+        pvs: All PVS with the regions and sides they are counted in.
+        regions: Names of the measured regions; "BG", "CSO" and "midbrain" have scales.
+        slices: Slices per slab.
+        sides: Whether left and right are known; without them there is no Potter score of BG and CSO.
     """
     scores = []
     for region in ("BG", "CSO"):

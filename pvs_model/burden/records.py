@@ -1,4 +1,4 @@
-"""What a measurement of burden gives: every PVS, every region, and estimated scores of rating scales."""
+"""Results of a measurement of burden: every PVS, every region, estimated scores of rating scales, and their tables."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 from pvs_model.burden.morphology import Shape
 
+Value = str | int | float | None
+
 #: The region of the whole mask, and that of a PVS that lies in none of the regions given.
 ALL, OTHER = "all", "other"
 #: Sides of a row: both together, then each.
@@ -16,6 +18,47 @@ BOTH, LEFT, RIGHT = "both", "left", "right"
 #: The scales: Doubal 2010 and Potter 2015 (BG, CSO 0 to 4; midbrain 0 or 1), and mcpvs_net_2024, 2.7 (1 to 4).
 POTTER, MCPVS = "Potter", "mcPVS-Net"
 
+#: Columns of ``burden.csv``: a row per case, region and side.
+REGION_COLUMNS = (
+    "region",
+    "hemisphere",
+    "pvs_count",
+    "pvs_volume_mm3",
+    "fluid_volume_mm3",
+    "region_volume_mm3",
+    "intracranial_volume_mm3",
+    "pvs_count_per_cm3",
+    "pvs_volume_percent",
+    "pvsnm_mm3_per_million_mm3",
+    "mean_length_mm",
+    "median_length_mm",
+    "mean_width_mm",
+    "median_width_mm",
+    "estimated_potter_score_0_to_4",
+    "estimated_potter_midbrain_score_0_to_1",
+    "estimated_mcpvs_score_1_to_4",
+)
+#: Columns of ``pvs.csv``: a row per PVS.
+PVS_COLUMNS = (
+    "pvs",
+    "region",
+    "hemisphere",
+    "voxels",
+    "volume_mm3",
+    "fluid_volume_mm3",
+    "length_mm",
+    "width_mm",
+    "elongation",
+    "linearity",
+    "direction_right",
+    "direction_anterior",
+    "direction_superior",
+    "angle_to_superior_degrees",
+    "centre_right_mm",
+    "centre_anterior_mm",
+    "centre_superior_mm",
+)
+
 
 @dataclass(frozen=True)
 class Pvs:
@@ -23,12 +66,12 @@ class Pvs:
 
     Attributes:
         number: 1, 2, ... in the order in which the clusters lie from left to right.
-        region: name of the region it is counted in, or ``OTHER``.
+        region: Name of the region it is counted in, or ``OTHER``.
         hemisphere: ``LEFT``, ``RIGHT``, or None where no side is known.
-        shape: size and direction.
-        slices: first and last axial slice it reaches, counted from the lowest, 0.
-        fluid_mm3: estimated volume of its fluid, which does not depend on how large the voxels are; None where the
-            networks do not predict it.
+        shape: Size and direction.
+        slices: First and last axial slice, counted from the lowest, 0.
+        fluid_mm3: Estimated volume of its fluid, which does not depend on the voxel size; None where the networks do
+            not predict it.
     """
 
     number: int
@@ -44,13 +87,14 @@ class RegionBurden:
     """PVS of one region, on both sides or on one.
 
     Attributes:
-        region, hemisphere: name of the region; ``BOTH``, ``LEFT`` or ``RIGHT``.
+        region, hemisphere: Name of the region; ``BOTH``, ``LEFT`` or ``RIGHT``.
         count: PVS counted here.
-        volume_mm3: of the mask's voxels here, whichever PVS they belong to.
-        region_mm3: volume of the region; None where it is unknown.
-        intracranial_mm3: volume within the skull, of both sides; None where it is unknown.
-        fluid_mm3: estimated volume of the fluid of the PVS counted here; None where the networks do not predict it.
-        mean_length_mm, median_length_mm, mean_width_mm, median_width_mm: of the PVS counted here; None without any.
+        volume_mm3: Volume of the mask's voxels here, of any PVS.
+        region_mm3: Volume of the region; None where it is unknown.
+        intracranial_mm3: Volume within the skull, of both sides; None where it is unknown.
+        fluid_mm3: Estimated volume of the fluid of the PVS counted here; None where the networks do not predict it.
+        mean_length_mm, median_length_mm, mean_width_mm, median_width_mm: Mean and median of the PVS counted
+            here; None without any.
     """
 
     region: str
@@ -83,15 +127,15 @@ class RegionBurden:
 
 @dataclass(frozen=True)
 class EstimatedScore:
-    """What a rater might have scored: an estimate from a mask, never a rating.
+    """A visual score estimated from a mask, never a rating.
 
     Attributes:
         scale: ``POTTER`` or ``MCPVS``.
         region: "BG", "CSO" or "midbrain".
         score: 0 to 4, 0 or 1, or 1 to 4, as the scale has it.
-        counted: the number of PVS that the score comes from.
-        hemisphere: the side they were counted on, or ``BOTH``.
-        slices: first and last axial slice of the slab they were counted on, from the lowest, 0; None for the whole
+        counted: Number of PVS that the score is based on.
+        hemisphere: Side they were counted on, or ``BOTH``.
+        slices: First and last axial slice of the slab they were counted on, from the lowest, 0; None for the whole
             region.
     """
 
@@ -105,15 +149,15 @@ class EstimatedScore:
 
 @dataclass(frozen=True)
 class Burden:
-    """All of a measurement.
+    """All results of a measurement.
 
     Attributes:
-        pvs: every PVS of the mask, by number.
-        regions: a row per region and side: the regions in the order given, ``ALL`` last.
-        scores: estimated scores of the regions that have a scale and were given.
-        spacing_mm: of the voxels to the right, to anterior and to superior.
-        slices_per_slab: axial slices counted together for a score.
-        warnings: sentences that whoever reads the numbers should know.
+        pvs: Every PVS of the mask, by number.
+        regions: A row per region and side: the regions in the order given, ``ALL`` last.
+        scores: Estimated scores of the measured regions that have a scale.
+        spacing_mm: Voxel size to the right, to anterior and to superior.
+        slices_per_slab: Axial slices counted together for a score.
+        warnings: Sentences that qualify the numbers.
     """
 
     pvs: tuple[Pvs, ...]
@@ -129,24 +173,22 @@ class Burden:
         return self.slices_per_slab * self.spacing_mm[2]
 
     def row(self, region: str, hemisphere: str = BOTH) -> RegionBurden:
-        """The row of a region.
+        """Returns the row of a region.
 
         Raises:
-            KeyError: there is none.
+            KeyError: the region was not measured.
         """
         for row in self.regions:
             if (row.region, row.hemisphere) == (region, hemisphere):
                 return row
-        raise KeyError(f"expected a region that was measured, found {region!r}, {hemisphere!r}")
+        raise KeyError(f"expected a measured region, got {region!r}, {hemisphere!r}")
 
     def estimated_score(self, scale: str, region: str) -> EstimatedScore | None:
-        """The estimated score of a region; None where there is none."""
+        """Returns the estimated score of a region; None where there is none."""
         return next((s for s in self.scores if (s.scale, s.region) == (scale, region)), None)
 
     def as_json(self) -> dict[str, Any]:
-        """All of it as JSON values, with the columns' names of ``table``; None where there is no value, never NaN."""
-        from pvs_model.burden.table import pvs_values, region_values
-
+        """Returns all of it as JSON values, keyed by the tables' columns; None where there is no value, never NaN."""
         content = {
             "spacing_mm": list(self.spacing_mm),
             "slab_mm": self.slab_mm,
@@ -156,7 +198,7 @@ class Burden:
             "estimated_scores": [_estimated(score) for score in self.scores],
             "pvs": [pvs_values(pvs) for pvs in self.pvs],
         }
-        json.dumps(content, allow_nan=False)  # a NaN would be a bug of ours, and no JSON
+        json.dumps(content, allow_nan=False)  # a NaN would be a bug, and no JSON
         return content
 
 
@@ -166,3 +208,52 @@ def _estimated(score: EstimatedScore) -> dict[str, Any]:
         **values,
         "slices": None if score.slices is None else list(score.slices),
     }
+
+
+def region_values(burden: Burden, row: RegionBurden) -> dict[str, Value]:
+    """Returns the cells of a row of ``burden.csv`` by column; scores are in the rows of both sides."""
+    potter, mcpvs = (
+        burden.estimated_score(scale, row.region) if row.hemisphere == BOTH else None for scale in (POTTER, MCPVS)
+    )
+    potter_score = None if potter is None else potter.score
+    values = (
+        row.region,
+        row.hemisphere,
+        row.count,
+        row.volume_mm3,
+        row.fluid_mm3,
+        row.region_mm3,
+        row.intracranial_mm3,
+        row.count_per_cm3,
+        row.volume_percent,
+        row.pvsnm,
+        row.mean_length_mm,
+        row.median_length_mm,
+        row.mean_width_mm,
+        row.median_width_mm,
+        None if row.region == "midbrain" else potter_score,
+        potter_score if row.region == "midbrain" else None,
+        None if mcpvs is None else mcpvs.score,
+    )
+    return dict(zip(REGION_COLUMNS, values, strict=True))
+
+
+def pvs_values(pvs: Pvs) -> dict[str, Value]:
+    """Returns the cells of a row of ``pvs.csv`` by column."""
+    shape = pvs.shape
+    values = (
+        pvs.number,
+        pvs.region,
+        pvs.hemisphere,
+        shape.voxels,
+        shape.volume_mm3,
+        pvs.fluid_mm3,
+        shape.length_mm,
+        shape.width_mm,
+        shape.elongation,
+        shape.linearity,
+        *(shape.direction or (None, None, None)),
+        shape.angle_to_superior_degrees,
+        *shape.centre_mm,
+    )
+    return dict(zip(PVS_COLUMNS, values, strict=True))

@@ -19,7 +19,7 @@ from pvs_model.pipeline import Segmentation
 from pvs_model.types import SEQUENCES, Case
 
 if TYPE_CHECKING:
-    from pvs_model.burden.report import Report
+    from pvs_model.reports.folder import Report
 
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Reports:
             raise PVSError(
                 f"{self.folder}: expected a folder for reports outside that of the masks, found it in {output}"
             )
-        from pvs_model.burden.report import Report
+        from pvs_model.reports.folder import Report
 
         return Report(self.folder)
 
@@ -74,7 +74,7 @@ def report_case(case: Case, result: Segmentation, report: Report, probability: b
     Raises:
         PVSError: when something cannot be written.
     """
-    from pvs_model.burden.report import view_of
+    from pvs_model.reports.folder import view_of
     from pvs_model.volume.io import read_grid, write_volume
 
     prepared = result.prepared

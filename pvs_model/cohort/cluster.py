@@ -33,7 +33,7 @@ from pvs_model.pipeline import Settings
 from pvs_model.types import Case
 
 if TYPE_CHECKING:
-    from pvs_model.burden.report import Report
+    from pvs_model.reports.folder import Report
 
 log = logging.getLogger(__name__)
 #: What only a log file keeps: stages and tracebacks, and lines in whose place there is a bar.

@@ -20,7 +20,7 @@ from pvs_model.pipeline import Predicted, Segmenter, Settings
 from pvs_model.types import Case
 
 if TYPE_CHECKING:
-    from pvs_model.burden.report import Report
+    from pvs_model.reports.folder import Report
 
 log = logging.getLogger(__name__)
 

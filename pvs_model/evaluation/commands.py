@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pvs_model import files
 from pvs_model.errors import PVSError
 from pvs_model.evaluation.metrics import PAPERS
-from pvs_model.evaluation.records import MISSING, REFUSED, SCORED, Report
+from pvs_model.evaluation.results import MISSING, REFUSED, SCORED, Evaluation
 
 if TYPE_CHECKING:
     from pvs_model.evaluation.ranking import Score
@@ -57,7 +57,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
         0 when every case was scored or had no prediction; 1 when one was refused or its truth could not be read.
     """
     from pvs_model.evaluation.evaluate import evaluate
-    from pvs_model.evaluation.report import as_csv, as_json, text
+    from pvs_model.evaluation.summary import as_csv, as_json, text
 
     if args.workers is not None and args.workers < 1:
         raise PVSError(f"--workers: expected at least 1, found {args.workers}")
@@ -69,9 +69,9 @@ def run_evaluate(args: argparse.Namespace) -> int:
     if args.csv:
         files.write_text(args.csv, as_csv(report.rows))
     if args.html:
-        from pvs_model.evaluation.page import write_page
+        from pvs_model.reports.evaluation_report import write_evaluation_report
 
-        write_page(args.html, report)
+        write_evaluation_report(args.html, report)
     for line in report.warnings:
         print(f"warning: {line}", file=sys.stderr)
     for line in report.problems:
@@ -124,9 +124,11 @@ def run_rank(args: argparse.Namespace) -> int:
     Returns:
         0; 1 when a prediction was refused or a truth could not be read.
     """
-    from pvs_model.evaluation.ranking import rank, significance, stability
-    from pvs_model.evaluation.ranking_plot import plot_stability
+    from pvs_model.evaluation.ranking import rank
     from pvs_model.evaluation.score_tables import read_scores
+    from pvs_model.evaluation.significance import significance
+    from pvs_model.evaluation.stability import stability
+    from pvs_model.reports.ranking_plot import plot_stability
 
     if args.bootstrap < 0:
         raise PVSError(f"--bootstrap: expected 0 or more, found {args.bootstrap}")
@@ -211,7 +213,7 @@ def add_agreement(command: argparse.ArgumentParser) -> None:
 
 def run_agreement(args: argparse.Namespace) -> int:
     """Volumes against visual scores, and between repeats: print and write."""
-    from pvs_model.evaluation.agreement import agree, read_measurements
+    from pvs_model.evaluation.rater_agreement import agree, read_measurements
 
     found = agree(read_measurements(args.table, args.group, args.volume))
     print(found.text())
@@ -225,7 +227,7 @@ def _anatomy(weights: Path) -> Path | None:
     return weights if (weights / "anatomy.safetensors").is_file() else None
 
 
-def _told(report: Report) -> str:
+def _told(report: Evaluation) -> str:
     counts = {status: len(report.cases(status)) for status in (SCORED, MISSING, REFUSED)}
     told = f"{counts[SCORED]} cases scored"
     for status in (MISSING, REFUSED):

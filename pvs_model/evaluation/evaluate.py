@@ -1,4 +1,4 @@
-"""Scores of a folder of predictions against a folder of truth, case by case and region by region."""
+"""Scores a folder of predictions against a folder of reference masks, case by case and region by region."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from pathlib import Path
 import numpy as np
 
 from pvs_model.errors import PVSError, VolumeError
+from pvs_model.evaluation.file_matching import CaseFiles, match_files
 from pvs_model.evaluation.metrics import all_sets, without_ignored, worst
-from pvs_model.evaluation.pairs import Pair, find_pairs
-from pvs_model.evaluation.records import MISSING, REFUSED, SCORED, Report, Row
-from pvs_model.evaluation.regions import BOXES, NO_REGIONS, REGION_ORDER, Found, Regions, regions_of
-from pvs_model.evaluation.report import summarise
+from pvs_model.evaluation.regions import BOXES, NO_REGIONS, REGION_ORDER, RegionMasks, Regions, regions_of
+from pvs_model.evaluation.results import MISSING, REFUSED, SCORED, Evaluation, Row
+from pvs_model.evaluation.summary import summarise
 from pvs_model.layouts.base import listed
 from pvs_model.volume.geometry import to_ras_grid
 from pvs_model.volume.masks import aligned, read_mask
 
 log = logging.getLogger(__name__)
 
-#: Each case's own masks, and nothing in their place.
+#: Each case's own masks, or none.
 AS_GIVEN = Regions()
-#: From so many cases on several processes pay: each takes seconds to start.
+#: Number of cases from which several processes pay off: each takes seconds to start.
 PARALLEL_FROM = 8
 
 ESTIMATED = "the regions are estimates of our anatomy network"
@@ -37,163 +37,162 @@ ABOVE_ONE = "the challenge's precision passes 1: a predicted cluster touches sev
 
 @dataclass(frozen=True)
 class Scored:
-    """The rows of one case, and what went wrong, in a sentence each."""
+    """The rows of one case, and its problems in a sentence each."""
 
     rows: tuple[Row, ...] = ()
     problems: tuple[str, ...] = ()
-    faults: tuple[str, ...] = ()  # those among the problems that are not the prediction's
+    data_errors: tuple[str, ...] = ()  # those among the problems that are not the prediction's
 
 
 def evaluate(
-    truth: Path,
+    references: Path,
     predictions: Path,
     regions: Path | str | None = None,
     workers: int | None = None,
     suffix: str = "pred",
     weights: Path | None = None,
-) -> Report:
-    """Score every case of a folder of truth.
+) -> Evaluation:
+    """Scores every case of a folder of reference masks.
 
-    A case without a prediction gets the worst scores, and so does one whose prediction cannot be read or lies on
-    another grid than the truth: both are counted and told. Predictions without a truth are told and left out.
+    A case without a prediction gets penalty scores, and so does one whose prediction cannot be read or lies on
+    another grid than the reference: both are counted and reported. Predictions without a reference are reported.
 
     Args:
-        truth, predictions: folders, in the forms of ``pairs``.
-        regions: folder of region masks; "boxes" for the boxes that the challenge's script uses where it has no
-            atlas; "none"; None for masks beside the truth, or else by the anatomy network from images beside it.
-        workers: processes; None for one per core, or a single one for a few cases.
-        suffix: one more ending that the names of predictions may have.
-        weights: weights folder with the anatomy network; None to do without.
+        references, predictions: Folders, in the forms of ``file_matching``.
+        regions: Folder of region masks; "boxes" for the boxes that the challenge's script uses without an atlas;
+            "none"; None for masks beside the references, or else estimates from the images there.
+        workers: Number of processes; None for one per core, or a single one for a few cases.
+        suffix: One more ending of the predictions' names.
+        weights: Weights folder with the anatomy network; None to do without.
 
     Raises:
-        PVSError: when nothing can be scored at all.
+        PVSError: nothing can be scored at all.
     """
     folder = Path(regions) if regions is not None and regions not in (BOXES, NO_REGIONS) else None
     if folder is not None and not folder.is_dir():
-        raise VolumeError(
-            f"{folder}: expected a folder of region masks, found {'a file' if folder.exists() else 'none'}"
-        )
-    pairs, extra = find_pairs(truth, predictions, folder, suffix)
+        raise VolumeError(f"{folder}: expected a folder of region masks, got {'a file' if folder.exists() else 'none'}")
+    cases, extra = match_files(references, predictions, folder, suffix)
     way = str(regions) if regions in (BOXES, NO_REGIONS) else None
-    report = score_pairs(pairs, Regions(way, weights if folder is None else None), workers)
+    report = score_cases(cases, Regions(way, weights if folder is None else None), workers)
     warnings = list(report.warnings)
     if extra:
-        warnings.append(f"{predictions}: {len(extra)} masks belong to no truth and were left out: {listed(extra)}")
-    told = {BOXES: "boxes around the middle of the image, as in the challenge's script", NO_REGIONS: "none"}
-    from_where = told.get(way or "", str(folder) if folder else "masks beside the truth")
-    return replace(report, warnings=tuple(warnings), regions_from=from_where, names=(str(truth), str(predictions)))
+        warnings.append(f"{predictions}: {len(extra)} masks belong to no reference and were left out: {listed(extra)}")
+    sources = {BOXES: "boxes around the middle of the image, as in the challenge's script", NO_REGIONS: "none"}
+    source = sources.get(way or "", str(folder) if folder else "masks beside the truth")
+    return replace(report, warnings=tuple(warnings), regions_from=source, names=(str(references), str(predictions)))
 
 
-def score_pairs(pairs: Sequence[Pair], regions: Regions = AS_GIVEN, workers: int | None = None) -> Report:
-    """Score cases whose files are known, as ``evaluate`` does."""
+def score_cases(cases: Sequence[CaseFiles], regions: Regions = AS_GIVEN, workers: int | None = None) -> Evaluation:
+    """Scores cases whose files are known, as ``evaluate`` does."""
     if workers is None:
-        workers = len(os.sched_getaffinity(0)) if len(pairs) >= PARALLEL_FROM else 1
-    workers = min(workers, len(pairs))
-    results = sorted(_each(pairs, regions, workers), key=lambda entry: entry[0])
+        workers = len(os.sched_getaffinity(0)) if len(cases) >= PARALLEL_FROM else 1
+    workers = min(workers, len(cases))
+    results = sorted(_each(cases, regions, workers), key=lambda entry: entry[0])
     rows = [row for _, scored in results for row in scored.rows]
     problems = [problem for _, scored in results for problem in scored.problems]
-    faults = [fault for _, scored in results for fault in scored.faults]
+    data_errors = [error for _, scored in results for error in scored.data_errors]
     warnings = []
-    if missing := [pair.label for pair in pairs if {pair.prediction, pair.problem, pair.fault} == {None}]:
+    if missing := [case.label for case in cases if {case.prediction, case.problem, case.data_error} == {None}]:
         warnings.append(
-            f"{len(missing)} of {len(pairs)} cases have no prediction and get the worst scores: {listed(missing)}"
+            f"{len(missing)} of {len(cases)} cases have no prediction and get the worst scores: {listed(missing)}"
         )
     whole = {row.label for row in rows} - {row.label for row in rows if row.region != "all"}
     if whole and regions.way is None:
         warnings.append(
-            f"{len(whole)} of {len(pairs)} cases have no region masks and are scored in the whole image only: "
+            f"{len(whole)} of {len(cases)} cases have no region masks and are scored in the whole image only: "
             f"{listed(sorted(whole))}"
         )
     if estimated := sorted({row.label for row in rows if ESTIMATED in row.notes}):
-        warnings.append(f"in {len(estimated)} of {len(pairs)} cases {ESTIMATED}: {listed(estimated)}")
+        warnings.append(f"in {len(estimated)} of {len(cases)} cases {ESTIMATED}: {listed(estimated)}")
     passing = sum(ABOVE_ONE in row.notes for row in rows)
     if passing:
         warnings.append(f"in {passing} of {len(rows)} rows {ABOVE_ONE}")
-    return Report(tuple(rows), summarise(rows), tuple(problems), tuple(faults), tuple(warnings))
+    return Evaluation(tuple(rows), summarise(rows), tuple(problems), tuple(data_errors), tuple(warnings))
 
 
-def score_pair(pair: Pair, regions: Regions = AS_GIVEN) -> Scored:
-    """Read one case's masks and score it in every region."""
-    if pair.fault is not None:
-        return _fault(f"{pair.label}: not scored: {pair.fault}")
+def score_case(case: CaseFiles, regions: Regions = AS_GIVEN) -> Scored:
+    """Reads one case's masks and scores it in every region."""
+    if case.data_error is not None:
+        return _not_scored(f"{case.label}: not scored: {case.data_error}")
     try:
-        true = read_mask(pair.truth)
-        truth = aligned(true, true.grid, pair.truth)
+        image = read_mask(case.reference)
+        reference = aligned(image, image.grid, case.reference)
     except VolumeError as error:
-        return _fault(f"{pair.label}: not scored, since its truth cannot be read: {error}")
-    status, problems, faults, found = SCORED, [], [], None
-    if pair.prediction is None:
-        status = REFUSED if pair.problem else MISSING
-        problems += [f"{pair.label}: {pair.problem}"] if pair.problem else []
+        return _not_scored(f"{case.label}: not scored, since its reference mask cannot be read: {error}")
+    status, problems, data_errors, prediction = SCORED, [], [], None
+    if case.prediction is None:
+        status = REFUSED if case.problem else MISSING
+        problems += [f"{case.label}: {case.problem}"] if case.problem else []
     else:
         try:
-            found = aligned(read_mask(pair.prediction), true.grid, pair.truth)
-            ignored = pair.truth.with_name(pair.truth.name.replace("_PVS.", "_IGNORE."))
-            if ignored != pair.truth and ignored.is_file():  # of simulated cases
-                found = without_ignored(found, truth, aligned(read_mask(ignored), true.grid, pair.truth))
+            prediction = aligned(read_mask(case.prediction), image.grid, case.reference)
+            ignored = case.reference.with_name(case.reference.name.replace("_PVS.", "_IGNORE."))
+            if ignored != case.reference and ignored.is_file():  # of simulated cases
+                mask = aligned(read_mask(ignored), image.grid, case.reference)
+                prediction = without_ignored(prediction, reference, mask)
         except VolumeError as error:
             status = REFUSED
-            problems.append(f"{pair.label}: {error}")
-    given = Found({})
+            problems.append(f"{case.label}: {error}")
+    given = RegionMasks({})
     try:
-        given = regions_of(pair, true, regions)
+        given = regions_of(case, image, regions)
     except PVSError as error:
-        faults.append(f"{pair.label}: scored in the whole image only: {error}")
-    within = {**given.masks, "all": np.ones(truth.shape, bool)}
-    spacing = to_ras_grid(true.grid)[0].spacing_mm
+        data_errors.append(f"{case.label}: scored in the whole image only: {error}")
+    within = {**given.masks, "all": np.ones(reference.shape, bool)}
+    spacing = to_ras_grid(image.grid)[0].spacing_mm
     rows = []
     for region in REGION_ORDER:
         if region not in within:
             continue
         inside = within[region]
-        if found is None:
-            counts, sets = worst(truth & inside, spacing)
+        if prediction is None:
+            counts, sets = worst(reference & inside, spacing)
         else:
-            counts, sets = all_sets(found & inside, truth & inside, spacing)
+            counts, sets = all_sets(prediction & inside, reference & inside, spacing)
         notes = [ABOVE_ONE] if (sets["official"]["precision"] or 0) > 1 else []
         notes += [ESTIMATED] if given.estimated_from and region != "all" else []
         rows.append(
             Row(
-                case=pair.case,
-                site=pair.site,
+                case=case.case,
+                site=case.site,
                 protocol=" x ".join(f"{s:g}" for s in np.round(spacing, 2)) + " mm",
                 region=region,
                 status=status,
                 counts=counts,
                 sets=sets,
-                truth=pair.truth,
-                prediction=pair.prediction,
+                reference=case.reference,
+                prediction=case.prediction,
                 notes=tuple(notes),
             )
         )
-    return Scored(tuple(rows), (*problems, *faults), tuple(faults))
+    return Scored(tuple(rows), (*problems, *data_errors), tuple(data_errors))
 
 
-def _fault(sentence: str) -> Scored:
+def _not_scored(sentence: str) -> Scored:
     return Scored((), (sentence,), (sentence,))
 
 
-def _each(pairs: Sequence[Pair], regions: Regions, workers: int) -> Iterator[tuple[int, Scored]]:
-    """(place, result) of every case as they come, with a bar on a terminal."""
+def _each(cases: Sequence[CaseFiles], regions: Regions, workers: int) -> Iterator[tuple[int, Scored]]:
+    """Yields (index, result) of every case as they come, with a progress bar on a terminal."""
     from tqdm import tqdm
 
-    with tqdm(total=len(pairs), unit=" cases", leave=False, disable=not sys.stderr.isatty()) as bar:
-        for entry in _serial(pairs, regions) if workers <= 1 else _parallel(pairs, regions, workers):
+    with tqdm(total=len(cases), unit=" cases", leave=False, disable=not sys.stderr.isatty()) as bar:
+        for entry in _serial(cases, regions) if workers <= 1 else _parallel(cases, regions, workers):
             bar.update()
             yield entry
 
 
-def _serial(pairs: Iterable[Pair], regions: Regions) -> Iterator[tuple[int, Scored]]:
-    for place, pair in enumerate(pairs):
-        yield place, _guarded(pair, regions)
+def _serial(cases: Iterable[CaseFiles], regions: Regions) -> Iterator[tuple[int, Scored]]:
+    for place, case in enumerate(cases):
+        yield place, _guarded(case, regions)
 
 
-def _parallel(pairs: Sequence[Pair], regions: Regions, workers: int) -> Iterator[tuple[int, Scored]]:
+def _parallel(cases: Sequence[CaseFiles], regions: Regions, workers: int) -> Iterator[tuple[int, Scored]]:
     """In several processes; a process that dies (out of memory, say) costs its case, not the others."""
-    left = dict(enumerate(pairs))
+    left = dict(enumerate(cases))
     # Not forked: a forked copy of a process with threads can hang.
     with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_one_thread) as pool:
-        futures = {pool.submit(_guarded, pair, regions): place for place, pair in left.items()}
+        futures = {pool.submit(_guarded, case, regions): place for place, case in left.items()}
         try:
             for future in as_completed(futures):
                 result = future.result()
@@ -201,28 +200,31 @@ def _parallel(pairs: Sequence[Pair], regions: Regions, workers: int) -> Iterator
                 yield futures[future], result
         except BrokenProcessPool:
             log.warning("a process of the evaluation died; the %d cases left are scored one at a time", len(left))
-    for place, pair in left.items():
+    for place, case in left.items():
         with ProcessPoolExecutor(1, get_context("spawn"), initializer=_one_thread) as pool:
             try:
-                yield place, pool.submit(_guarded, pair, regions).result()
+                yield place, pool.submit(_guarded, case, regions).result()
             except BrokenProcessPool:
-                yield place, _fault(f"{pair.label}: not scored, since the process that scored it died (out of memory?)")
+                yield (
+                    place,
+                    _not_scored(f"{case.label}: not scored, since the process that scored it died (out of memory?)"),
+                )
 
 
-def _guarded(pair: Pair, regions: Regions) -> Scored:
-    """As ``score_pair``; a bug of ours or of a library costs this case only."""
+def _guarded(case: CaseFiles, regions: Regions) -> Scored:
+    """Scores a case as ``score_case``; an unexpected error costs this case only."""
     try:
-        return score_pair(pair, regions)
+        return score_case(case, regions)
     except PVSError as error:
-        return _fault(f"{pair.label}: not scored: {error}")
+        return _not_scored(f"{case.label}: not scored: {error}")
     except Exception as error:
-        log.debug("%s", pair.label, exc_info=True)
-        told = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        return _fault(f"{pair.label}: not scored, unexpected {told}")
+        log.debug("%s", case.label, exc_info=True)
+        text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return _not_scored(f"{case.label}: not scored, unexpected {text}")
 
 
 def _one_thread() -> None:
-    """Each process of several computes on one core."""
+    """Restricts each of several processes to one core."""
     import torch
 
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""The regions that a case is scored in: masks of the user's, our anatomy network's, or the challenge's boxes."""
+"""Regions in which a case is scored: given masks, estimates of the anatomy network, or the challenge's boxes."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from pathlib import Path
 import numpy as np
 
 from pvs_model.errors import VolumeError
+from pvs_model.evaluation.file_matching import CaseFiles
 from pvs_model.evaluation.metrics import Bool
-from pvs_model.evaluation.pairs import Pair
 from pvs_model.volume import io
 from pvs_model.volume.masks import MaskImage, aligned, read_region
 
-#: Where region masks come from, besides a folder: the boxes of the challenge's script, or nowhere.
+#: Sources of region masks besides a folder: the boxes of the challenge's script, or none.
 BOXES, NO_REGIONS = "boxes", "none"
-#: What is scored, in the order of tables; "all" is the whole image.
+#: Regions in the order of tables; "all" is the whole image.
 REGION_ORDER = ("CSO", "BG", "all")
 
 
 @dataclass(frozen=True)
 class Regions:
-    """Where to take regions from.
+    """The source of region masks.
 
     Attributes:
         way: ``BOXES``, ``NO_REGIONS``, or None for the masks of each case.
-        weights: weights folder with the anatomy network, for cases without masks; None to do without.
+        weights: Weights folder with the anatomy network, for cases without masks; None to do without.
     """
 
     way: str | None = None
@@ -34,47 +34,49 @@ class Regions:
 
 
 @dataclass(frozen=True)
-class Found:
-    """Masks (x, y, z) in RAS+ order by region, and the image that they were estimated from, if they were."""
+class RegionMasks:
+    """Masks (x, y, z) in RAS+ order by region, and the image from which they were estimated, if any."""
 
     masks: Mapping[str, Bool]
     estimated_from: Path | None = None
 
 
-def regions_of(pair: Pair, true: MaskImage, regions: Regions) -> Found:
-    """The regions of a case on the grid of its truth; none where there is nothing to take them from.
+def regions_of(case: CaseFiles, reference: MaskImage, regions: Regions) -> RegionMasks:
+    """Returns the regions of a case on the grid of its reference mask; none without a source.
 
     Raises:
         PVSError: a mask cannot be read or lies on another grid, or the anatomy network finds no brain.
     """
     if regions.way == NO_REGIONS:
-        return Found({})
+        return RegionMasks({})
     if regions.way == BOXES:
-        stored = boxes(true.grid.shape)
-        return Found({name: _on(true, MaskImage(box, true.grid, true.source)) for name, box in stored.items()})
-    if pair.regions:
-        return Found({name: _on(true, read_region(paths)) for name, paths in pair.regions.items()})
-    image = can_be_estimated(pair, true, regions)
+        stored = boxes(reference.grid.shape)
+        return RegionMasks(
+            {name: _on(reference, MaskImage(box, reference.grid, reference.source)) for name, box in stored.items()}
+        )
+    if case.regions:
+        return RegionMasks({name: _on(reference, read_region(paths)) for name, paths in case.regions.items()})
+    image = can_be_estimated(case, reference, regions)
     if image is None:
-        return Found({})
+        return RegionMasks({})
     from pvs_model.anatomy.predict import find_regions
 
     if regions.weights is None:
-        return Found({})
+        return RegionMasks({})
     volume = io.read(image)
     anatomy = find_regions(volume, regions.weights)
     masks = {name: MaskImage(anatomy.mask(name), volume.grid, image) for name in ("CSO", "BG")}
-    return Found({name: _on(true, mask) for name, mask in masks.items()}, image)
+    return RegionMasks({name: _on(reference, mask) for name, mask in masks.items()}, image)
 
 
-def can_be_estimated(pair: Pair, true: MaskImage, regions: Regions) -> Path | None:
-    """The image of a case that lies on the grid of its truth, where there are weights to find regions with."""
+def can_be_estimated(case: CaseFiles, reference: MaskImage, regions: Regions) -> Path | None:
+    """Returns the image of a case on the grid of its reference mask, where there are weights to estimate regions."""
     if regions.weights is None:
         return None
-    for path in pair.images.values():
+    for path in case.images.values():
         try:
             grid = io.read_grid(path)
-            _on(true, MaskImage(np.broadcast_to(np.False_, grid.shape), grid, path))
+            _on(reference, MaskImage(np.broadcast_to(np.False_, grid.shape), grid, path))
         except VolumeError:
             continue
         return path
@@ -82,7 +84,7 @@ def can_be_estimated(pair: Pair, true: MaskImage, regions: Regions) -> Path | No
 
 
 def boxes(shape: tuple[int, int, int]) -> dict[str, Bool]:
-    """The regions of the challenge's test script where it has no atlas: boxes of the stored array (x, y, z).
+    """Returns the regions of the challenge's test script without an atlas: boxes of the stored array (x, y, z).
 
     BG is the middle seventh of x and y and the middle ninth of z, CSO the middle three sevenths and three ninths
     around it.
@@ -96,5 +98,5 @@ def boxes(shape: tuple[int, int, int]) -> dict[str, Bool]:
     return out
 
 
-def _on(true: MaskImage, mask: MaskImage) -> Bool:
-    return aligned(mask, true.grid, true.source)
+def _on(reference: MaskImage, mask: MaskImage) -> Bool:
+    return aligned(mask, reference.grid, reference.source)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pvs_model.evaluation.ranking import METRICS, Score, ScoresError
-from pvs_model.evaluation.records import Report
-from pvs_model.evaluation.tables import Line, read_csv, read_text
+from pvs_model.evaluation.results import Evaluation
+from pvs_model.evaluation.tables import names_in, numbers_in, read_csv, read_text
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 
@@ -33,25 +36,21 @@ _COLUMNS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def scores_of(report: Report, team: str, phase: str = ONLY_PHASE) -> list[Score]:
-    """The challenge's scores ("official", AVD capped) in an evaluation, in the order of its rows.
+def scores_of(evaluation: Evaluation, team: str, phase: str = ONLY_PHASE) -> list[Score]:
+    """Returns the challenge's scores ("official", AVD capped) of an evaluation, in the order of its rows.
 
-    Of the regions CSO and BG where there are rows of them, else of all that there are.
+    Rows of the regions CSO and BG count where there are any, else all rows.
     """
-    found = []
-    for row in report.rows:
-        official = row.sets["official"]
-        found.append(
-            Score(
-                team, phase, row.region, row.label,
-                official["recall"], official["precision"], official["dice"], official["avd_capped"],
-            )
-        )  # fmt: skip
-    return _of_regions(found, str(report.names[1]) or team)
+    columns = ("recall", "precision", "dice", "avd_capped")
+    scores = [
+        Score(team, phase, row.region, row.label, *(row.sets["official"][column] for column in columns))
+        for row in evaluation.rows
+    ]
+    return _of_regions(scores, str(evaluation.names[1]) or team)
 
 
 def read_scores(path: Path, team: str | None = None, phase: str | None = None) -> list[Score]:
-    """Read a table of scores: CSV (comma, semicolon or tab), or JSON by the ending ``.json``.
+    """Reads a table of scores: CSV (comma, semicolon or tab), or JSON by the ending ``.json``.
 
     Columns in any order and case: ``team``, ``phase`` (optional), ``region``, ``case`` (optional: without it the
     scores are means over cases), ``recall``, ``precision``, ``dice`` (or ``DSC``), ``avd`` (capped at 1). The CSV that
@@ -60,92 +59,85 @@ def read_scores(path: Path, team: str | None = None, phase: str | None = None) -
     writes), ``scores`` or ``rows``.
 
     Args:
-        path: the file.
-        team: name of the team, for a file that names none, or in place of the only one that it names.
-        phase: the same of the phase; ``ONLY_PHASE`` if neither says.
+        path: CSV or JSON file.
+        team: Name of the team, for a file that names none, or in place of the only one that it names.
+        phase: Name of the phase, likewise; ``ONLY_PHASE`` without either.
 
     Raises:
         TableError: the file cannot be read.
         ScoresError: it lacks a column, holds a score out of range, or one twice.
     """
-    rows = _json_rows(path) if path.suffix.lower() == ".json" else read_csv(path)
-    columns = _columns(path, rows, team)
-    team = _one_name(path, rows, columns, "team", team)
-    phase = _one_name(path, rows, columns, "phase", phase)
-    scores: list[Score] = []
-    lines: dict[tuple[str, str, str, str | None], str] = {}
-    for row in rows:
-        score = _score(row, columns, team, phase)
-        key = (score.team, score.phase, score.region, score.case)
-        if key in lines:
-            raise ScoresError(f"{row.where}: expected {score.label} once, found it in {lines[key]}, too")
-        lines[key] = row.where
-        scores.append(score)
-    return _of_regions(scores, str(path)) if columns["dice"].startswith("official.") else scores
+    table = _read_json(path) if path.suffix.lower() == ".json" else read_csv(path)
+    columns = _columns(path, table, team)
+    teams = _names(path, table, columns, "team", team)
+    phases = _names(path, table, columns, "phase", phase or (None if columns["phase"] else ONLY_PHASE))
+    regions = names_in(table, columns["region"], "region")
+    cases: list[str] | list[None] = [None] * len(table)
+    if columns["case"]:
+        cases = names_in(table, columns["case"], "case")
+        if columns["site"]:
+            sites = [str(site or "").strip() for site in table[columns["site"]]]
+            cases = [f"{site}/{case}" if site else case for site, case in zip(sites, cases, strict=True)]
+    values = zip(*(numbers_in(table, columns[metric]) for metric in METRICS), strict=True)
+    scores: dict[tuple[str, str, str, str | None], Score] = {}
+    for where, *key, row in zip(table.index, teams, phases, regions, cases, values, strict=True):
+        if tuple(key) in scores:
+            other = table.index[list(scores).index(tuple(key))]
+            raise ScoresError(f"{where}: expected {scores[tuple(key)].label} once, got it in {other}, too")
+        try:
+            scores[tuple(key)] = Score(*key, *row)
+        except ScoresError as error:
+            raise ScoresError(f"{where}: {error}") from None
+    listing = list(scores.values())
+    return _of_regions(listing, str(path)) if columns["dice"].startswith("official.") else listing
 
 
-def _json_rows(path: Path) -> list[Line]:
+def _read_json(path: Path) -> pd.DataFrame:
+    """Returns the objects of a JSON file as rows; ``{"official": {"dice": 1}}`` is in the column "official.dice"."""
+    import pandas as pd
+
     try:
         content = json.loads(read_text(path))
     except (json.JSONDecodeError, RecursionError) as error:
-        raise ScoresError(f"{path}: expected JSON, found {error}") from error
+        raise ScoresError(f"{path}: expected JSON, got {error}") from error
     if isinstance(content, dict):
         content = next((content[name] for name in ("cases", "scores", "rows") if name in content), content)
     if not isinstance(content, list) or not content or not all(isinstance(entry, dict) for entry in content):
-        raise ScoresError(f'{path}: expected a list of objects, or one as "scores" or "rows", found something else')
-    return [Line(f"{path}, entry {n}", dict(_flat(entry))) for n, entry in enumerate(content, 1)]
+        raise ScoresError(f'{path}: expected a list of objects, or one as "scores" or "rows", got something else')
+    table = pd.json_normalize(content).astype(object)
+    table = table.where(table.notna(), None)
+    table.index = [f"{path}, entry {n}" for n in range(1, len(table) + 1)]
+    return table.rename(columns=lambda name: str(name).lower().removeprefix("sets."))
 
 
-def _flat(entry: Mapping[str, Any], above: str = "") -> Iterable[tuple[str, Any]]:
-    """Names and values, ``{"official": {"dice": 1}}`` as "official.dice"; the level "sets" is left out."""
-    for name, value in entry.items():
-        name = f"{above}{str(name).lower()}"
-        if isinstance(value, dict):
-            yield from _flat(value, "" if name == "sets" else f"{name}.")
-        else:
-            yield name, value
-
-
-def _columns(path: Path, rows: Sequence[Line], team: str | None) -> dict[str, str]:
-    """Which column holds what; "" for an optional one that is not there."""
-    there = {name for row in rows for name in row.cells}
-    columns = {what: next((name for name in names if name in there), "") for what, names in _COLUMNS.items()}
+def _columns(path: Path, table: pd.DataFrame, team: str | None) -> dict[str, str]:
+    """Returns the columns by content; "" for an optional one that is missing."""
+    columns = {what: next((name for name in names if name in table), "") for what, names in _COLUMNS.items()}
     needed = ["region", *METRICS] + (["team"] if team is None else [])
     if lacking := [what for what in _COLUMNS if what in needed and not columns[what]]:
-        found = ", ".join(sorted(there)[:20]) or "none"
+        present = ", ".join(sorted(table)[:20]) or "none"
         hint = " (or a name for the team)" if "team" in lacking else ""
         raise ScoresError(
-            f"{path}: expected columns {', '.join(needed)}{hint}, found no {', '.join(lacking)} in {found}"
+            f"{path}: expected columns {', '.join(needed)}{hint}, got no {', '.join(lacking)} in {present}"
         )
     return columns
 
 
-def _one_name(path: Path, rows: Sequence[Line], columns: dict[str, str], what: str, given: str | None) -> str | None:
-    """The name that all rows get; None where each has its own."""
-    if columns[what] and given is not None:
-        named = sorted({str(row.cells.get(columns[what])) for row in rows})
-        if len(named) > 1:
-            raise ScoresError(f"{path}: expected one {what}, to be named {given}, found {', '.join(named)}")
-    if given is None and not columns[what]:
-        return ONLY_PHASE if what == "phase" else None
-    return given
+def _names(path: Path, table: pd.DataFrame, columns: dict[str, str], what: str, given: str | None) -> list[str]:
+    """Returns the name of each row's team or phase: the given one, or its own.
 
-
-def _score(row: Line, columns: dict[str, str], team: str | None, phase: str | None) -> Score:
-    case = row.name(columns["case"], "case") if columns["case"] else None
-    site = str(row.cells.get(columns["site"]) or "").strip() if columns["site"] else ""
-    if case is not None and site:
-        case = f"{site}/{case}"
-    team, phase = team or row.name(columns["team"], "team"), phase or row.name(columns["phase"], "phase")
-    values = {metric: row.number(columns[metric]) for metric in METRICS}
-    try:
-        return Score(team, phase, row.name(columns["region"], "region"), case, **values)
-    except ScoresError as error:
-        raise ScoresError(f"{row.where}: {error}") from None
+    Raises:
+        ScoresError: a name is given for several.
+    """
+    if given is None:
+        return names_in(table, columns[what], what)
+    if columns[what] and len(own := sorted(set(map(str, table[columns[what]])))) > 1:
+        raise ScoresError(f"{path}: expected one {what}, to be named {given}, got {', '.join(own)}")
+    return [given] * len(table)
 
 
 def _of_regions(scores: list[Score], source: str) -> list[Score]:
-    """Those of the challenge's regions, if there are any, else all."""
+    """Returns the scores of the challenge's regions, if there are any, else all."""
     kept = [score for score in scores if score.region in REGIONS]
     if not kept:
         return scores

@@ -1,4 +1,4 @@
-"""Tables: as Markdown that also reads well in a terminal, as CSV, and from CSV."""
+"""Tables: read from CSV, written as CSV and as Markdown that also reads well in a terminal."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pvs_model.errors import PVSError
 
-#: What a cell without a value holds, in small letters.
-NO_VALUE = frozenset({"", "-", "na", "n/a", "nan", "none", "null"})
+if TYPE_CHECKING:
+    import pandas as pd
 
+#: What a cell without a value holds, in lower case.
+NO_VALUE = frozenset({"", "-", "na", "n/a", "nan", "none", "null"})
+#: Decimals of the numbers in CSV files; JSON keeps every digit.
+CSV_DECIMALS = 4
 
 #: 13,1 and 1.234,5.
 _DECIMAL_COMMA = re.compile(r"[+-]?(?:\d+|\d{1,3}(?:\.\d{3})+),\d+(?:[eE][+-]?\d+)?")
@@ -27,55 +30,143 @@ class TableError(PVSError):
     """A table cannot be read."""
 
 
-@dataclass(frozen=True)
-class Line:
-    """A line of a table that was read: "FILE, line 3", and its cells by the column's name in small letters.
+def read_csv(path: Path) -> pd.DataFrame:
+    """Reads a CSV file with commas, semicolons or tabs between its cells.
 
-    ``decimal_comma``: whether 13,1 is a number, as spreadsheets of many countries write it.
+    Empty cells at the ends of lines, and a first line that says ``sep=;``, are left out: spreadsheets write them.
+    ``pandas.read_csv`` would fill up a line that was cut off; this raises an error.
+
+    Args:
+        path: File whose first line names the columns.
+
+    Returns:
+        Cells as text. Columns are named in lower case, rows as "FILE, line 3"; ``attrs["decimal_comma"]`` says whether
+        13,1 is a number, as spreadsheets of many countries write it.
+
+    Raises:
+        TableError: no such file, no lines, a column named twice, or a line with more or fewer cells than the first.
     """
+    import pandas as pd
 
-    where: str
-    cells: Mapping[str, Any]
-    decimal_comma: bool = False
+    text = re.sub(r"\Asep=.\r?\n", "", read_text(path))
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)
+    rows: dict[str, list[str]] = {}
+    # strict: an open quote is an error, not one long cell
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                rows[f"{path}, line {reader.line_num}"] = [cell.strip() for cell in cells]
+    except csv.Error as error:
+        raise TableError(f"{path}, line {reader.line_num}: expected a CSV table, got {error}") from error
+    if not rows:
+        raise TableError(f"{path}: expected a table, got an empty file")
+    header = [cell.lower() for cell in _trimmed(rows.pop(next(iter(rows))), 0)]
+    if repeated := sorted({name for name in header if name and header.count(name) > 1}):
+        raise TableError(f"{path}: expected each column once, got {', '.join(repeated)} twice")
+    if not rows:
+        raise TableError(f"{path}: expected a table, got its first line only")
+    rows = {where: _trimmed(cells, len(header)) for where, cells in rows.items()}
+    for where, cells in rows.items():
+        if len(cells) != len(header):
+            raise TableError(f"{where}: expected {len(header)} cells as in the first line, got {len(cells)}")
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=header, dtype=object)
+    # Where numbers have points, a comma separates thousands, which is no number here.
+    points = any(re.fullmatch(r"[+-]?\d+\.\d+", cell) for cells in rows.values() for cell in cells)
+    table.attrs["decimal_comma"] = delimiter != "," and not points
+    return table
 
-    def name(self, column: str, what: str) -> str:
-        """The text of a cell.
 
-        Raises:
-            TableError: it is empty.
-        """
-        value = self.cells.get(column)
-        text = "" if value is None else str(value).strip()
-        if not text:
-            raise TableError(f"{self.where}: expected a {what} in column {column}, found none")
-        return text
+def read_text(path: Path) -> str:
+    """Reads a text file in UTF-8, or as spreadsheets write it: UTF-16, or Windows' own encoding.
 
-    def number(self, column: str) -> float | None:
-        """The number in a cell; None for an empty one.
+    Raises:
+        TableError: the file is missing or holds no text.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise TableError(f"{path}: expected a table, got {error.strerror or error}") from error
+    utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    for encoding in ("utf-16",) if utf16 else ("utf-8-sig",) if b"\0" in content else ("utf-8-sig", "cp1252"):
+        with suppress(UnicodeDecodeError):
+            return content.decode(encoding)
+    raise TableError(f"{path}: expected text in UTF-8, got other bytes")
 
-        Raises:
-            TableError: something else, or infinity.
-        """
-        value = self.cells.get(column)
-        if value is None or (isinstance(value, str) and value.strip().lower() in NO_VALUE):
-            return None
-        if self.decimal_comma and isinstance(value, str) and _DECIMAL_COMMA.fullmatch(value.strip()):
-            value = value.strip().replace(".", "").replace(",", ".")
-        try:
-            number = math.inf if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError):
-            number = math.inf
-        if math.isinf(number):
-            raise TableError(f"{self.where}: expected a number in column {column}, found {value}")
-        return None if math.isnan(number) else number
+
+def names_in(table: pd.DataFrame, column: str, what: str) -> list[str]:
+    """Returns the cells of a column as text.
+
+    Raises:
+        TableError: an empty cell.
+    """
+    names = ["" if cell is None or cell != cell else str(cell).strip() for cell in table[column]]
+    if "" in names:
+        raise TableError(f"{table.index[names.index('')]}: expected a {what} in column {column}, got an empty cell")
+    return names
+
+
+def numbers_in(table: pd.DataFrame, column: str) -> list[float | None]:
+    """Returns the cells of a column as numbers, None for empty ones.
+
+    Raises:
+        TableError: a cell holds something else, or infinity.
+    """
+    return [
+        _number(cell, f"{where}: expected a number in column {column}, got {cell}", table.attrs.get("decimal_comma"))
+        for where, cell in table[column].items()
+    ]
+
+
+def _number(cell: Any, problem: str, decimal_comma: bool | None) -> float | None:
+    if cell is None or (isinstance(cell, str) and cell.strip().lower() in NO_VALUE):
+        return None
+    if decimal_comma and isinstance(cell, str) and _DECIMAL_COMMA.fullmatch(cell.strip()):
+        cell = cell.strip().replace(".", "").replace(",", ".")
+    try:
+        number = math.inf if isinstance(cell, bool) else float(cell)
+    except (TypeError, ValueError):
+        number = math.inf
+    if math.isinf(number):
+        raise TableError(problem)
+    return None if math.isnan(number) else number
+
+
+def _trimmed(cells: list[str], least: int) -> list[str]:
+    """Cells without the empty ones at the end, as long as there are more than ``least``."""
+    while len(cells) > least and not cells[-1]:
+        cells = cells[:-1]
+    return cells
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
+    """Returns the text of a CSV file: None is an empty cell, numbers are rounded to ``CSV_DECIMALS``.
+
+    A text that a spreadsheet would take for a formula gets a space in front.
+
+    Example:
+        >>> print(csv_text(["team", "dice"], [{"team": "=A", "dice": 2 / 3}]), end="")
+        team,dice
+         =A,0.6667
+    """
+    import pandas as pd
+
+    cells = [[_plain(row[column]) for column in columns] for row in rows]
+    return pd.DataFrame(cells, columns=list(columns), dtype=object).to_csv(index=False, lineterminator="\n")
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, float):
+        return None if math.isnan(value) else round(value, CSV_DECIMALS)
+    return f" {value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
 
 
 def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A Markdown table with its columns aligned, without a line end.
+    """Returns a Markdown table with its columns aligned, without a line end.
 
     Args:
-        header: names of the columns; the first column is set to the left, the others to the right.
-        lines: cells as they are to be shown, as many per line as there are names.
+        header: Names of the columns; the first column is set to the left, the others to the right.
+        lines: Cells as they are to be shown, as many per line as there are names.
     """
     cells = [[" ".join(cell.split()).replace("|", "\\|") for cell in line] for line in (header, *lines)]
     widths = [max(3, *(len(line[column]) for line in cells)) for column in range(len(header))]
@@ -86,74 +177,11 @@ def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in (shown[0], rule, *shown[1:]))
 
 
-def csv_text(header: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
-    """The text of a CSV file; None is an empty cell, floats keep every digit."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(lines)
-    return text.getvalue()
+def document(parts: Iterable[str], warnings: Iterable[str] = ()) -> str:
+    """Returns headings, paragraphs and tables as one Markdown text, with a sentence per warning at its end."""
+    return "\n\n".join([*parts, *(f"Warning: {warning}." for warning in warnings)]) + "\n"
 
 
-def read_text(path: Path) -> str:
-    """The text of a file in UTF-8, or as spreadsheets write it: UTF-16, or Windows' own encoding.
-
-    Raises:
-        TableError: it is not there, or no text.
-    """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise TableError(f"{path}: expected a table, found {error.strerror or error}") from error
-    utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    for encoding in ("utf-16",) if utf16 else ("utf-8-sig",) if b"\0" in content else ("utf-8-sig", "cp1252"):
-        with suppress(UnicodeDecodeError):
-            return content.decode(encoding)
-    raise TableError(f"{path}: expected text in UTF-8, found other bytes")
-
-
-def _trimmed(cells: list[str], least: int) -> list[str]:
-    """Cells without the empty ones at the end, as long as there are more than ``least``."""
-    while len(cells) > least and not cells[-1]:
-        cells = cells[:-1]
-    return cells
-
-
-def read_csv(path: Path) -> list[Line]:
-    """The lines of a CSV file below its first, which names the columns. Commas, semicolons or tabs between cells.
-
-    Empty cells at the ends of lines, and a first line that says ``sep=;``, are left out: spreadsheets write them.
-
-    Raises:
-        TableError: no such file, no lines, a column named twice, or a line with more or fewer cells than the first.
-    """
-    text = re.sub(r"\Asep=.\r?\n", "", read_text(path))
-    delimiter = max(",;\t", key=text.partition("\n")[0].count)
-    # strict: an open quote is an error, not one long cell
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    header: list[str] = []
-    lines = []
-    try:
-        for cells in reader:
-            cells = [cell.strip() for cell in cells]
-            where = f"{path}, line {reader.line_num}"
-            if not any(cells):
-                continue
-            if not header:
-                header = [cell.lower() for cell in _trimmed(cells, 0)]
-                if again := sorted({name for name in header if name and header.count(name) > 1}):
-                    raise TableError(f"{path}: expected each column once, found {', '.join(again)} twice")
-                continue
-            cells = _trimmed(cells, len(header))
-            if len(cells) != len(header):
-                raise TableError(f"{where}: expected {len(header)} cells as in the first line, found {len(cells)}")
-            lines.append(Line(where, dict(zip(header, cells, strict=True))))
-    except csv.Error as error:
-        raise TableError(f"{path}, line {reader.line_num}: expected a CSV table, found {error}") from error
-    # Where numbers have points, a comma parts thousands, which is no number here.
-    points = any(re.fullmatch(r"[+-]?\d+\.\d+", cell) for line in lines for cell in line.cells.values())
-    if delimiter != "," and not points:
-        lines = [replace(line, decimal_comma=True) for line in lines]
-    if not lines:
-        raise TableError(f"{path}: expected a table, found {'its first line only' if header else 'nothing in it'}")
-    return lines
+def fixed(value: float | None, form: str = ".3f") -> str:
+    """Returns a number in the given format, "-" for None."""
+    return "-" if value is None else format(value, form)

@@ -22,9 +22,9 @@ from pvs_model.errors import PVSError
 from pvs_model.evaluation import evaluate as module
 from pvs_model.evaluation.evaluate import ABOVE_ONE, ESTIMATED, evaluate
 from pvs_model.evaluation.metrics import PAPERS
-from pvs_model.evaluation.records import MISSING, REFUSED, SCORED, Report
 from pvs_model.evaluation.regions import boxes
-from pvs_model.evaluation.report import as_csv, as_json, interval, text
+from pvs_model.evaluation.results import MISSING, REFUSED, SCORED, Evaluation
+from pvs_model.evaluation.summary import as_csv, as_json, interval, text
 
 SHAPE = (12, 10, 8)
 UPRIGHT = np.diag([1.0, 1.0, 3.0, 1.0])
@@ -59,7 +59,7 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     return truth, predictions
 
 
-def rows(report: Report, region: str = "all") -> dict[str, Any]:
+def rows(report: Evaluation, region: str = "all") -> dict[str, Any]:
     return {row.label: row for row in report.rows if row.region == region}
 
 
@@ -118,7 +118,7 @@ def moved(data: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[np.floa
         (lambda path, data: path.write_bytes(path.read_bytes()[:60]), r"expected a complete image"),
         (lambda path, data: path.write_bytes(b""), r"found an empty file"),
         (lambda path, data: nib.save(nib.Nifti1Image(np.full(SHAPE, np.nan, np.float32), UPRIGHT), path), r"NaN"),
-        (lambda path, data: save(path.with_name("b_pvs.nii.gz"), data), r"expected one prediction for b, found b_pr"),
+        (lambda path, data: save(path.with_name("b_pvs.nii.gz"), data), r"expected one prediction for b, got b_pr"),
     ],
     ids=["shape", "elsewhere", "broken", "empty file", "NaN", "two of them"],
 )  # fmt: skip
@@ -131,7 +131,7 @@ def test_a_prediction_that_does_not_fit_is_refused_by_name(
     found = rows(report)["s1/b"]
     assert found.status == REFUSED and found.sets["official"]["dice"] == 0 and found.sets["official"]["avd"] == 1
     (problem,) = report.problems
-    assert problem.startswith("s1/b: ") and "\n" not in problem and report.faults == ()
+    assert problem.startswith("s1/b: ") and "\n" not in problem and report.data_errors == ()
     assert re.search(said, problem), problem
 
 
@@ -149,7 +149,10 @@ def test_a_truth_that_cannot_be_read_is_the_truths_fault(folders: tuple[Path, Pa
     (truth / "s1/b/b_PVS.nii.gz").write_bytes(b"no image at all")
     report = evaluate(truth, predictions, workers=1)
     assert "s1/b" not in rows(report) and set(rows(report)) == {"s1/a", "s2/c"}
-    assert report.problems == report.faults and "s1/b: not scored, since its truth cannot be read" in report.faults[0]
+    assert (
+        report.problems == report.data_errors
+        and "s1/b: not scored, since its reference mask cannot be read" in report.data_errors[0]
+    )
 
 
 def test_a_region_on_another_grid_is_told_and_the_whole_image_still_scored(folders: tuple[Path, Path]) -> None:
@@ -157,7 +160,7 @@ def test_a_region_on_another_grid_is_told_and_the_whole_image_still_scored(folde
     save(truth / "s1/b/b_BG.nii.gz", np.ones((3, 3, 3)))
     report = evaluate(truth, predictions, workers=1)
     assert "s1/b" in rows(report) and "s1/b" not in rows(report, "CSO")
-    assert "s1/b: scored in the whole image only: " in report.faults[0] and "b_BG.nii.gz" in report.faults[0]
+    assert "s1/b: scored in the whole image only: " in report.data_errors[0] and "b_BG.nii.gz" in report.data_errors[0]
 
 
 def test_region_masks_elsewhere_halves_are_added_up(folders: tuple[Path, Path], tmp_path: Path) -> None:
@@ -170,7 +173,7 @@ def test_region_masks_elsewhere_halves_are_added_up(folders: tuple[Path, Path], 
     report = evaluate(*folders, regions=tmp_path / "atlas", workers=1)
     whole, bg = rows(report), rows(report, "BG")
     assert all(bg[name].sets == whole[name].sets for name in whole) and not rows(report, "CSO")
-    with pytest.raises(PVSError, match=r"nowhere: expected a folder of region masks, found none"):
+    with pytest.raises(PVSError, match=r"nowhere: expected a folder of region masks, got none"):
         evaluate(*folders, regions=tmp_path / "nowhere")
 
 
@@ -329,7 +332,7 @@ def test_a_process_that_dies_costs_its_case_only(folders: tuple[Path, Path], mon
     monkeypatch.setattr(module, "ProcessPoolExecutor", Breaking)
     report = evaluate(*folders, workers=2)
     assert set(rows(report)) == {"s1/a", "s2/c"}
-    assert report.faults == ("s1/b: not scored, since the process that scored it died (out of memory?)",)
+    assert report.data_errors == ("s1/b: not scored, since the process that scored it died (out of memory?)",)
 
 
 def test_the_command(folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -385,4 +388,4 @@ def test_a_case_of_two_truths_is_not_scored_and_the_others_are(
     report = evaluate(truth, predictions, workers=1)
     assert {row.label for row in report.rows} == {"s1/a", "s2/c"}
     assert main(["evaluate", "--truth", str(truth), "--pred", str(predictions), "--workers", "1"]) == 1
-    assert "error: s1/b: not scored: expected one true mask of b in s1, found" in capsys.readouterr().err
+    assert "error: s1/b: not scored: expected one reference mask of b in s1, got" in capsys.readouterr().err

@@ -114,8 +114,8 @@ def test_what_a_participant_did_wrong_gets_the_worst_scores_and_ends_well(
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda jobs: [*jobs, job("p9", "c1")], "job p9: expected one job for c1, found p1, too"),
-        (lambda jobs: [*jobs, job("p9", "unknown")], r"job p9: expected .* after one case .* found unknown_T1w.mha"),
+        (lambda jobs: [*jobs, job("p9", "c1")], "job p9: expected one job for c1, got p1, too"),
+        (lambda jobs: [*jobs, job("p9", "unknown")], r"job p9: expected .* one reference mask, got unknown_T1w.mha"),
         (lambda jobs: [*jobs, {}], r"job 4: expected a .pk. and images"),
         (lambda jobs: [*jobs, {"pk": 7, "inputs": "x", "outputs": None}], r"job 7: expected a .pk. and images"),
     ],

@@ -13,9 +13,9 @@ from challenge_tables import SCORES
 from pvs_model.errors import PVSError
 from pvs_model.evaluation.metrics import all_sets
 from pvs_model.evaluation.ranking import Score, rank
-from pvs_model.evaluation.records import Report, Row
+from pvs_model.evaluation.results import Evaluation, Row
 from pvs_model.evaluation.score_tables import read_scores, scores_of
-from pvs_model.evaluation.tables import read_csv
+from pvs_model.evaluation.tables import csv_text, read_csv
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -72,7 +72,7 @@ def test_the_csv_of_an_evaluation(tmp_path: Path, caplog: pytest.LogCaptureFixtu
             Score("Ours", "test", "BG", "Edin/1", 0, 0, None, 1),
         ]
     assert "2 left out, which have no scores of CSO or BG" in caplog.text
-    with pytest.raises(PVSError, match="or a name for the team.*found no team in"):
+    with pytest.raises(PVSError, match="or a name for the team.*got no team in"):
         read_scores(path)
 
 
@@ -91,11 +91,11 @@ def test_json_in_three_forms(tmp_path: Path) -> None:
 
 
 def test_scores_of_an_evaluation(caplog: pytest.LogCaptureFixture) -> None:
-    report = Report((row("1", "CSO", "Edin"), row("1", "BG", "Edin"), row("1", "all", "Edin")), ())
+    report = Evaluation((row("1", "CSO", "Edin"), row("1", "BG", "Edin"), row("1", "all", "Edin")), ())
     expected = [Score("Ours", "test", region, "Edin/1", 1, 1 / 2, 2 / 3, 1) for region in ("CSO", "BG")]
     assert scores_of(report, "Ours", "test") == expected
-    assert rank(scores_of(report, "Ours")).standings[0].place == 1
-    assert [s.region for s in scores_of(Report((row("1", "all"),), ()), "Ours")] == ["all"]
+    assert rank(scores_of(report, "Ours")).rows[0].position == 1
+    assert [s.region for s in scores_of(Evaluation((row("1", "all"),), ()), "Ours")] == ["all"]
     assert caplog.text == ""
 
 
@@ -105,24 +105,24 @@ HEAD = "team,region,case,recall,precision,dice,avd\n"
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "expected a table, found nothing in it"),
+        ("", "expected a table, got an empty file"),
         (HEAD, "its first line only"),
-        ("team,region,recall,dice\nA,BG,1,1\n", "found no precision, avd in dice, recall, region, team"),
+        ("team,region,recall,dice\nA,BG,1,1\n", "got no precision, avd in dice, recall, region, team"),
         (
             HEAD + "A,BG,1,1.2,.5,.5,.5\n",
-            "line 2: A, phase all, region BG, case 1: expected recall of 0 to 1, found 1.2",
+            "line 2: A, phase all, region BG, case 1: expected recall of 0 to 1, got 1.2",
         ),
-        (HEAD + "A,BG,1,.2,.5,.5,2.5\n", "line 2.*expected avd of 0 to 1, found 2.5"),
-        (HEAD + "A,BG,1,.2,-1,.5,.5\n", "expected precision of 0 or more, found -1"),
-        (HEAD + "A,BG,1,.2,inf,.5,.5\n", "expected a number in column precision, found inf"),
-        (HEAD + "A,BG,1,.2,0.5 (3),.5,.5\n", "line 2: expected a number in column precision, found 0.5 .3."),
-        (HEAD + "A,BG,1,.2,.5,.5,.5\nA,BG,1,.2,.5,.5,.5\n", "line 3: expected A.*case 1 once, found it in .*line 2"),
-        (HEAD + "A,,1,.2,.5,.5,.5\n", "line 2: expected a region in column region, found none"),
-        (HEAD + ",BG,1,.2,.5,.5,.5\n", "expected a team in column team, found none"),
-        (HEAD + "A,BG,,.2,.5,.5,.5\n", "expected a case in column case, found none"),
-        (HEAD + "A,BG,1,.2\n", "line 2: expected 7 cells as in the first line, found 4"),
-        (HEAD + 'A,BG,1,.2,.5,.5,".5\n', "line 2: expected a CSV table, found"),
-        (HEAD.replace("dice", "recall"), "expected each column once, found recall twice"),
+        (HEAD + "A,BG,1,.2,.5,.5,2.5\n", "line 2.*expected avd of 0 to 1, got 2.5"),
+        (HEAD + "A,BG,1,.2,-1,.5,.5\n", "expected precision of 0 or more, got -1"),
+        (HEAD + "A,BG,1,.2,inf,.5,.5\n", "expected a number in column precision, got inf"),
+        (HEAD + "A,BG,1,.2,0.5 (3),.5,.5\n", "line 2: expected a number in column precision, got 0.5 .3."),
+        (HEAD + "A,BG,1,.2,.5,.5,.5\nA,BG,1,.2,.5,.5,.5\n", "line 3: expected A.*case 1 once, got it in .*line 2"),
+        (HEAD + "A,,1,.2,.5,.5,.5\n", "line 2: expected a region in column region, got an empty cell"),
+        (HEAD + ",BG,1,.2,.5,.5,.5\n", "expected a team in column team, got an empty cell"),
+        (HEAD + "A,BG,,.2,.5,.5,.5\n", "expected a case in column case, got an empty cell"),
+        (HEAD + "A,BG,1,.2\n", "line 2: expected 7 cells as in the first line, got 4"),
+        (HEAD + 'A,BG,1,.2,.5,.5,".5\n', "line 2: expected a CSV table, got"),
+        (HEAD.replace("dice", "recall"), "expected each column once, got recall twice"),
     ],
 )
 def test_mistakes_in_a_csv_are_told_in_a_sentence(text: str, said: str, tmp_path: Path) -> None:
@@ -140,15 +140,21 @@ def test_mistakes_in_json_are_told_in_a_sentence(text: str, tmp_path: Path) -> N
 
 def test_one_name_cannot_stand_for_several_teams(tmp_path: Path) -> None:
     path = write(tmp_path, HEAD + "A,BG,1,.2,.5,.5,.5\nB,BG,1,.2,.5,.5,.5\n")
-    with pytest.raises(PVSError, match="expected one team, to be named Ours, found A, B"):
+    with pytest.raises(PVSError, match="expected one team, to be named Ours, got A, B"):
         read_scores(path, team="Ours")
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(PVSError, match="none.csv: expected a table, found No such file"):
+    with pytest.raises(PVSError, match="none.csv: expected a table, got No such file"):
         read_scores(tmp_path / "none.csv")
-    with pytest.raises(PVSError, match="found Is a directory"):
+    with pytest.raises(PVSError, match="got Is a directory"):
         read_scores(tmp_path)
     (tmp_path / "bytes.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(PVSError, match="expected text in UTF-8"):
         read_csv(tmp_path / "bytes.csv")
+
+
+def test_csv_has_four_decimals_empty_cells_and_no_formulas() -> None:
+    rows = [{"name": "=1+1", "x": 2 / 3, "n": 3}, {"name": "a, b", "x": float("nan"), "n": None}]
+    assert csv_text(["name", "x", "n"], rows) == 'name,x,n\n =1+1,0.6667,3\n"a, b",,\n'
+    assert csv_text(["name"], []) == "name\n"

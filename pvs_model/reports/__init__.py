@@ -1,0 +1,1 @@
+"""Reports: HTML pages and figures of cases, cohorts and evaluations, from one base template."""
