@@ -25,11 +25,12 @@ import numpy as np
 from benchmarks.cases import LabelledCase, arguments, cases_of, header, mean, measured, row, sets_of, told, write_json
 from pvs_model.burden.measure import measure
 from pvs_model.evaluation.metrics import clusters, without_ignored
-from pvs_model.inference.ensemble import Weights
-from pvs_model.inference.postprocess import to_mask, without_specks
-from pvs_model.inference.predict import choose_device
+from pvs_model.inference.device import choose_device
+from pvs_model.inference.postprocess import remove_small_components, to_mask
+from pvs_model.inference.weights import Weights
 from pvs_model.nets.text import prompt
-from pvs_model.pipeline import network_kind, predict_maps
+from pvs_model.pipeline import predict_maps
+from pvs_model.preprocessing.network_grid import choose_configuration
 from pvs_model.synth.engine import label_coverage
 from pvs_model.training.cases import read_record
 from pvs_model.types import SEQUENCES, FloatArray
@@ -55,7 +56,8 @@ def maps_of(
     )
     shown = replace(case.prepared, image=image)
     text = weights.embed(prompt(kept, max(shown.grid.spacing_mm), region, template))
-    return predict_maps(shown, weights.ensemble(network_kind(shown.grid)), text, device, mirror=mirror, backend="auto")
+    ensemble = weights.ensemble(choose_configuration(shown.grid))
+    return predict_maps(shown, ensemble, text, device, mirror=mirror, backend="auto")
 
 
 def probability(case: LabelledCase, weights: Weights, device: object, **options: Any) -> FloatArray:
@@ -125,10 +127,10 @@ def main() -> None:
             record = folder / case.name / f"{Path(case.name).name}_simulation.json"
             name = read_record(record).order.protocol if args.by_protocol else place
             grid = case.prepared.grid
-            kind, voxel_mm3 = network_kind(grid), float(np.prod(grid.spacing_mm))
+            kind, voxel_mm3 = choose_configuration(grid), float(np.prod(grid.spacing_mm))
             values, fluid = maps_of(case, weights, device, sequences=shown, mirror=args.mirror)
-            marked = to_mask(values, weights.ensemble(kind).threshold, case.prepared.inside)
-            mask = without_specks(marked, voxel_mm3) > 0
+            marked = to_mask(values, weights.ensemble(kind).threshold, case.prepared.foreground)
+            mask = remove_small_components(marked, voxel_mm3) > 0
             if case.maps:
                 true = float(case.maps["FLUID"].sum()) * voxel_mm3
                 burden = measure(mask.astype(np.uint8), {}, grid.affine, fluid=fluid).row("all")

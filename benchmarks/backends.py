@@ -16,11 +16,11 @@ import numpy as np
 import torch
 
 from benchmarks.cases import arguments, cases_of, sets_of, write_json
-from pvs_model.inference import openvino
-from pvs_model.inference import predict as prediction
-from pvs_model.inference.ensemble import Weights
+from pvs_model.inference import openvino, sliding_window
+from pvs_model.inference.weights import Weights
 from pvs_model.nets.text import prompt
-from pvs_model.pipeline import network_kind, predict
+from pvs_model.pipeline import predict_probability
+from pvs_model.preprocessing.network_grid import choose_configuration
 from pvs_model.types import SEQUENCES
 
 
@@ -34,22 +34,22 @@ def main() -> None:
     args = arguments(__doc__).parse_args()
     weights, device = Weights(args.weights), torch.device("cpu")
     ways = {"torch float32": "torch", "torch": "torch"} | ({"openvino": "openvino"} if openvino.is_installed() else {})
-    usual = prediction.autocast
+    usual = sliding_window.autocast
     results: dict[str, dict[str, dict[str, Any]]] = {}
     print("| case | voxels | " + " | ".join(f"{way}: Dice, max diff, s" for way in ways) + " |")
     print("|---" * (len(ways) + 2) + "|")
     for name, folder in sets_of(args.sets).items():
         for case in cases_of(folder, args.count):
             prepared = case.prepared
-            ensemble = weights.ensemble(network_kind(prepared.grid))
+            ensemble = weights.ensemble(choose_configuration(prepared.grid))
             shown = [s for s, channel in zip(SEQUENCES, prepared.image, strict=True) if channel.any()]
             text = weights.embed(prompt(shown, max(prepared.grid.spacing_mm)))
             found: dict[str, Any] = {}
             row = results.setdefault(f"{name}/{case.name}", {})
             for way, backend in ways.items():
-                prediction.autocast = exact if way == "torch float32" else usual  # type: ignore[assignment]
+                sliding_window.autocast = exact if way == "torch float32" else usual  # type: ignore[assignment]
                 began = time.perf_counter()
-                found[way] = predict(prepared, ensemble, text, device, backend=backend)
+                found[way] = predict_probability(prepared, ensemble, text, device, backend=backend)
                 seconds = time.perf_counter() - began
                 mask, truth = (found[w] >= ensemble.threshold for w in (way, "torch float32"))
                 both = float(2 * (mask & truth).sum() / max(1, mask.sum() + truth.sum()))

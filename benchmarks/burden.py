@@ -30,15 +30,16 @@ from pvs_model.burden.records import ALL, BOTH, Burden
 from pvs_model.burden.regions import REGIONS as NAMED
 from pvs_model.burden.regions import burden_of, regions_of
 from pvs_model.cohort import run
+from pvs_model.config import InferenceConfig
+from pvs_model.datasets.labelled_cases import read_mask
 from pvs_model.evaluation.agreement_statistics import intraclass, spearman
 from pvs_model.layouts import choose
-from pvs_model.pipeline import Settings, find_anatomy
+from pvs_model.preprocessing.prepare import estimate_anatomy
 from pvs_model.synth.anatomy import Anatomy
 from pvs_model.synth.case import acquire_case, simulate, whole_scene
 from pvs_model.synth.engine import Scene, SceneParams, Triple, render
 from pvs_model.synth.protocols import THICK_SLICE_MM, Protocol, protocol_named
 from pvs_model.training.cases import AnyCase, Order, plain_scan
-from pvs_model.training.labelled_files import read_mask
 from pvs_model.training.sets import Heads, Plan, write_set
 
 REGIONS = ("CSO", "BG", ALL)
@@ -168,7 +169,7 @@ def measured_pairs(folder: Path, masks: Path, weights: Path) -> Iterator[Pair]:
     outputs = {case.name: masks / case.output for case in choose(folder).find_cases(folder)}
     for case in cases_of(folder):
         mask = read_mask(outputs[case.name], case.volumes[case.prepared.reference]) > 0
-        anatomy = find_anatomy(case.volumes, weights)
+        anatomy = estimate_anatomy(case.volumes, weights)
         affine = case.prepared.grid.affine
         where = regions_of(case.truth.astype(np.uint8), affine, anatomy)
         values = {name: list(NAMED).index(name) + 1 for name in ("CSO", "BG")}
@@ -184,7 +185,7 @@ def masks_of(folder: Path, weights: Path) -> Path:
     missing = [c for c in choose(folder).find_cases(folder) if not (out / c.output).is_file()]
     if missing:
         # Nothing outside the parenchyma is removed: masks need not be made anew with each anatomy.
-        failed = run(folder, out, Settings(weights, anatomy=False))
+        failed = run(folder, out, InferenceConfig(weights, anatomy=False))
         if failed:
             raise SystemExit(f"{folder}: {len(failed)} cases failed")
     return out

@@ -14,10 +14,11 @@ import numpy as np
 
 from benchmarks.cases import arguments, cases_of, sets_of
 from pvs_model.evaluation.metrics import dice
-from pvs_model.inference.ensemble import Weights
-from pvs_model.inference.predict import choose_device
+from pvs_model.inference.device import choose_device
+from pvs_model.inference.weights import Weights
 from pvs_model.nets.text import prompt
-from pvs_model.pipeline import network_kind, predict
+from pvs_model.pipeline import predict_probability
+from pvs_model.preprocessing.network_grid import choose_configuration
 
 THRESHOLDS = np.round(np.arange(0.1, 0.96, 0.05), 2)
 
@@ -31,12 +32,12 @@ def main() -> None:
     table: dict[int, list[list[float]]] = {int(w): [] for w in args.windows.split(",")}
     for name, folder in sets_of(args.sets).items():
         for case in cases_of(folder, args.count):
-            kind = network_kind(case.prepared.grid)
+            kind = choose_configuration(case.prepared.grid)
             text = weights.embed(prompt(list(case.volumes), max(case.prepared.grid.spacing_mm)))
             for window, rows in table.items():
-                ensemble = replace(weights.ensemble(kind), window=window)
-                found = predict(case.prepared, ensemble, text, device, backend="auto")
-                keep = case.prepared.inside & ~case.ignore
+                ensemble = replace(weights.ensemble(kind), roi_size=window)
+                found = predict_probability(case.prepared, ensemble, text, device, backend="auto")
+                keep = case.prepared.foreground & ~case.ignore
                 regions = [np.ones_like(case.truth), case.regions["CSO"], case.regions["BG"]]
                 values = [
                     [dice((found >= t) & keep & r, case.truth & r) for t in THRESHOLDS] for r in regions

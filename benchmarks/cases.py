@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pvs_model.datasets.labelled_cases import beside, read_labels
 from pvs_model.evaluation.metrics import detection, official, overlap
 from pvs_model.layouts import choose
-from pvs_model.pipeline import Prepared, prepare, read
+from pvs_model.preprocessing.prepare import Prepared, prepare, read
 from pvs_model.training.cases import MAPS
-from pvs_model.training.labelled_files import beside, read_labels
 from pvs_model.types import FloatArray, Volume
 from pvs_model.volume import io
 from pvs_model.volume.geometry import to_ras

@@ -27,11 +27,14 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.run import PHANTOMS, simulated, weights_with
-from pvs_model.inference.ensemble import Weights
-from pvs_model.inference.predict import autocast
+from pvs_model.config import InferenceConfig
+from pvs_model.inference.device import autocast
+from pvs_model.inference.weights import Weights
 from pvs_model.layouts import choose
 from pvs_model.nets.text import prompt
-from pvs_model.pipeline import Segmenter, Settings, network_kind, prepare, read
+from pvs_model.pipeline import Segmenter
+from pvs_model.preprocessing.network_grid import choose_configuration
+from pvs_model.preprocessing.prepare import prepare, read
 from pvs_model.types import SEQUENCES
 from pvs_model.volume import geometry
 
@@ -132,8 +135,8 @@ def windows_of(folder: Path, weights: Weights, side: int, number: int) -> tuple[
     """Windows from the middle of a case's brain, its kind, and the words."""
     (case,) = choose(folder).find_cases(folder)
     prepared = prepare(read(case))
-    kind = network_kind(prepared.grid)
-    crop = geometry.crop_to(prepared.inside, margin=0)
+    kind = choose_configuration(prepared.grid)
+    crop = geometry.crop_to(prepared.foreground, margin=0)
     image = torch.from_numpy(np.stack([crop.apply(channel) for channel in prepared.image]))
     words = weights.embed(prompt(SEQUENCES, max(prepared.grid.spacing_mm)))[None]
     x, y, z = ((n - side) // 2 for n in image.shape[1:])
@@ -190,14 +193,14 @@ def cases(
             torch.cuda.empty_cache()
             torch.cuda.set_per_process_memory_fraction(min(1.0, limit * GIB / total), device)
         for name, folder in folders.items():
-            segmenter = Segmenter(Settings(weights, device.type))
+            segmenter = Segmenter(InferenceConfig(weights, device.type))
             (case,) = choose(folder).find_cases(folder)
             row: dict[str, Any] = {"case": name, "limit_gib": limit}
             runs = []
             with peak(device, row):
                 for _ in range(1 + min(3, args.repeats)):
                     began = time.perf_counter()
-                    facts = segmenter.segment(case).facts
+                    facts = segmenter.segment(case).metadata
                     runs.append({**facts["seconds"], "total": time.perf_counter() - began})
             for stage in runs[0]:
                 row[stage] = round(statistics.median(run[stage] for run in runs[1:]), 2)
@@ -229,7 +232,7 @@ def main() -> None:
         weights = Weights(folder)
         rows = [row for source in folders.values() for row in windows(source, weights, args, device)]
         whole = cases(folders, folder, args, device)
-        segmenter = Segmenter(Settings(folder, args.device))
+        segmenter = Segmenter(InferenceConfig(folder, args.device))
         source = next(iter(folders.values()))
         (case,) = choose(source).find_cases(source)
         with torch.profiler.profile() as profile:

@@ -14,10 +14,10 @@ import numpy as np
 from benchmarks.accuracy import probability
 from benchmarks.cases import arguments, cases_of, mean, sets_of, told, write_json
 from pvs_model.evaluation.metrics import dice
-from pvs_model.inference.ensemble import Weights
-from pvs_model.inference.predict import choose_device
+from pvs_model.inference.device import choose_device
+from pvs_model.inference.weights import Weights
 from pvs_model.nets.text import HELD_OUT_TEMPLATES
-from pvs_model.pipeline import network_kind
+from pvs_model.preprocessing.network_grid import choose_configuration
 
 ASKED = {"BG": "basal ganglia", "CSO": "centrum semiovale"}
 
@@ -32,13 +32,13 @@ def main() -> None:
     for name, folder in sets_of(args.sets).items():
         table: dict[str, list[list[float]]] = {key: [] for key in ASKED}
         for case in cases_of(folder, args.count):
-            threshold = weights.ensemble(network_kind(case.prepared.grid)).threshold
-            constant = (probability(case, weights, device) >= threshold) & case.prepared.inside
+            threshold = weights.ensemble(choose_configuration(case.prepared.grid)).threshold
+            constant = (probability(case, weights, device) >= threshold) & case.prepared.foreground
             for key, region in ASKED.items():
                 truth = case.within(key)
-                answer = (probability(case, weights, device, region) >= threshold) & case.prepared.inside
+                answer = (probability(case, weights, device, region) >= threshold) & case.prepared.foreground
                 unseen = [
-                    (probability(case, weights, device, region, template=k) >= threshold) & case.prepared.inside
+                    (probability(case, weights, device, region, template=k) >= threshold) & case.prepared.foreground
                     for k in HELD_OUT_TEMPLATES
                 ]
                 share = float((answer & case.regions[key]).sum() / answer.sum()) if answer.any() else float("nan")

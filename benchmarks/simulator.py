@@ -28,7 +28,7 @@ from scipy import ndimage
 
 from pvs_model.burden.morphology import Shape, shape_of
 from pvs_model.config import SUBJECTS
-from pvs_model.inference.postprocess import LEAST_MM3
+from pvs_model.inference.postprocess import MIN_COMPONENT_MM3
 from pvs_model.synth.anatomy import INDEX, PVS_HOSTS, is_tissue, to_tissues
 from pvs_model.synth.engine import Scan, Scene, acquire, draw_scan, draw_scene, draw_voxel, render
 from pvs_model.synth.protocols import protocol_named
@@ -227,7 +227,7 @@ def clusters(label: npt.NDArray[np.bool_], voxel_mm: Sequence[float], whole: boo
         if whole and any(s.start == 0 or s.stop == n for s, n in zip(box, label.shape, strict=True)):
             continue
         shapes.append(shape_of(numbered[box] == number, np.diag([*voxel_mm, 1.0])))
-    return [shape for shape in shapes if shape.volume_mm3 >= LEAST_MM3]
+    return [shape for shape in shapes if shape.volume_mm3 >= MIN_COMPONENT_MM3]
 
 
 def main() -> None:

@@ -40,12 +40,14 @@ import numpy.typing as npt
 
 from benchmarks.cases import WEIGHTS, mean, write_json
 from pvs_model.anatomy.regions import Anatomy
+from pvs_model.config import InferenceConfig
 from pvs_model.errors import PVSError, VolumeError
-from pvs_model.inference.postprocess import to_mask, without_specks
+from pvs_model.inference.postprocess import remove_small_components, to_mask
 from pvs_model.layouts import choose
 from pvs_model.layouts.base import entries
 from pvs_model.layouts.names import image_stem, is_image, sequence_of
-from pvs_model.pipeline import Prepared, Segmenter, Settings
+from pvs_model.pipeline import Segmenter
+from pvs_model.preprocessing.prepare import Prepared
 from pvs_model.reports.slices import AXIAL, Bool, box_of, clusters, window
 from pvs_model.types import SEQUENCES, Case
 from pvs_model.volume.geometry import widened
@@ -179,30 +181,30 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--montage", type=Path, metavar="DIR")
     args = parser.parse_args()
-    segmenter = Segmenter(Settings(args.weights, args.device))
+    segmenter = Segmenter(InferenceConfig(args.weights, args.device))
     results: dict[str, dict[str, Values]] = {"before": {}, "after": {}}
     names = ["scan", "network", *COLUMNS]
     print("| " + " | ".join(names) + " |\n|" + "---|" * len(names), flush=True)
     for case in (case for path in args.scans for case in cases_of(path)):
         try:
-            predicted = segmenter.predict(segmenter.ready(case))
-            segmentation, prepared = segmenter.finish(predicted), predicted.ready.prepared
+            predicted = segmenter.predict(segmenter.preprocess(case))
+            segmentation, prepared = segmenter.postprocess(predicted), predicted.preprocessed.prepared
             if prepared.anatomy is None:
                 raise VolumeError("expected the anatomy network to find a brain, found none")
         except PVSError as error:
             print(f"{case.name}: {error}", file=sys.stderr)
             continue
         spacing = prepared.grid.spacing_mm
-        before = to_mask(predicted.probability, predicted.ensemble.threshold, prepared.inside)
-        before = without_specks(before, float(np.prod(spacing)))
+        before = to_mask(predicted.probability, predicted.ensemble.threshold, prepared.foreground)
+        before = remove_small_components(before, float(np.prod(spacing)))
         places = places_of(prepared.anatomy, spacing)
-        for when, mask in (("before", before), ("after", segmentation.upright)):
+        for when, mask in (("before", before), ("after", segmentation.canonical_mask)):
             results[when][case.name] = counted(mask, places, spacing)
-        kind = predicted.ensemble.kind.upper()
+        kind = predicted.ensemble.configuration.upper()
         print(row([case.name, kind], results["before"][case.name], results["after"][case.name]), flush=True)
         if args.montage is not None:
             name = case.name.replace("/", "_") + ".png"
-            montage(args.montage / name, prepared, prepared.anatomy.brain, before > 0, segmentation.upright > 0)
+            montage(args.montage / name, prepared, prepared.anatomy.brain, before > 0, segmentation.canonical_mask > 0)
     means = {when: {n: mean(v[n] for v in values.values()) for n in COLUMNS} for when, values in results.items()}
     print(row(["mean", ""], means["before"], means["after"]))
     write_json(args.json, {"weights": str(args.weights), "scans": results, "mean": means})

@@ -29,8 +29,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.cases import WEIGHTS
 from pvs_model.inference import openvino
-from pvs_model.inference.ensemble import Ensemble, Weights
-from pvs_model.inference.predict import count_windows, window_of
+from pvs_model.inference.ensemble import Ensemble
+from pvs_model.inference.sliding_window import count_windows, roi_size_for
+from pvs_model.inference.weights import Weights
 from pvs_model.nets.model import SegmentationNet, build
 from pvs_model.nets.precision import cpu_has_bfloat16
 from pvs_model.nets.registry import ENTRIES
@@ -85,10 +86,10 @@ def measure(ensemble: Ensemble, words: torch.Tensor, repeats: int) -> dict[str, 
     """All networks and ways on a window of one kind of ensemble: row -> figures."""
     ours = ensemble.networks[0]
     torch.manual_seed(0)
-    widths = NNUNET[ensemble.kind]
-    peer = build(replace(ENTRIES[f"dynunet-{ensemble.kind}"].config, widths=widths)).eval()
-    side = window_of(ensemble, next(iter(BOXES[ensemble.kind].values())))
-    numbers = {name: count_windows(ensemble, box) for name, box in BOXES[ensemble.kind].items()}
+    widths = NNUNET[ensemble.configuration]
+    peer = build(replace(ENTRIES[f"dynunet-{ensemble.configuration}"].config, widths=widths)).eval()
+    side = roi_size_for(ensemble, next(iter(BOXES[ensemble.configuration].values())))
+    numbers = {name: count_windows(ensemble, box) for name, box in BOXES[ensemble.configuration].items()}
     # The peer halves its grid more often: its windows are rounded up to what it can take.
     multiple = 2 ** (len(widths) - 1)
     sides = {"ours": side, "DynUNet": tuple(-(-s // multiple) * multiple for s in side)}
@@ -99,7 +100,7 @@ def measure(ensemble: Ensemble, words: torch.Tensor, repeats: int) -> dict[str, 
         work = gflop(network, windows, words)
         parameters = sum(p.numel() for p in network.parameters()) / 1e6
         for way, function in ways(network).items():
-            row = f"{ensemble.kind}: {title}, {way}"
+            row = f"{ensemble.configuration}: {title}, {way}"
             runs[row] = lambda f=function, w=windows: f(w, words)  # type: ignore[misc]
             facts[row] = {
                 "window": list(sides[title]), "parameters_m": round(parameters, 2),

@@ -1,23 +1,31 @@
-"""Settings, as frozen records: what a network is made of, and how it is run."""
+"""Configuration of the networks, the ranges they were trained on, and where weights are."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
-#: From this slice thickness (the largest voxel spacing, mm) on, the 2D network is used.
+#: Slice thickness (largest voxel spacing, mm) from which the 2D network is used.
 THICK_SLICE_MM = 2.5
-#: What each configuration is for, in words.
+#: Slices of each configuration, for messages.
 SLICES = {"3d": "below 2.5 mm", "2d": "of 2.5 mm or more"}
+#: Spacings in mm that training covers by configuration: (lowest, highest) in plane and through plane
+#: (``synth.engine.draw_voxel``).
+TRAINED_RANGE = {"3d": ((0.45, 1.25), (0.45, 2.5)), "2d": ((0.34, 1.1), (2.5, 8.0))}
 
+#: File that lists the contents of a weights folder.
+MANIFEST = "MANIFEST.json"
+#: Where grand-challenge.org unpacks a model of its own.
+MOUNTED_WEIGHTS = Path("/opt/ml/model")
 
-#: What ``nets.model.build`` makes: ours, and those of ``nets.peers``.
+#: Architectures that ``nets.model.build`` knows: ours, and those of ``nets.peers``.
 ARCHITECTURES = (
     "graph_fusion", "dynunet", "unet", "unet++", "attention_unet", "segresnet", "unetr", "swin_unetr", "mednext",
     "mfns_de", "cs2net", "separate_encoders", "multiscale_kernels", "gated_residual",
 )  # fmt: skip
-#: Order of an image's channels; the same names as in ``types.SEQUENCES``.
+#: Order of the channels of an image; the same names as in ``types.SEQUENCES``.
 INPUTS = ("T1w", "T2w", "FLAIR")
 #: Simulated subjects: many thin PVS, or few wide ones.
 SUBJECTS = ("thin", "wide")
@@ -25,23 +33,52 @@ VIEWS = ("axial", "coronal", "sagittal")
 
 
 @dataclass(frozen=True)
-class NetworkConfig:
-    """Everything that decides the shape of the graph-fusion network (docs/method.md).
+class InferenceConfig:
+    """Options of a segmentation.
 
-    The switches build the ablation of Table 2 of the paper: backbone, + text, + graph,
-    + cross-attention, + fusion. Without ``text`` the three others cannot be on.
+    Attributes:
+        weights: Weights folder.
+        device: "auto", "cuda" or "cpu".
+        backend: What runs the networks on a CPU: "auto", "torch" or "openvino".
+        n4: Whether to correct the bias field first.
+        mirror: Whether to average over mirrored windows.
+        prompt: A prompt to use instead of the standard one.
+        anatomy: Whether to estimate brain and regions.
+        register: Whether to register sequences that do not fit the reference.
+        resume: Whether to skip cases that an earlier run has finished.
+        workers: Cases preprocessed ahead of the network, and written behind it; None to choose by device.
+    """
+
+    weights: Path
+    device: str = "auto"
+    backend: str = "auto"
+    n4: bool = False
+    mirror: bool = False
+    prompt: str | None = None
+    anatomy: bool = True
+    register: bool = False
+    resume: bool = False
+    workers: int | None = None
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Architecture of a network (docs/method.md).
+
+    The switches build the ablation of Table 2 of the paper: backbone, + text, + graph, + cross-attention, + fusion.
+    The last three need ``text``.
     """
 
     architecture: str = "graph_fusion"  # or one of the others in ARCHITECTURES (nets/peers)
     dimensions: int = 3  # 2 or 3
     sequences: int = 3  # T1w, T2w, FLAIR
     neighbour_slices: int = 1  # 2D only: slices stacked per sequence (3: one on each side)
-    inputs: tuple[str, ...] = INPUTS  # sequences that the network looks at; "-T2w": with inverted intensities
-    regions: bool = False  # a further channel: 1 in basal ganglia and centrum semiovale
+    inputs: tuple[str, ...] = INPUTS  # sequences that the network uses; "-T2w": with inverted intensities
+    regions: bool = False  # an additional channel: 1 in basal ganglia and centrum semiovale
     view: str = ""  # 2D only: planes of thin-sliced volumes along this view; "": slices as acquired
     widths: tuple[int, ...] = (16, 48, 96, 192)  # channels per level, full resolution first
-    nested_from: int = 0  # level from which rows of the encoder are nested; those above have two nodes
-    fluid: bool = False  # a second output: the share of each voxel that PVS fill
+    nested_from: int = 0  # first level with a nested row; rows above have two nodes
+    fluid: bool = False  # a second output: the fluid fraction of each voxel
     text_width: int = 384  # width of the text encoder's token embeddings
     nodes: int = 10  # K of equations (1, 2)
     neighbours: int = 5  # nearest nodes joined to each feature, equation (6)
@@ -82,17 +119,17 @@ class NetworkConfig:
 
     @property
     def in_channels(self) -> int:
-        """Channels of the image that the network is given."""
+        """Channels of the image passed to the network."""
         return (self.sequences + self.regions) * self.neighbour_slices
 
     @property
-    def seen_channels(self) -> int:
-        """Channels that its first layer reads: those of ``inputs``, and the regions."""
+    def input_channels(self) -> int:
+        """Channels that the first layer reads: those of ``inputs``, and the regions."""
         return (len(self.inputs) + self.regions) * self.neighbour_slices
 
     @property
     def outputs(self) -> int:
-        """Channels of the network's output: PVS, and the fluid fraction where it is predicted."""
+        """Channels of the output: PVS and, with ``fluid``, the fluid fraction."""
         return 2 if self.fluid else 1
 
     def to_json(self) -> str:
@@ -102,10 +139,22 @@ class NetworkConfig:
     def from_json(text: str) -> NetworkConfig:
         values = json.loads(text)
         for name in ("widths", "inputs"):
-            if name in values:  # files from before there were inputs have none
+            if name in values:  # absent from files older than "inputs"
                 values[name] = tuple(values[name])
         return NetworkConfig(**values)
 
 
 NETWORK_3D = NetworkConfig(widths=(16, 32, 64, 128), nested_from=1, fluid=True)
 NETWORK_2D = NetworkConfig(dimensions=2, neighbour_slices=3, widths=(32, 64, 128, 256), nested_from=1, fluid=True)
+
+
+def shipped_weights() -> Path:
+    """The folder of the shipped weights: in an installed package, or beside the package in a checkout or the image."""
+    package = Path(__file__).resolve().parent
+    inside = package / "weights"
+    return inside if inside.is_dir() else package.parent / "weights"
+
+
+def default_weights() -> Path:
+    """The folder of the weights to use by default: those mounted by grand-challenge.org, else the shipped ones."""
+    return MOUNTED_WEIGHTS if (MOUNTED_WEIGHTS / MANIFEST).is_file() else shipped_weights()

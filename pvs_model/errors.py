@@ -1,25 +1,30 @@
-"""Named errors. Each message is one sentence: the file, what was expected, what was found."""
+"""Named errors. Each message is one sentence: the file, what was expected, what was got."""
 
 
 class PVSError(Exception):
-    """Base of every error that a user can cause and mend; its text is shown without a traceback."""
+    """Base of all errors that a user can cause and correct; its text is shown without a traceback."""
 
 
 class LayoutError(PVSError):
-    """The input folder has no form that we know, or a case in it lacks or doubles a sequence."""
+    """The input folder has no known layout, or a sequence of a case is missing or doubled."""
 
 
 class VolumeError(PVSError):
-    """An image file cannot be read, or what it holds cannot be segmented."""
+    """An image file cannot be read, or its content cannot be segmented."""
 
 
 class WeightsError(PVSError):
-    """A weights file, the manifest or the text cache is missing, damaged or of another network."""
+    """A weights file, the manifest or the text cache is missing, damaged or belongs to another network."""
 
 
 class PromptError(PVSError):
-    """A prompt is asked for that is not cached, and no text encoder is at hand."""
+    """A prompt is not cached, and no text encoder is available."""
 
 
 class DeviceError(PVSError):
-    """The device asked for is not there, or has too little memory even for the smallest step."""
+    """The requested device is not available, or has too little memory even for the smallest step."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a library's error message, without traceback and advice."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

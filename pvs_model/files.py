@@ -1,12 +1,13 @@
-"""Writes a file so that nobody ever sees half of it, on any file system and from any number of processes at once.
+"""Writes files atomically, on any file system and from any number of processes at the same time.
 
-A file is filled in a hidden folder of a unique name beside its place and then renamed. Nothing here needs more than
-that: locks and ``fsync`` are used where the file system has them, and done without where it has not.
+A file is written in a hidden folder with a unique name beside its destination and then renamed. Locks and ``fsync`` are
+used where the file system supports them, and omitted where it does not.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -23,25 +24,25 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-#: Beginning of the names of the hidden folders in which files are filled.
+#: Prefix of the hidden folders in which files are written.
 PART = ".part-"
-#: A hidden folder that is younger than this may be in use on a machine whose locks cannot be seen here.
+#: Age in seconds below which a hidden folder may be in use by another machine, whose locks may be invisible here.
 ABANDONED_S = 3600.0
 
-#: What ``fsync`` says where what was written is lost; anything else says that the file system has no ``fsync``.
+#: Errors of ``fsync`` that mean lost data; others mean that the file system does not support it.
 _LOST = frozenset({errno.EIO, errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
 
 
 def write_atomically(path: Path, write: Callable[[Path], None], error: type[PVSError] = PVSError) -> None:
-    """Puts a file in its place in one step, once it is complete; an older file of that name stays until then.
+    """Writes a file that appears under its name only once it is complete; an older one remains until then.
 
     Args:
-        path: the file; its folder is made.
-        write: fills the file that it is given, which bears the same name in another folder.
-        error: class of the error that is raised.
+        path: Destination; its folder is created.
+        write: Function that writes to the path it is given, which has the same name in another folder.
+        error: Class of the error to raise.
 
     Raises:
-        PVSError: it cannot be written. Nothing of it is left behind.
+        PVSError: The file cannot be written. No part of it remains.
     """
     hidden: Path | None = None
     lock: int | None = None
@@ -55,8 +56,8 @@ def write_atomically(path: Path, write: Callable[[Path], None], error: type[PVSE
         _synchronise(part)
         os.replace(part, path)
     except (OSError, RuntimeError) as reason:
-        said = getattr(reason, "strerror", None) or "the library that writes it could not"
-        raise error(f"{path}: expected to write it, found: {said}") from reason
+        message = getattr(reason, "strerror", None) or "the library that writes it could not"
+        raise error(f"{path}: expected to write it, got: {message}") from reason
     finally:
         if hidden is not None:
             shutil.rmtree(hidden, ignore_errors=True)
@@ -65,22 +66,31 @@ def write_atomically(path: Path, write: Callable[[Path], None], error: type[PVSE
 
 
 def write_text(path: Path, text: str, error: type[PVSError] = PVSError) -> None:
-    """Writes text in UTF-8 as ``write_atomically`` does; characters that UTF-8 lacks are spelt."""
+    """Writes text atomically in UTF-8; characters that it cannot encode are escaped."""
     write_atomically(path, lambda part: _fill(part, text.encode(errors="backslashreplace")), error)
 
 
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def remove_abandoned(folder: Path, older_than_s: float = ABANDONED_S) -> None:
-    """Removes the hidden folders that runs which were killed have left in a folder.
+    """Removes the hidden folders that killed processes left in a folder.
 
     Args:
-        folder: where to look.
-        older_than_s: age from which one counts as abandoned, unless it is locked.
+        folder: Folder to clean up.
+        older_than_s: Age from which an unlocked hidden folder counts as abandoned.
     """
     for left in folder.glob(f"{PART}*"):
         try:
             old = time.time() - left.stat().st_mtime > older_than_s
         except OSError:
-            continue  # its owner was quicker
+            continue  # its owner has just removed it
         lock = _locked(left) if old else None
         if lock is not None:
             shutil.rmtree(left, ignore_errors=True)
@@ -100,7 +110,7 @@ def _fill(path: Path, content: bytes) -> None:
 
 
 def _synchronise(path: Path) -> None:
-    """Has the file system write a file to its disk, where it can."""
+    """Flushes a file to disk if the file system supports it."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError:
@@ -116,7 +126,7 @@ def _synchronise(path: Path) -> None:
 
 
 def _locked(folder: Path) -> int | None:
-    """A lock on a folder that ends with its process; None where it is another's, or where there are no locks."""
+    """Locks a folder until the process ends; None if another process holds the lock or locks are not supported."""
     if fcntl is None:
         return None
     descriptor = None

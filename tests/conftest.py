@@ -35,7 +35,7 @@ TINY = {
 @pytest.fixture(autouse=True)
 def exact_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
     """Inference in float32, as on a CPU without bfloat16: tests of arithmetic then hold on every machine."""
-    monkeypatch.setattr("pvs_model.inference.predict.cpu_has_bfloat16", lambda: False)
+    monkeypatch.setattr("pvs_model.inference.device.cpu_has_bfloat16", lambda: False)
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def tiny() -> dict[str, NetworkConfig]:
 def _pytorch_computes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """OpenVINO takes a second to convert each test's own networks: only tests that are about it use it here."""
     if request.node.get_closest_marker("openvino") is None:
-        monkeypatch.setattr("pvs_model.inference.openvino.compiled", lambda networks, wanted=False: None)
+        monkeypatch.setattr("pvs_model.inference.openvino.compiled", lambda networks, required=False: None)
 
 
 @pytest.fixture(scope="session")

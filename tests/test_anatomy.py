@@ -270,13 +270,13 @@ def test_damaged_weights_are_refused(tmp_path: Path, damage: str) -> None:
 
 
 def test_a_folder_without_the_network_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="expected the manifest of the weights, found no such file"):
+    with pytest.raises(WeightsError, match="expected the manifest of the weights, got no such file"):
         load_network(tmp_path)
     (tmp_path / "MANIFEST.json").write_text('{"format": 1, "ensembles": {}}')
     with pytest.raises(WeightsError, match="expected the entry of the anatomy network"):
         load_network(tmp_path)
-    (tmp_path / "MANIFEST.json").write_text('{"anatomy": {"file": "../x", "sha256": ""}}')
-    with pytest.raises(WeightsError, match="which is not there"):
+    (tmp_path / "MANIFEST.json").write_text('{"format": 1, "anatomy": {"file": "../x", "sha256": ""}}')
+    with pytest.raises(WeightsError, match="expected plain file names"):
         load_network(tmp_path)
 
 
@@ -315,7 +315,7 @@ def scan(head: Head) -> tuple[Volume, npt.NDArray[np.integer]]:
 @pytest.fixture(scope="module")
 def found(scan: tuple[Volume, npt.NDArray[np.integer]]) -> Anatomy:
     with pytest.MonkeyPatch.context() as patch:  # as for the tests themselves, which come later than this
-        patch.setattr("pvs_model.inference.predict.cpu_has_bfloat16", lambda: False)
+        patch.setattr("pvs_model.inference.device.cpu_has_bfloat16", lambda: False)
         return find_regions(scan[0], WEIGHTS)
 
 

@@ -24,21 +24,23 @@ GROUPS: tuple[frozenset[str], ...] = (
     frozenset({PACKAGE, "types", "errors"}),
     frozenset({"config", "files"}),
     frozenset({"volume", "nets", "synth", "evaluation.metrics"}),
-    frozenset({"layouts", "anatomy", "inference", "training", "burden", "evaluation"}),
+    frozenset({"layouts", "anatomy", "inference", "preprocessing", "datasets", "training", "burden", "evaluation"}),
     frozenset({"reports"}),
     frozenset({"pipeline"}),
     frozenset({"cohort", "benchmark"}),
-    frozenset({"cli", "demo", "__main__", "process", "evaluation.commands"}),
+    frozenset({"cli", "commands", "api", "__main__", "process"}),
 )
+#: The package offers the functions of ``api``, which it imports on first use.
+LAZY = (PACKAGE, "api")
 #: The group whose rooms never import each other.
 SIBLINGS = GROUPS[2]
 
 #: Where a run of the container can come by, and what it must never reach.
 RUN_TIME = (
-    *("process", "cohort", "pipeline", "layouts", "volume"),
+    *("process", "api", "cohort", "pipeline", "preprocessing", "layouts", "volume"),
     *("nets", "inference", "anatomy", "burden", "evaluation", "reports"),
 )
-NOT_AT_RUN_TIME = frozenset({"training", "synth"})
+NOT_AT_RUN_TIME = frozenset({"datasets", "training", "synth"})
 
 #: Modules on the run-time path that may import an extra, which the container does without -> the packages, and where
 #: they are pinned. They import them when they are needed, never when they are loaded themselves.
@@ -49,7 +51,7 @@ EXTRAS: Mapping[str, tuple[frozenset[str], str]] = {
     "inference.openvino": (frozenset({"openvino"}), "requirements-openvino.txt"),
 }
 
-LONGEST_PROCESS = 80
+LONGEST_PROCESS = 10
 JUNK_ROOMS = frozenset({"utils", "util", "helpers", "misc"})
 
 #: Modules that unpickle, or that are built on it. A pickle from elsewhere can run any code.
@@ -69,9 +71,8 @@ class Module:
 
     @property
     def room(self) -> str:
-        for apart in ("evaluation.metrics", "evaluation.commands"):
-            if self.name == apart or self.name.startswith(f"{apart}."):
-                return apart
+        if self.name == "evaluation.metrics" or self.name.startswith("evaluation.metrics."):
+            return "evaluation.metrics"
         return self.name.split(".")[0]
 
 
@@ -157,7 +158,7 @@ def wrong_directions(sources: Sources) -> list[str]:
         for target, line in house_imports(module, sources):
             other = sources[target].room
             theirs = group_of(other)
-            if mine is None or theirs is None or other == module.room:
+            if mine is None or theirs is None or other == module.room or (module.name, target) == LAZY:
                 continue
             if theirs > mine:
                 complaints.append(f"{where(module, line)} imports upwards: {target}")
@@ -170,7 +171,8 @@ def cycles(sources: Sources) -> list[str]:
     """Rooms that import each other in a ring: rooms of one group may, in one direction."""
     below: dict[str, set[str]] = {module.room: set() for module in sources.values()}
     for module in sources.values():
-        below[module.room] |= {sources[target].room for target, _ in house_imports(module, sources)} - {module.room}
+        targets = {target for target, _ in house_imports(module, sources) if (module.name, target) != LAZY}
+        below[module.room] |= {sources[target].room for target in targets} - {module.room}
     while free := {room for room, targets in below.items() if not targets & set(below)}:
         for room in free:
             del below[room]
@@ -343,6 +345,7 @@ SOUND = {
     "pvs_model/inference/__init__.py": "from pvs_model.nets import model\n",
     "pvs_model/training/__init__.py": "from pvs_model.synth import engine\nfrom pvs_model.inference import x\n",
     "pvs_model/pipeline.py": "def run():\n    from pvs_model import inference\n    from .volume.io import read\n",
+    "pvs_model/commands/__init__.py": "",
     "pvs_model/cli.py": "def main():\n    import pvs_model.training\n    from pvs_model import pipeline\n",
     "pvs_model/__main__.py": "from pvs_model.cli import main\n",
 }
@@ -383,6 +386,9 @@ BROKEN = [
     ),
     pytest.param(wrong_directions, {"pvs_model/pipeline.py": "import process"}, "process", id="to process.py"),
     pytest.param(
+        wrong_directions, {"pvs_model/pipeline.py": "import pvs_model.commands"}, "commands", id="to a command"
+    ),
+    pytest.param(
         cycles, {"pvs_model/inference/__init__.py": "import pvs_model.training"}, "inference, training", id="ring"
     ),
     pytest.param(
@@ -405,7 +411,7 @@ BROKEN = [
     ),
     pytest.param(junk_rooms, {"pvs_model/utils.py": ""}, "utils", id="utils.py"),
     pytest.param(junk_rooms, {"pvs_model/nets/utils.py": ""}, "nets.utils", id="nets/utils.py"),
-    pytest.param(too_long, {"process.py": "\n" * 81}, "81 lines", id="81 lines"),
+    pytest.param(too_long, {"process.py": "\n" * 11}, "11 lines", id="11 lines"),
     pytest.param(
         eager_extras,
         {"pvs_model/cohort/cluster.py": "try:\n    import distributed.client\nexcept ImportError:\n    pass"},

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-import process
 from pvs_model.benchmark import plan, report, run, score
 from pvs_model.benchmark.cost import measure, peak_mib
 from pvs_model.benchmark.plan import Budget, Job, chosen, jobs_of
 from pvs_model.benchmark.run import Bench, Outcome, Study, keep_budget
+from pvs_model.commands import segment
 from pvs_model.config import NetworkConfig
 from pvs_model.errors import PVSError
 from pvs_model.nets.registry import ENTRIES
@@ -221,7 +221,7 @@ def test_a_benchmark_trains_scores_resumes_and_reports(
     for system in ("bear_walker", "ours"):
         options = ["--input", str(scans.parent), "--output", str(tmp_path / system), "--device", "cpu"]
         weights = ["--weights", str(output / "weights" / system)]
-        assert process.main([*options, *weights]) == 0
+        assert segment.main([*options, *weights]) == 0
         assert len(list((tmp_path / system).rglob("*.nii.gz"))) == 1
 
 

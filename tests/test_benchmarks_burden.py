@@ -13,8 +13,8 @@ import torch
 import benchmarks.burden
 from benchmarks.burden import BASAL, CENTRUM, averaged, densities, variation
 from pvs_model.anatomy.regions import Anatomy
+from pvs_model.config import InferenceConfig
 from pvs_model.layouts import choose
-from pvs_model.pipeline import Settings
 from pvs_model.synth.anatomy import Anatomy as Head
 from pvs_model.synth.case import whole_scene
 from pvs_model.synth.engine import render
@@ -51,7 +51,7 @@ def test_the_burden_benchmark_end_to_end(
 ) -> None:
     """On a phantom, the pipeline's masks replaced by the truth: what is found is what is there."""
 
-    def run(source: Path, output: Path, settings: Settings) -> list[str]:
+    def run(source: Path, output: Path, settings: InferenceConfig) -> list[str]:
         for case in choose(source).find_cases(source):
             truth = source / case.name / f"{case.name}_PVS.nii.gz"
             (output / case.output).parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def test_the_burden_benchmark_end_to_end(
 
     monkeypatch.setattr(benchmarks.burden.Heads, "find", lambda self, name: anatomy)
     monkeypatch.setattr(benchmarks.burden, "run", run)
-    monkeypatch.setattr(benchmarks.burden, "find_anatomy", find)
+    monkeypatch.setattr(benchmarks.burden, "estimate_anatomy", find)
     monkeypatch.setattr(benchmarks.burden, "protocol_named", lambda name: on_grid((3.0, 3.0, 3.0)))
     arguments = ["cohort", str(tmp_path), "--cases", "3", "--json", str(tmp_path / "out.json")]
     assert benchmarks.burden.main(arguments) == 0

@@ -28,10 +28,11 @@ from pvs_model import __version__, cli
 from pvs_model.cohort import cluster, engines, worker
 from pvs_model.cohort.case import Reports
 from pvs_model.cohort.worker import Order, Outcome, Study, segment
+from pvs_model.config import InferenceConfig
 from pvs_model.errors import DeviceError, PVSError, VolumeError
 from pvs_model.files import PART
 from pvs_model.layouts import choose
-from pvs_model.pipeline import Segmenter, Settings
+from pvs_model.pipeline import Segmenter
 from pvs_model.types import Case
 
 distributed = pytest.importorskip("distributed")
@@ -228,7 +229,7 @@ def test_the_case_of_a_killed_worker_is_done_by_another(
     output, reports, engine = tmp_path / "out", Reports(tmp_path / "rep"), engines.Existing(address)
     with caplog.at_level(logging.WARNING):
         failures = cluster.run(
-            source, output, Settings(weights, "cpu", "torch"), engine, reports=reports, work=killed_once
+            source, output, InferenceConfig(weights, "cpu", "torch"), engine, reports=reports, work=killed_once
         )
     assert (tmp_path / "killed").exists()
     assert "site2/c: its worker died once while running it (out of memory?); it is tried again" in caplog.messages
@@ -241,9 +242,8 @@ def test_a_case_that_always_kills_is_told_and_the_rest_is_done(
     source: Path, single: Path, weights: Path, address: str, tmp_path: Path
 ) -> None:
     output, reports = tmp_path / "out", Reports(tmp_path / "rep")
-    failures = cluster.run(
-        source, output, Settings(weights, "cpu", "torch"), engines.Existing(address), reports=reports, work=kills_always
-    )
+    config = InferenceConfig(weights, "cpu", "torch")
+    failures = cluster.run(source, output, config, engines.Existing(address), reports=reports, work=kills_always)
     assert failures[1:] == ["site2/c: its worker died 3 times while running it (out of memory?)"]
     assert len(set((tmp_path / "deaths").read_text().split())) == 3
     expected = {name: mask for name, mask in contents(single / "epvs").items() if "/c/" not in name}
@@ -255,7 +255,7 @@ def test_a_case_that_always_kills_is_told_and_the_rest_is_done(
 
 def test_what_a_killed_worker_leaves_is_removed(bids: Path, weights: Path, address: str, tmp_path: Path) -> None:
     engine = engines.Existing(address)
-    failures = cluster.run(bids, tmp_path / "out", Settings(weights), engine, retries=0, work=dies_writing)
+    failures = cluster.run(bids, tmp_path / "out", InferenceConfig(weights), engine, retries=0, work=dies_writing)
     assert [failure.partition(":")[2] for failure in failures] == [
         " its worker died once while running it (out of memory?)"
     ] * 2
@@ -316,7 +316,7 @@ def test_a_stop_that_went_unheard(source: Path, weights: Path, address: str, tmp
     logging.getLogger("pvs_model").setLevel(logging.INFO)
     try:
         with pytest.raises(KeyboardInterrupt):
-            cluster.run(source, tmp_path / "out", Settings(weights), engines.Existing(address), work=stale)
+            cluster.run(source, tmp_path / "out", InferenceConfig(weights), engines.Existing(address), work=stale)
     finally:
         logging.getLogger("pvs_model").removeHandler(handler)
         logging.getLogger("pvs_model").setLevel(logging.NOTSET)
@@ -331,7 +331,7 @@ def study(source: Path, weights: Path, tmp_path: Path) -> Study:
     output = tmp_path / "out"
     output.mkdir()
     manifest = worker.manifest_hash(weights)
-    return Study(source, output, Settings(weights, "cpu", "torch"), choose(source), None, __version__, manifest)
+    return Study(source, output, InferenceConfig(weights, "cpu", "torch"), choose(source), None, __version__, manifest)
 
 
 def case(study: Study, name: str) -> Case:
@@ -352,7 +352,7 @@ def test_an_error_that_may_pass_is_tried_again(
     source: Path, weights: Path, address: str, tmp_path: Path, retries: int, failed: int
 ) -> None:
     failures = cluster.run(
-        source, tmp_path / "out", Settings(weights), engines.Existing(address), retries=retries, work=stale
+        source, tmp_path / "out", InferenceConfig(weights), engines.Existing(address), retries=retries, work=stale
     )
     assert len(failures) == failed
     assert all(failure.endswith(": stale") for failure in failures)
@@ -378,7 +378,7 @@ def test_another_version_other_weights_or_folders_are_refused(study: Study, tmp_
         (replace(study, version="0.0.1"), "expected pvs_model 0.0.1"),
         (replace(study, manifest="0" * 64), "expected the weights that the run was begun with"),
         (replace(study, source=tmp_path / "none"), "expected a folder that every machine shares"),
-        (replace(study, settings=Settings(tmp_path)), "expected the manifest of the weights"),
+        (replace(study, settings=InferenceConfig(tmp_path)), "expected the manifest of the weights"),
     ):
         outcome = segment(Order(changed, case(study, "site1/a")))
         assert outcome.refusal is not None and said in outcome.refusal and outcome.path is None
@@ -418,7 +418,7 @@ def all_refuse(order: Order) -> Outcome:
 
 
 def test_a_worker_that_is_not_fit_gets_no_case(source: Path, weights: Path, address: str, tmp_path: Path) -> None:
-    engine, settings = engines.Existing(address), Settings(weights)
+    engine, settings = engines.Existing(address), InferenceConfig(weights)
     assert cluster.run(source, tmp_path / "out", settings, engine, work=first_refuses) == []
     with pytest.raises(PVSError, match=r"^worker tcp://\S+: expected pvs_model 9, found 8$"):
         cluster.run(source, tmp_path / "out2", settings, engine, work=all_refuse)
@@ -436,7 +436,7 @@ def test_a_function_that_a_worker_cannot_load(source: Path, weights: Path, addre
         r"expected pvs_model and Dask on workers and scheduler as they are here, found ModuleNotFoundError: No module"
     )
     with pytest.raises(PVSError, match=said):
-        cluster.run(source, tmp_path / "out", Settings(weights), engines.Existing(address), work=Strange())
+        cluster.run(source, tmp_path / "out", InferenceConfig(weights), engines.Existing(address), work=Strange())
 
 
 # ---- nothing can be run --------------------------------------------------------------------------------------------

@@ -26,8 +26,9 @@ from pvs_model import cohort, pipeline
 from pvs_model.anatomy.regions import Anatomy
 from pvs_model.cohort import ahead, folder
 from pvs_model.cohort.ahead import in_order
+from pvs_model.config import InferenceConfig
 from pvs_model.errors import PVSError, VolumeError
-from pvs_model.pipeline import Segmenter, Settings
+from pvs_model.pipeline import Segmenter
 from pvs_model.types import Case
 
 ROOT = Path(__file__).parent.parent
@@ -262,7 +263,7 @@ def test_a_failed_item_is_let_go(step: str) -> None:
 
 def test_masks_are_the_same_bytes(source: Path, weights: Path, tmp_path: Path) -> None:
     for workers in (0, 3):
-        assert cohort.run(source, tmp_path / str(workers), Settings(weights, "cpu", workers=workers)) == []
+        assert cohort.run(source, tmp_path / str(workers), InferenceConfig(weights, "cpu", workers=workers)) == []
     alone = hashes(tmp_path / "0")
     assert list(alone) == [f"{name}/{name}_pred.nii.gz" for name in "abcd"] and hashes(tmp_path / "3") == alone
 
@@ -295,18 +296,18 @@ def test_failing_cases_leave_the_others_alone(
 
     def write(case: Case, *more: Any) -> Any:
         if bad.get(case.name) == "write":
-            raise PVSError("expected to write it, found: No space left on device")
+            raise PVSError("expected to write it, got: No space left on device")
         return real_write(case, *more)
 
-    pipeline_read, real_ready, real_write = pipeline.read, Segmenter.ready, folder.write
+    pipeline_read, real_ready, real_write = pipeline.read, Segmenter.preprocess, folder.write
     with monkeypatch.context() as patch, tempfile.TemporaryDirectory() as scratch:
         patch.setattr(pipeline, "read", read)
         patch.setattr(pipeline, "predict_maps", predict)
-        patch.setattr(Segmenter, "ready", ready)
+        patch.setattr(Segmenter, "preprocess", ready)
         patch.setattr(folder, "write", write)
         outputs = [Path(scratch) / "alone", Path(scratch) / "together"]
         told = [
-            cohort.run(source, output, Settings(weights, "cpu", anatomy=False, workers=n))
+            cohort.run(source, output, InferenceConfig(weights, "cpu", anatomy=False, workers=n))
             for output, n in zip(outputs, (0, workers), strict=True)
         ]
         assert told[0] == told[1] and [sentence[0] for sentence in told[0]] == sorted(bad)
@@ -324,7 +325,7 @@ def test_reports_and_resuming_are_the_same(source: Path, weights: Path, tmp_path
     pages: dict[int, dict[str, str]] = {}
     for workers in (0, 2):
         output, reports = tmp_path / f"out{workers}", cohort.Reports(tmp_path / f"rep{workers}")
-        chosen = Settings(weights, "cpu", workers=workers)
+        chosen = InferenceConfig(weights, "cpu", workers=workers)
         told = cohort.run(bad, output, chosen, reports=reports)
         assert len(told) == 1 and told[0].startswith("b: ")
         before = {path: path.stat().st_mtime_ns for path in output.rglob("*.nii.gz")}
@@ -353,7 +354,7 @@ def test_log_lines_bear_their_cases_name(
     source: Path, weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, logger="pvs_model"):
-        cohort.run(source, tmp_path / "out", Settings(weights, "cpu", workers=2))
+        cohort.run(source, tmp_path / "out", InferenceConfig(weights, "cpu", workers=2))
     lines = [record.getMessage() for record in caplog.records]
     for name in "abcd":
         mine = [line.split(" ")[1] for line in lines if line.startswith(f"{name}: ")]
@@ -376,20 +377,20 @@ def test_log_lines_bear_their_cases_name(
 def test_how_many_are_made_ready(
     weights: Path, monkeypatch: pytest.MonkeyPatch, asked: int | None, device: str, cases: int, expected: int
 ) -> None:
-    monkeypatch.setattr("pvs_model.inference.predict.choose_device", lambda name: torch.device(device))
+    monkeypatch.setattr("pvs_model.inference.device.choose_device", lambda name: torch.device(device))
     monkeypatch.setattr(Segmenter, "load", lambda self: None)
-    assert folder._workers(Segmenter(Settings(weights, workers=asked)), cases) == expected
+    assert folder._workers(Segmenter(InferenceConfig(weights, workers=asked)), cases) == expected
 
 
 def test_fewer_than_none_are_refused(source: Path, weights: Path, tmp_path: Path) -> None:
     with pytest.raises(PVSError, match="--workers: expected 0 or more cases, found -1"):
-        cohort.run(source, tmp_path / "out", Settings(weights, "cpu", workers=-1))
+        cohort.run(source, tmp_path / "out", InferenceConfig(weights, "cpu", workers=-1))
     assert not (tmp_path / "out").exists()
 
 
 def test_damaged_weights_are_told_by_each_case(source: Path, own_weights: Path, tmp_path: Path) -> None:
     (own_weights / "MANIFEST.json").write_text("{")
-    told = {n: cohort.run(source, tmp_path / "out", Settings(own_weights, "cpu", workers=n)) for n in (0, 2)}
+    told = {n: cohort.run(source, tmp_path / "out", InferenceConfig(own_weights, "cpu", workers=n)) for n in (0, 2)}
     assert told[0] == told[2] and len(told[0]) == 4 and "expected the manifest" in told[0][0]
 
 
@@ -404,12 +405,11 @@ def test_weights_and_device_are_made_once(weights: Path, monkeypatch: pytest.Mon
         time.sleep(0.05)
         return torch.device("cpu")
 
-    monkeypatch.setattr("pvs_model.inference.predict.choose_device", choose)
-    segmenter = Segmenter(Settings(weights))
+    monkeypatch.setattr("pvs_model.inference.device.choose_device", choose)
+    segmenter = Segmenter(InferenceConfig(weights))
     found: list[Any] = []
-    threads = [
-        threading.Thread(target=lambda: found.append((segmenter.device, id(segmenter.weights)))) for _ in range(6)
-    ]
+    runtime = segmenter.runtime
+    threads = [threading.Thread(target=lambda: found.append((runtime.device, id(runtime.weights)))) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -427,7 +427,7 @@ def lost_once(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             raise RuntimeError("CUDA error: unspecified launch failure\nand much advice")
         return real(prepared, ensemble, text, device, *more)
 
-    def find_anatomy(volumes: Any, weights: Path, device: torch.device) -> Any:
+    def estimate_anatomy(volumes: Any, weights: Path, device: torch.device) -> Any:
         if device.type == "cuda":
             time.sleep(0.2)  # until another thread has met it, too
             raise RuntimeError("CUDA error: unspecified launch failure\nand much advice")
@@ -435,9 +435,9 @@ def lost_once(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return Anatomy(np.zeros(shape, np.uint8), np.ones(shape, bool))
 
     monkeypatch.setattr(pipeline, "predict_maps", predict)
-    monkeypatch.setattr(pipeline, "find_anatomy", find_anatomy)
+    monkeypatch.setattr(pipeline, "estimate_anatomy", estimate_anatomy)
     monkeypatch.setattr(
-        "pvs_model.inference.predict.choose_device", lambda name: torch.device("cpu" if name == "cpu" else "cuda")
+        "pvs_model.inference.device.choose_device", lambda name: torch.device("cpu" if name == "cpu" else "cuda")
     )
     monkeypatch.setattr(Segmenter, "load", lambda self: None)  # it would put the anatomy network on the GPU
     return seen
@@ -447,7 +447,7 @@ def lost_once(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_gpu_that_is_lost_costs_no_case(
     source: Path, own_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any, anatomy: bool
 ) -> None:
-    chosen = Settings(own_weights, "cpu", anatomy=False, workers=0)
+    chosen = InferenceConfig(own_weights, "cpu", anatomy=False, workers=0)
     assert cohort.run(source, tmp_path / "cpu", chosen) == []
     if anatomy:
         (own_weights / "anatomy.safetensors").write_bytes(b"a stand-in")
@@ -455,8 +455,8 @@ def test_a_gpu_that_is_lost_costs_no_case(
     caplog.clear()
     assert cohort.run(source, tmp_path / "lost", replace(chosen, device="auto", anatomy=anatomy, workers=2)) == []
     assert seen.count("cpu") == 4 and seen.count("cuda") <= 1
-    told = [record.getMessage() for record in caplog.records if "GPU stopped working" in record.getMessage()]
-    assert len(told) == 1 and told[0].endswith("going on with the CPU")
+    told = [record.getMessage() for record in caplog.records if "the GPU failed" in record.getMessage()]
+    assert len(told) == 1 and told[0].endswith("continuing on the CPU")
     if not anatomy:
         assert hashes(tmp_path / "lost") == hashes(tmp_path / "cpu")
 
@@ -465,19 +465,19 @@ def test_an_anatomy_without_memory_waits_for_the_network(
     source: Path, own_weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (own_weights / "anatomy.safetensors").write_bytes(b"a stand-in")
-    segmenter = Segmenter(Settings(own_weights, "cpu"))
+    segmenter = Segmenter(InferenceConfig(own_weights, "cpu"))
     alone = []
 
-    def find_anatomy(volumes: Any, weights: Path, device: Any) -> Any:
-        alone.append(segmenter._running.locked())
+    def estimate_anatomy(volumes: Any, weights: Path, device: Any) -> Any:
+        alone.append(segmenter._network_lock.locked())
         if len(alone) == 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
         shape = tuple(volumes["T2w"].data.shape)
         return Anatomy(np.zeros(shape, np.uint8), np.ones(shape, bool))
 
-    monkeypatch.setattr(pipeline, "find_anatomy", find_anatomy)
+    monkeypatch.setattr(pipeline, "estimate_anatomy", estimate_anatomy)
     case = Case("a", {"T2w": source / "a" / "a_T2w.nii.gz"}, Path("a.nii.gz"))
-    assert segmenter.ready(case).prepared.anatomy is not None and alone == [False, True]
+    assert segmenter.preprocess(case).prepared.anatomy is not None and alone == [False, True]
 
 
 # ---- stopped -------------------------------------------------------------------------------------------------------
@@ -491,9 +491,9 @@ def align(volumes, register=False):
         time.sleep(60)
     return real(volumes, register)
 pipeline.align = align
-import process
+from pvs_model.commands import segment
 from pvs_model.cohort import leave
-leave(process.main(sys.argv[1:]))
+leave(segment.main(sys.argv[1:]))
 """
 
 

@@ -16,8 +16,8 @@ from typing import Any
 import nibabel as nib
 import pytest
 
-import process
 from pvs_model import cli
+from pvs_model.commands import segment
 
 ROOT = Path(__file__).parent.parent
 WriteBody = Callable[..., dict[str, Path]]
@@ -25,7 +25,7 @@ WriteBody = Callable[..., dict[str, Path]]
 
 def run(source: Path, output: Path, weights: Path, *more: str) -> int:
     given = ["--input", str(source), "--output", str(output), "--weights", str(weights), "--device", "cpu"]
-    return process.main([*given, "--backend", "torch", *more])
+    return segment.main([*given, "--backend", "torch", *more])
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -56,7 +56,7 @@ def odd(tmp_path: Path) -> Path:
 
 def test_a_dry_run_says_what_would_be_done_and_why(odd: Path, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "out"
-    assert process.main(["--input", str(odd), "--output", str(out), "--weights", "none", "--dry-run"]) == 1
+    assert segment.main(["--input", str(odd), "--output", str(out), "--weights", "none", "--dry-run"]) == 1
     told = capsys.readouterr().out.splitlines()
     assert told[0] == f"{odd}: 3 cases (epvs)"
     assert told[1:4] == [
@@ -96,7 +96,7 @@ def test_a_folder_of_many_files_and_names_of_all_kinds(tmp_path: Path, capsys: A
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).touch()
     (root / "loop").symlink_to(root)
-    assert process.main(["--input", str(root), "--output", str(tmp_path / "out"), "--dry-run"]) == 0
+    assert segment.main(["--input", str(root), "--output", str(tmp_path / "out"), "--dry-run"]) == 0
     told = capsys.readouterr().out
     assert "  dicom/IM0000 and 29 more  (no image)\n" in told and "Ü 1/a\\nb.txt" in told
 

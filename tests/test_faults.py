@@ -22,12 +22,13 @@ import numpy as np
 import pytest
 import torch
 
-import process
 from pvs_model import pipeline
+from pvs_model.commands import segment
+from pvs_model.config import InferenceConfig
 from pvs_model.errors import DeviceError
 from pvs_model.files import PART
-from pvs_model.inference.predict import device_lost
-from pvs_model.pipeline import Segmenter, Settings
+from pvs_model.inference.device import device_lost
+from pvs_model.pipeline import Segmenter
 from pvs_model.types import Case
 from pvs_model.volume.io import read_grid, write_mask
 
@@ -185,7 +186,7 @@ def test_memory_that_ends(source: Path, weights: Path, tmp_path: Path, whole: An
 
 
 def run(source: Path, output: Path, weights: Path, *more: str) -> int:
-    return process.main(command(source, output, weights, *more)[2:])
+    return segment.main(command(source, output, weights, *more)[2:])
 
 
 def test_resuming_runs_what_is_missing_and_nothing_else(
@@ -306,15 +307,15 @@ def test_a_gpu_that_disappears(
 
     monkeypatch.setattr(pipeline, "predict_maps", predict)
     monkeypatch.setattr(
-        "pvs_model.inference.predict.choose_device", lambda name: torch.device("cpu" if name == "cpu" else "cuda")
+        "pvs_model.inference.device.choose_device", lambda name: torch.device("cpu" if name == "cpu" else "cuda")
     )
     case = Case("a", {"T2w": source / "a" / "a_T2w.nii.gz"}, Path("a.nii.gz"))
-    segmenter = Segmenter(Settings(weights))
+    segmenter = Segmenter(InferenceConfig(weights))
     with caplog.at_level(logging.WARNING):
         first, second = segmenter.segment(case), segmenter.segment(case)
     assert seen == ["cuda", "cpu", "cpu"] and np.array_equal(first.mask, second.mask) and first.mask.any()
     told = [record.getMessage() for record in caplog.records]
-    assert told == ["a: the GPU stopped working (CUDA error: unspecified launch failure): going on with the CPU"]
+    assert told == ["a: the GPU failed (CUDA error: unspecified launch failure): continuing on the CPU"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with pytest.raises(DeviceError, match="expected a GPU that works, found: CUDA error: unspecified launch failure$"):
-        Segmenter(Settings(weights, "cuda")).segment(case)
+    with pytest.raises(DeviceError, match="expected a working GPU, got: CUDA error: unspecified launch failure$"):
+        Segmenter(InferenceConfig(weights, "cuda")).segment(case)

@@ -42,7 +42,7 @@ def test_what_cannot_be_written_leaves_the_old_file(tmp_path: Path, error: type[
         part.write_text("half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(error, match=r"a\.nii\.gz: expected to write it, found: No space left on device"):
+    with pytest.raises(error, match=r"a\.nii\.gz: expected to write it, got: No space left on device"):
         write_atomically(path, full, error)
     assert path.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
 
@@ -119,8 +119,8 @@ def no_name(uid):
 def no_sync(file):
     raise OSError(errno.EINVAL, "Invalid argument")
 pwd.getpwuid, os.fsync = no_name, no_sync
-import process
-sys.exit(process.main(sys.argv[1:]))
+from pvs_model.commands import segment
+sys.exit(segment.main(sys.argv[1:]))
 """
 
 

@@ -157,7 +157,7 @@ def test_a_network_sees_the_sequences_it_asks_for() -> None:
     config = replace(CONFIGS["3d"], inputs=("-T2w", "T1w"), regions=True)
     x = torch.arange(4.0).view(1, 4, 1, 1, 1).expand(1, 4, 2, 2, 2)
     assert chosen(x, config)[0, :, 0, 0, 0].tolist() == [-1, 0, 3]  # minus T2w, T1w, regions
-    assert config.in_channels == 4 and config.seen_channels == 3
+    assert config.in_channels == 4 and config.input_channels == 3
 
 
 def test_neighbouring_slices_go_with_their_sequence() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -190,6 +191,34 @@ def test_the_version_has_one_source() -> None:
     changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert "## [Unreleased]" in changes
     assert pvs_model.__version__ in changes
+
+
+@pytest.mark.slow
+def test_the_wheel_has_the_weights_and_the_templates(tmp_path: Path) -> None:
+    """And its command and its weights are found where it is installed."""
+    tree = tmp_path / "tree"
+    for name in ("pvs_model", "weights"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for pattern in ("requirements*.txt", "pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        for path in ROOT.glob(pattern):
+            shutil.copyfile(path, tree / path.name)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(tree)]
+    subprocess.run(build, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    site = tmp_path / "site"
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], check=True)
+    kinds = (".html", ".css", ".js")
+    expected = {p.relative_to(ROOT) for p in (ROOT / "pvs_model").rglob("*") if p.suffix in (".py", *kinds)}
+    assert {p.relative_to(site) for p in (site / "pvs_model").rglob("*") if p.suffix in (".py", *kinds)} == expected
+
+    def output_of(*command: str) -> str:
+        environment = {**os.environ, "PYTHONPATH": str(site)}
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
+
+    code = "import pvs_model as p, pvs_model.config as c; print(c.shipped_weights(), len(p.load_ensemble().networks))"
+    assert output_of(sys.executable, "-c", code).split() == [str(site / "pvs_model" / "weights"), "1"]
+    assert output_of(str(site / "bin" / "pvs-model"), "--version") == f"pvs-model {pvs_model.__version__}\n"
 
 
 def test_the_licence_is_whole() -> None:

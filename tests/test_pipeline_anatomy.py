@@ -16,12 +16,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-import process
 from pvs_model import pipeline
 from pvs_model.anatomy.regions import Anatomy, values_of
+from pvs_model.commands import segment
+from pvs_model.config import InferenceConfig
 from pvs_model.errors import VolumeError
-from pvs_model.inference.postprocess import keep_within, without_specks
-from pvs_model.pipeline import Segmenter, Settings, prepare
+from pvs_model.inference.postprocess import remove_components_outside, remove_small_components
+from pvs_model.pipeline import Segmenter
+from pvs_model.preprocessing.prepare import prepare
 from pvs_model.types import Case, Grid, Volume
 from pvs_model.volume import intensity
 from pvs_model.volume.geometry import choose_reference, to_ras_grid, widened
@@ -55,10 +57,10 @@ def test_clusters_are_kept_whole_or_not_at_all() -> None:
     mask[3:6, 3, 3] = 1  # a third inside: dropped
     mask[7, 4, 4] = 1  # outside
     mask[0, 0, 4] = 1  # inside
-    kept, dropped = keep_within(mask, region)
+    kept, dropped = remove_components_outside(mask, region)
     assert dropped == 2 and kept.sum() == 5 and kept[2:6, 1, 1].all() and kept[0, 0, 4] and kept.dtype == np.uint8
-    assert keep_within(mask * 0, region)[1] == 0
-    assert np.array_equal(keep_within(mask, np.ones_like(region))[0], mask)
+    assert remove_components_outside(mask * 0, region)[1] == 0
+    assert np.array_equal(remove_components_outside(mask, np.ones_like(region))[0], mask)
 
 
 def test_specks_are_what_no_vessel_can_be_told_from() -> None:
@@ -66,12 +68,12 @@ def test_specks_are_what_no_vessel_can_be_told_from() -> None:
     mask[1, 1, 1:5] = 1  # four voxels: 0.5 mm3 at 0.5 mm
     mask[4, 4, 1:4] = 1  # three
     mask[7, 7, 7] = mask[8, 8, 8] = 1  # two, by a corner
-    fine = without_specks(mask, 0.125)
+    fine = remove_small_components(mask, 0.125)
     assert fine.dtype == np.uint8 and fine.sum() == 4 and fine[1, 1, 1:5].all()
-    assert np.array_equal(without_specks(mask, 0.125 * (1 - 1e-6)), fine)
+    assert np.array_equal(remove_small_components(mask, 0.125 * (1 - 1e-6)), fine)
     for voxel_mm3 in (0.5, 1.0, 6.0):  # a voxel of 0.8 mm and above counts alone
-        assert np.array_equal(without_specks(mask, voxel_mm3), mask)
-    assert not without_specks(mask * 0, 0.125).any()
+        assert np.array_equal(remove_small_components(mask, voxel_mm3), mask)
+    assert not remove_small_components(mask * 0, 0.125).any()
 
 
 @pytest.mark.parametrize(("spacing", "margin", "reach"), [((1, 1, 1), 1.0, (1, 1, 1)), ((0.5, 1, 3), 1.0, (2, 1, 0))])
@@ -95,10 +97,10 @@ def test_a_skull_is_taken_off(body: Any) -> None:
     grid, _ = to_ras_grid(volumes[choose_reference(volumes)].grid)
     brain = ball(grid, 4)
     prepared = prepare(volumes, anatomy=anatomy_on(grid.shape, brain))
-    assert prepared.stripped and prepared.anatomy is not None
-    assert any("a skull was found and taken off" in warning for warning in prepared.warnings)
+    assert prepared.skull_removed and prepared.anatomy is not None
+    assert any("Input is not skull-stripped" in warning for warning in prepared.warnings)
     near = widened(brain, 1.0, grid.spacing_mm)
-    assert np.array_equal(prepared.inside, near & intensity.foreground(volumes["T2w"].data))
+    assert np.array_equal(prepared.foreground, near & intensity.foreground(volumes["T2w"].data))
     for channel in prepared.image[:2]:
         assert channel[near].any() and not channel[~near].any()
 
@@ -118,14 +120,14 @@ def test_a_contrast_that_contradicts_its_name_is_refused(body: Any) -> None:
 
     for name, good, bad in (("T2w", 300.0, 40.0), ("FLAIR", 40.0, 300.0), ("T1w", 40.0, 300.0)):
         assert prepare({name: volume(good, name)}, anatomy=anatomy).warnings == ()
-        with pytest.raises(VolumeError, match=rf"7_{name}.nii.gz: expected a {name}, found another contrast: "):
+        with pytest.raises(VolumeError, match=rf"7_{name}.nii.gz: expected a {name}, got another contrast: "):
             prepare({name: volume(bad, name)}, anatomy=anatomy)
         (doubt,) = prepare({name: volume(90.0 if name == "T2w" else 110.0, name)}, anatomy=anatomy).warnings
         assert f"is it a {name}" in doubt
     # An anatomy that knows little of the scan decides nothing.
     known = np.where(np.indices(shape)[2] < 0.62 * shape[2], labels, 0).astype(np.uint8)
     prepared = prepare({"T2w": volume(40.0, "T2w")}, anatomy=Anatomy(known, known > 0))
-    assert not prepared.stripped and any("T2w shows fluid darker" in line for line in prepared.warnings)
+    assert not prepared.skull_removed and any("T2w shows fluid darker" in line for line in prepared.warnings)
 
 
 def test_a_scan_without_skull_is_left_as_it_is(body: Any) -> None:
@@ -133,8 +135,8 @@ def test_a_scan_without_skull_is_left_as_it_is(body: Any) -> None:
     grid, _ = to_ras_grid(volumes[choose_reference(volumes)].grid)
     brain = intensity.foreground(volumes["T2w"].data)
     found, plain = prepare(volumes, anatomy=anatomy_on(grid.shape, brain)), prepare(volumes)
-    assert not found.stripped and np.array_equal(found.image, plain.image)
-    assert np.array_equal(found.inside, plain.inside)
+    assert not found.skull_removed and np.array_equal(found.image, plain.image)
+    assert np.array_equal(found.foreground, plain.foreground)
 
 
 # ---- from files ----------------------------------------------------------------------------------------------------
@@ -150,12 +152,12 @@ def with_anatomy(own_weights: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         return anatomy_on(grid.shape, turn.apply(intensity.foreground(reference.data)))
 
     (own_weights / "anatomy.safetensors").write_bytes(b"stands in")
-    monkeypatch.setattr(pipeline, "find_anatomy", find)
+    monkeypatch.setattr(pipeline, "estimate_anatomy", find)
     return own_weights
 
 
 def run(*arguments: object) -> int:
-    return process.main([str(argument) for argument in arguments])
+    return segment.main([str(argument) for argument in arguments])
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -222,10 +224,10 @@ def test_a_brain_that_is_not_found_does_not_stop_a_case(
     def fail(*_: Any) -> Anatomy:
         raise VolumeError("x.nii.gz: expected a brain, found none")
 
-    monkeypatch.setattr(pipeline, "find_anatomy", fail)
+    monkeypatch.setattr(pipeline, "estimate_anatomy", fail)
     write_body(tmp_path / "in" / "a" / "a_{}.nii.gz", ("T2w",))
     assert run("--input", tmp_path / "in", "--output", tmp_path / "out", "--weights", with_anatomy) == 0
-    assert "the skull stays, no regions: x.nii.gz: expected a brain, found none" in caplog.text
+    assert "no skull-stripping and no regions: x.nii.gz: expected a brain, found none" in caplog.text
 
 
 @pytest.mark.parametrize(("kept", "removes"), [(0.9, True), (0.7, False)])
@@ -243,22 +245,25 @@ def test_pvs_outside_the_parenchyma_are_removed_where_the_anatomy_knows_most_of_
         return anatomy_on(grid.shape, known[-1])
 
     path = write_body(tmp_path / "in" / "a" / "a_{}.nii.gz", ("T2w",))["T2w"]
-    segmenter = Segmenter(Settings(with_anatomy, "cpu"))
+    segmenter = Segmenter(InferenceConfig(with_anatomy, "cpu"))
     case = Case("a", {"T2w": path}, Path("a.nii.gz"))
-    monkeypatch.setattr(pipeline, "find_anatomy", lambda *_: None)
+    monkeypatch.setattr(pipeline, "estimate_anatomy", lambda *_: None)
     plain = segmenter.segment(case)
-    monkeypatch.setattr(pipeline, "find_anatomy", find)
+    monkeypatch.setattr(pipeline, "estimate_anatomy", find)
     found = segmenter.segment(case)
-    expected, dropped = keep_within(plain.upright, known[0]) if removes else (plain.upright, 0)
-    assert np.array_equal(found.upright, expected) and found.facts["removed_outside_parenchyma"] == dropped
-    doubtful = [warning for warning in found.facts["warnings"] if "regions are doubtful" in warning]
-    assert len(doubtful) == (0 if removes else 1) and all("in only 70% of the scan" in text for text in doubtful)
+    expected, dropped = plain.canonical_mask, 0
+    if removes:
+        expected, dropped = remove_components_outside(plain.canonical_mask, known[0])
+    assert np.array_equal(found.canonical_mask, expected) and found.metadata["removed_outside_parenchyma"] == dropped
+    unreliable = [warning for warning in found.metadata["warnings"] if "regions are unreliable" in warning]
+    assert len(unreliable) == (0 if removes else 1)
+    assert all("Brain mask covers only 70 % of the foreground" in text for text in unreliable)
 
 
 def test_anatomy_can_be_left_out(
     write_body: WriteBody, with_anatomy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "find_anatomy", lambda *_: pytest.fail("asked for"))
+    monkeypatch.setattr(pipeline, "estimate_anatomy", lambda *_: pytest.fail("asked for"))
     write_body(tmp_path / "in" / "a" / "a_{}.nii.gz", ("T2w",))
     common = ("--input", tmp_path / "in", "--output", tmp_path / "out", "--weights", with_anatomy)
     assert run(*common, "--no-anatomy") == 0

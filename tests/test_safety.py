@@ -26,8 +26,8 @@ def hook(event, arguments):
             written.append(os.path.realpath(arguments[0]))
 sys.addaudithook(hook)
 sys.argv = sys.argv[1:]
-import process
-code = process.main(sys.argv)
+from pvs_model.commands import segment
+code = segment.main(sys.argv)
 print("WATCHED " + json.dumps({"code": code, "seen": seen, "written": written}))
 """
 

@@ -83,7 +83,7 @@ def test_a_set_goes_on_where_it_stopped(made: Path, maps: Path, capsys: pytest.C
     before = contents(made, "sim0000")
     (made / "sim0001" / "sim0001_simulation.json").unlink()  # as if it was stopped while writing
     assert main([*arguments, "--count", "2", "--output", str(made)]) == 0
-    assert "1 cases made, 1 were there already" in capsys.readouterr().out
+    assert "1 cases made, 1 already present" in capsys.readouterr().out
     assert contents(made, "sim0000") == before
     # Another case of the same name is not taken for this one, nor lost, unless it is asked for.
     assert main([*arguments[:-5], "3", "3", "3", "--output", str(made)]) == 2

@@ -16,10 +16,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pvs_model.config import NetworkConfig
+from pvs_model.config import MANIFEST, NetworkConfig
+from pvs_model.datasets.labelled_cases import LabelledCase
 from pvs_model.errors import VolumeError, WeightsError
-from pvs_model.inference.ensemble import MANIFEST, Weights
-from pvs_model.inference.predict import predict
+from pvs_model.inference.sliding_window import predict
+from pvs_model.inference.weights import Weights
 from pvs_model.nets import checkpoint
 from pvs_model.nets.text import TEMPLATES, TRAINING_TEMPLATES, TextCache, prompt, thickness_class
 from pvs_model.synth.anatomy import BASAL_GANGLIA, CENTRUM_SEMIOVALE, INDEX, TISSUES, Anatomy
@@ -28,7 +29,6 @@ from pvs_model.synth.engine import Scene
 from pvs_model.synth.params import draw_scan
 from pvs_model.training import data, loop, recorder, state
 from pvs_model.training.data import MARGIN, PatchStream, label_maps, load_anatomy
-from pvs_model.training.labelled import LabelledCase
 from pvs_model.training.loop import train
 from pvs_model.training.losses import DeepSupervision
 from pvs_model.training.material import Material

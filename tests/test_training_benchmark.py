@@ -196,11 +196,12 @@ def test_cases_train_no_network_of_views_or_regions(tmp_path: Path, capsys: pyte
 
 def test_networks_with_a_learning_rate_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pvs_model import cli
+    from pvs_model.commands import train
     from pvs_model.training import loop
 
     seen: list[TrainingConfig] = []
     monkeypatch.setattr(loop, "train", lambda config, training, *rest: seen.append(training) or {})
-    monkeypatch.setattr(cli, "_material", lambda args, network: Material())
+    monkeypatch.setattr(train, "_load_data", lambda args, network: Material())
     fixed = ["--patch", "32", "--encoder", str(tmp_path), "--device", "cpu", "--output", str(tmp_path / "out")]
     for name in ("segresnet-2d", "unet-2d"):
         assert cli.main(["train", "--network", name, *fixed]) == 0

@@ -20,13 +20,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pvs_model.config import NetworkConfig
+from pvs_model.datasets.labelled_cases import LabelledCase
 from pvs_model.errors import DeviceError
 from pvs_model.nets.model import build
 from pvs_model.training import distributed, loop, recorder
 from pvs_model.training.cases import write_case
 from pvs_model.training.data import PatchStream
 from pvs_model.training.distributed import ALONE, Ranks, any_rank, averaging, joined
-from pvs_model.training.labelled import LabelledCase
 from pvs_model.training.loop import train
 from pvs_model.training.losses import DeepSupervision
 from pvs_model.training.material import Material, samples_of

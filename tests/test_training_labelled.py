@@ -15,21 +15,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from pvs_model import pipeline
 from pvs_model.cli import main
 from pvs_model.config import NETWORK_2D, NETWORK_3D, NetworkConfig
+from pvs_model.datasets.labelled_cases import LabelledCase, beside, load_cases
 from pvs_model.errors import VolumeError
 from pvs_model.layouts import choose
 from pvs_model.nets.registry import ENTRIES
 from pvs_model.nets.slices import stack_slices
 from pvs_model.nets.text import TEMPLATES, TRAINING_TEMPLATES, TextCache, prompt
+from pvs_model.preprocessing.network_grid import CROP_MARGIN
+from pvs_model.preprocessing.prepare import prepare, read
 from pvs_model.synth.anatomy import BASAL_GANGLIA, CENTRUM_SEMIOVALE, Anatomy
 from pvs_model.training import loop, mixture, recorder
 from pvs_model.training.cases import write_case
 from pvs_model.training.data import Batch
 from pvs_model.training.distributed import Ranks
-from pvs_model.training.labelled import LabelledCase, LabelledCases
-from pvs_model.training.labelled_files import CROP_MARGIN, beside, load_cases
+from pvs_model.training.labelled import LabelledCases
 from pvs_model.training.material import split
 from pvs_model.training.mixture import Mixture
 from pvs_model.types import SEQUENCES
@@ -75,12 +76,12 @@ def equal(a: Batch, b: Batch) -> bool:
 
 
 def test_training_sees_what_the_run_time_sees(simulated: Path) -> None:
-    cases = load_cases(simulated, NETWORK_3D, pipeline)
+    cases = load_cases(simulated, NETWORK_3D)
     assert [case.name for case in cases] == ["a", "b"], "the thick case is for the other network"
     found = {case.name: case for case in choose(simulated).find_cases(simulated)}
     for case in cases:
-        prepared = pipeline.prepare(pipeline.read(found[case.name]))
-        crop = geometry.crop_to(prepared.inside, CROP_MARGIN)
+        prepared = prepare(read(found[case.name]))
+        crop = geometry.crop_to(prepared.foreground, CROP_MARGIN)
         expected = torch.from_numpy(np.ascontiguousarray(crop.apply(prepared.image))).half()
         assert torch.equal(case.image, expected)
         truth = io.read(simulated / case.name / f"{case.name}_PVS.nii.gz").data
@@ -99,7 +100,7 @@ def test_slices_come_last_and_spacing_outside_the_trained_range_is_resampled(sim
         volume = io.read(simulated / "thick" / f"thick_{ending}.nii.gz")
         affine = np.diag([0.2, 4.0, 0.2, 1.0])
         io.write_volume(tmp_path / "in" / "c" / f"c_{ending}.nii.gz", volume.data.transpose(0, 2, 1), affine)
-    (case,) = load_cases(tmp_path / "in", NETWORK_2D, pipeline)
+    (case,) = load_cases(tmp_path / "in", NETWORK_2D)
     thick, inside = volume.data.shape[2], volume.data.shape[0] * 0.2 / 0.34
     assert case.label.shape[2] <= thick and abs(case.label.shape[0] - inside) < 12
     assert case.thickness_mm == pytest.approx(4.0) and case.label.any() and case.asked == ()
@@ -107,8 +108,8 @@ def test_slices_come_last_and_spacing_outside_the_trained_range_is_resampled(sim
 
 def test_a_cached_case_is_the_same_and_changes_with_its_files(own: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    (plain,) = load_cases(own, NETWORK_2D, pipeline)
-    first, again = (load_cases(own, NETWORK_2D, pipeline, cache)[0] for _ in range(2))
+    (plain,) = load_cases(own, NETWORK_2D)
+    first, again = (load_cases(own, NETWORK_2D, cache)[0] for _ in range(2))
     kept = list(cache.iterdir())
     assert len(kept) == 1 and kept[0].suffix == ".safetensors"
     for case in (first, again):
@@ -117,7 +118,7 @@ def test_a_cached_case_is_the_same_and_changes_with_its_files(own: Path, tmp_pat
     volume = io.read(label)
     volume.data[tuple(np.argwhere(volume.data > 0)[0])] = 0
     io.write_volume(label, volume.data, volume.affine)
-    (changed,) = load_cases(own, NETWORK_2D, pipeline, cache)
+    (changed,) = load_cases(own, NETWORK_2D, cache)
     assert len(changed.points) == len(plain.points) - 1 and len(list(cache.iterdir())) == 2
 
 
@@ -137,13 +138,13 @@ def test_labels_are_found_beside_the_images(simulated: Path, tmp_path: Path) -> 
 
 
 def test_a_flat_folder_and_bids_are_cases_too(simulated: Path, tmp_path: Path) -> None:
-    (case,) = load_cases(simulated / "a", NETWORK_3D, pipeline)
+    (case,) = load_cases(simulated / "a", NETWORK_3D)
     assert case.name == "a" and case.label.any()
     anat = tmp_path / "bids" / "sub-01" / "anat"
     anat.mkdir(parents=True)
     for ending in ("T2w", "PVS"):
         shutil.copyfile(simulated / "a" / f"a_{ending}.nii.gz", anat / f"sub-01_{ending}.nii.gz")
-    (case,) = load_cases(tmp_path / "bids", NETWORK_3D, pipeline)
+    (case,) = load_cases(tmp_path / "bids", NETWORK_3D)
     assert case.name == "sub-01" and case.present == ("T2w",) and case.asked == ()
     assert not case.image[0].any() and case.image[1].any() and not case.image[2].any()
 
@@ -154,13 +155,13 @@ def test_masks_as_a_run_writes_them_in_bids_are_labels(simulated: Path, tmp_path
     names = {"T2w": "T2w", "PVS": "space-orig_label-PVS_mask", "BG": "space-orig_label-BG_mask"}
     for ending, name in names.items():
         shutil.copyfile(simulated / "a" / f"a_{ending}.nii.gz", anat / f"sub-01_ses-2_{name}.nii.gz")
-    (case,) = load_cases(tmp_path / "bids", NETWORK_3D, pipeline)
+    (case,) = load_cases(tmp_path / "bids", NETWORK_3D)
     assert case.name == "sub-01_ses-2" and case.label.any() and case.asked == ("basal ganglia",)
     shutil.copyfile(
         simulated / "a" / "a_PVS.nii.gz", anat / "sub-01_ses-2_space-orig_label-PVS_desc-corrected_mask.nii.gz"
     )
-    with pytest.raises(VolumeError, match=r"sub-01_ses-2: expected one PVS mask beside its images, found .*corrected"):
-        load_cases(tmp_path / "bids", NETWORK_3D, pipeline)
+    with pytest.raises(VolumeError, match=r"sub-01_ses-2: expected one PVS mask beside its images, got .*corrected"):
+        load_cases(tmp_path / "bids", NETWORK_3D)
 
 
 def test_a_label_of_another_subject_in_the_same_folder_is_not_taken(tmp_path: Path) -> None:
@@ -178,19 +179,19 @@ def test_what_is_no_mask_is_not_trained_on(change: Any, simulated: Path, tmp_pat
     label = io.read(folder / "a" / "a_PVS.nii.gz")
     io.write_volume(folder / "a" / "a_PVS.nii.gz", change(label.data), label.affine)
     with pytest.raises(VolumeError, match=r"a_PVS.nii.gz: expected a mask, 0 and one value above it, found "):
-        load_cases(folder, NETWORK_3D, pipeline)
+        load_cases(folder, NETWORK_3D)
 
 
 def test_a_label_stored_in_another_order_is_the_same(simulated: Path, tmp_path: Path) -> None:
     folder = one("a", simulated, tmp_path)
-    (plain,) = load_cases(folder, NETWORK_3D, pipeline)
+    (plain,) = load_cases(folder, NETWORK_3D)
     label = io.read(folder / "a" / "a_PVS.nii.gz")
     turned = np.ascontiguousarray(label.data[::-1].transpose(1, 0, 2))
     affine = label.affine.copy()
     affine[:, 3] = affine @ [label.data.shape[0] - 1, 0, 0, 1]
     affine[:, :3] = affine[:, [1, 0, 2]] * [1, -1, 1]
     io.write_volume(folder / "a" / "a_PVS.nii.gz", turned, affine)
-    (found,) = load_cases(folder, NETWORK_3D, pipeline)
+    (found,) = load_cases(folder, NETWORK_3D)
     assert torch.equal(found.label, plain.label)
 
 
@@ -207,7 +208,7 @@ def shifted(data: npt.NDArray[np.float32], affine: npt.NDArray[np.float64]) -> t
         (lambda data, affine: (data[:-1], affine), r"a_PVS.nii.gz: expected the grid of .*a_T2w.nii.gz"),
         (lambda data, affine: (-data, affine), r"a_PVS.nii.gz: expected a mask, 0 and one value above it, found "),
         (lambda data, affine: (np.eye(len(data), data.shape[1])[..., None] * (np.arange(data.shape[2]) < 1), affine),
-         r"a_PVS.nii.gz: expected PVS within the head that the images show, found none"),
+         r"a_PVS.nii.gz: expected PVS within the head that the images show, got none"),
     ],
     ids=["elsewhere", "another shape", "negative", "outside the head"],
 )  # fmt: skip
@@ -216,7 +217,7 @@ def test_labels_that_cannot_be_right(change: Any, told: str, simulated: Path, tm
     label = io.read(folder / "a" / "a_PVS.nii.gz")
     io.write_volume(folder / "a" / "a_PVS.nii.gz", *change(label.data, label.affine))
     with pytest.raises(VolumeError, match=told) as caught:
-        load_cases(folder, NETWORK_3D, pipeline)
+        load_cases(folder, NETWORK_3D)
     assert str(caught.value).count("\n") == 0
 
 
@@ -224,29 +225,27 @@ def test_a_label_that_marks_nothing_is_learnt_from_beside_one_that_does(own: Pat
     path = own / "b" / "b_PVS.nii.gz"
     label = io.read(path)
     io.write_volume(path, label.data * 0, label.affine)
-    found = {case.name: case for case in load_cases(own, NETWORK_3D, pipeline)}
+    found = {case.name: case for case in load_cases(own, NETWORK_3D)}
     assert not found["b"].label.any() and len(found["b"].points) == 0 and len(found["a"].points)
     patch = LabelledCases([found["b"]], NETWORK_3D, 16, seed=1).sample(0)
     assert not patch.label.any() and patch.images.any()
     (own / "a" / "a_PVS.nii.gz").unlink()
-    with pytest.raises(VolumeError, match=r"own: expected a PVS in at least one label, found 1 that mark nothing"):
-        load_cases(own, NETWORK_3D, pipeline)
+    with pytest.raises(VolumeError, match=r"own: expected a PVS in at least one label, got 1 empty ones"):
+        load_cases(own, NETWORK_3D)
 
 
 def test_folders_with_nothing_to_learn_from(own: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     (own / "b" / "b_PVS.nii.gz").unlink()
-    assert [case.name for case in load_cases(own, NETWORK_3D, pipeline)] == ["a"]
+    assert [case.name for case in load_cases(own, NETWORK_3D)] == ["a"]
     assert "b: left out, no b_PVS beside its images" in caplog.text
     assert "thick: left out, its slices of 5.00 mm are for the 2d network" in caplog.text
     (own / "a" / "a_PVS.nii.gz").unlink()
-    with pytest.raises(
-        VolumeError, match=r"own: expected cases with slices below 2.5 mm for the 3d network, found none"
-    ):
-        load_cases(own, NETWORK_3D, pipeline)
+    with pytest.raises(VolumeError, match=r"own: expected cases with slices below 2.5 mm for the 3d network, got none"):
+        load_cases(own, NETWORK_3D)
     (own / "thick" / "thick_PVS.nii.gz").unlink()
-    with pytest.raises(VolumeError, match=r"own: expected a label <case>_PVS.nii.gz .* found none in 3 cases"):
-        load_cases(own, NETWORK_3D, pipeline)
+    with pytest.raises(VolumeError, match=r"own: expected a label <case>_PVS.nii.gz .* got none in 3 cases"):
+        load_cases(own, NETWORK_3D)
 
 
 def test_folds_share_out_everything_and_leave_something_on_both_sides() -> None:
@@ -508,7 +507,7 @@ def test_cases_and_anatomies_together(
         (["--cases", "CASES", "--folds", 2, "--shard-mib", 0], "--shard-mib"),
         (["--cases", "CASES", "--folds", 2, "--workers", 1, "--simulate-on", "device"], "render on the CPU"),
         (["--cases", "NOWHERE"], "expected an input folder"),
-        (["--cases", "CASES", "--folds", 2, "--start", "NOWHERE"], "expected a file of weights, found none"),
+        (["--cases", "CASES", "--folds", 2, "--start", "NOWHERE"], "expected a file of weights, got none"),
     ],
 )
 def test_wrong_words_are_told_in_a_sentence(

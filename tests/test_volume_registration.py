@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from pvs_model.pipeline import align
+from pvs_model.preprocessing.alignment import align
 from pvs_model.types import Volume
 from pvs_model.volume.registration import agreement, check, moved, register
 

@@ -155,7 +155,7 @@ def test_nothing_is_left_where_writing_fails(
     monkeypatch.setattr(os, "fsync", full)
     for name in ("mask.nii.gz", "mask.mha"):
         with pytest.raises(
-            VolumeError, match=f"{name}: expected to write it, found: No space"
+            VolumeError, match=f"{name}: expected to write it, got: No space"
         ):
             write_mask(out / name, 1 - MASK, like)
     assert [path.name for path in out.iterdir()] == ["mask.nii.gz"]
@@ -173,5 +173,5 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(VolumeError, match="gone.nii: expected an image file, found nothing there"):
         write_mask(tmp_path / "mask.nii.gz", MASK, tmp_path / "gone.nii")
     (tmp_path / "file").touch()
-    with pytest.raises(VolumeError, match="mask.nii: expected to write it, found: "):
+    with pytest.raises(VolumeError, match="mask.nii: expected to write it, got: "):
         write_mask(tmp_path / "file" / "mask.nii", MASK, like)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,9 +22,10 @@ from pvs_model.anatomy.prepare import background_of, normalise
 from pvs_model.anatomy.regions import CLASS, CLASSES, Anatomy, Bool, label_table, values_of
 from pvs_model.errors import VolumeError, WeightsError
 from pvs_model.files import write_text
+from pvs_model.inference.device import autocast
+from pvs_model.inference.weights import Manifest
 from pvs_model.types import Affine, Grid, Volume
 
-MANIFEST = "MANIFEST.json"
 #: Voxels of the grids that the network was trained on.
 TRAINED_SHAPE = (80, 96, 80)
 #: Kept around the brain for the second look, voxels of ``SPACING_MM``.
@@ -114,17 +114,10 @@ def load_network(weights: Path, device: torch.device | str = "cpu") -> AnatomyNe
     weights = Path(weights)
     if weights.is_file():
         return _cached(weights, None, weights.stat().st_mtime_ns, str(device))
-    path = weights / MANIFEST
-    try:
-        entry = json.loads(path.read_text())["anatomy"]
-        name, sha256 = str(entry["file"]), str(entry["sha256"])
-    except FileNotFoundError:
-        raise WeightsError(f"{path}: expected the manifest of the weights, found no such file") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise WeightsError(f"{path}: expected the entry of the anatomy network, found {error!r}") from error
-    file = weights / name
-    if Path(name).name != name or not file.is_file():
-        raise WeightsError(f"{path}: expected the file of the anatomy network, found {name!r}, which is not there")
+    manifest = Manifest.read(weights)
+    file, sha256 = manifest.file("anatomy", "the entry of the anatomy network")
+    if not file.is_file():
+        raise WeightsError(f"{manifest.path}: expected the anatomy network in {file.name!r}, got no such file")
     return _cached(file, sha256, file.stat().st_mtime_ns, str(device))
 
 
@@ -177,8 +170,6 @@ def _clean(volume: Volume) -> npt.NDArray[np.float32]:
 
 def classify(image: Tensor, network: AnatomyNet, device: torch.device) -> Tensor:
     """Probabilities (classes + 1, x, y, z), float32 on the CPU; the last channel is "right"."""
-    from pvs_model.inference.predict import autocast
-
     with torch.no_grad():
         with autocast(device):
             logits = network(image[None, None].to(device))[0].float()
@@ -198,8 +189,6 @@ def _bright(image: Tensor) -> Bool:
 
 
 def _rough_brain(image: Tensor, network: AnatomyNet, device: torch.device) -> Bool:
-    from pvs_model.inference.predict import autocast
-
     with torch.no_grad(), autocast(device):
         classes = network(image[None, None].to(device))[0, :CLASSES].argmax(0).cpu().numpy()
     return _largest((classes != 0) & (classes != CLASS["CSF"]))

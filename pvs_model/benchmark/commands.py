@@ -1,10 +1,11 @@
-"""``python -m pvs_model benchmark``."""
+"""Train every network of the papers at an equal budget and score them alike; repeat the command to resume."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+from pvs_model.config import shipped_weights
 from pvs_model.errors import PVSError
 
 #: Phantoms that stand in for label maps where none are given: to train on, and to choose thresholds on.
@@ -13,7 +14,7 @@ PHANTOMS, HELD_OUT_PHANTOMS = 4, 2
 FOLDS = 5
 
 
-def add_benchmark(command: argparse.ArgumentParser) -> None:
+def add_arguments(command: argparse.ArgumentParser) -> None:
     """Its options."""
     command.add_argument("--networks", nargs="+", default=["all"], metavar="NAME",
                          help="all, or some of docs/benchmark.md, such as 3d dynunet-3d (default: all)")  # fmt: skip
@@ -40,7 +41,7 @@ def add_benchmark(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
 
 
-def run_benchmark(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     """Returns 1 where a training failed."""
     from pvs_model.benchmark.plan import Budget, chosen
 
@@ -51,8 +52,9 @@ def run_benchmark(args: argparse.Namespace) -> int:
     )  # fmt: skip
     chosen(args.networks)  # a wrong name is told before anything is loaded
     from pvs_model.benchmark.report import write_report
-    from pvs_model.benchmark.run import Study, run
-    from pvs_model.inference.predict import choose_device
+    from pvs_model.benchmark.run import Study
+    from pvs_model.benchmark.run import run as run_benchmark
+    from pvs_model.inference.device import choose_device
     from pvs_model.nets.text import find_encoder
     from pvs_model.synth.phantom import phantom
     from pvs_model.training.backgrounds import load_backgrounds
@@ -74,9 +76,9 @@ def run_benchmark(args: argparse.Namespace) -> int:
         heads = [phantom(seed) for seed in range(PHANTOMS + HELD_OUT_PHANTOMS)]
         material = Material(heads[:PHANTOMS], heads[PHANTOMS:])
     scans = load_backgrounds(args.backgrounds, args.anatomies, cache) if args.backgrounds else []
-    weights = args.weights or Path(__file__).resolve().parents[2] / "weights"
+    weights = args.weights or shipped_weights()
     study = Study(material, Heads(args.validation, cache), scans, weights, encoder, choose_device(args.device))
-    outcome = run(study, args.networks, budget, args.output, args.minutes)
+    outcome = run_benchmark(study, args.networks, budget, args.output, args.minutes)
     for path in write_report(args.output, outcome):
         print(path)
     for failure in outcome.failed:

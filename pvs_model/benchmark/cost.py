@@ -13,7 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pvs_model.config import NetworkConfig
-from pvs_model.inference.predict import autocast
+from pvs_model.inference.device import autocast
 from pvs_model.nets.model import SegmentationNet, build
 from pvs_model.training.losses import DeepSupervision
 from pvs_model.training.precision import precision

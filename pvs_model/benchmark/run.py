@@ -17,11 +17,10 @@ from tqdm import tqdm
 from pvs_model.benchmark import cost
 from pvs_model.benchmark.plan import FIRST_SEED, REAL, THICK, THIN, Budget, Job, chosen, jobs_of, sets_of
 from pvs_model.benchmark.score import ScoredCase, load_cases, predict, scores
-from pvs_model.errors import PVSError
-from pvs_model.inference.ensemble import Weights
+from pvs_model.errors import PVSError, first_line
+from pvs_model.inference.weights import Weights
 from pvs_model.nets.registry import ENTRIES, RECIPES, Entry, Recipe
 from pvs_model.nets.text import prompt
-from pvs_model.pipeline import first_line
 from pvs_model.synth.background import Background
 from pvs_model.training.loop import train
 from pvs_model.training.material import Material, Shared

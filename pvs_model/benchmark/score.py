@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pvs_model import pipeline
+from pvs_model.datasets.labelled_cases import read_labels
 from pvs_model.evaluation.metrics import detection, official, overlap, voxels, without_ignored
 from pvs_model.inference.ensemble import Ensemble
-from pvs_model.inference.postprocess import to_mask, without_specks
+from pvs_model.inference.postprocess import remove_small_components, to_mask
 from pvs_model.layouts import choose
-from pvs_model.training.labelled_files import read_labels
 from pvs_model.types import SEQUENCES, FloatArray
 
 Bool = npt.NDArray[np.bool_]
@@ -29,7 +29,7 @@ class ScoredCase:
     Attributes:
         set: name of the set that it belongs to.
         name: of the case.
-        prepared: on its reference grid; ``inside`` is the box to be scored.
+        prepared: on its reference grid; ``foreground`` lies within the box to be scored.
         present: the sequences that are there.
         truth: bool (x, y, z).
         ignore: bool (x, y, z), what scores leave out.
@@ -66,11 +66,11 @@ def load_cases(folder: Path, name: str, count: int, crop_mm: float, weights: Pat
     found = []
     for case in choose(folder).find_cases(folder)[:count]:
         volumes = pipeline.read(case)
-        anatomy = None if weights is None else pipeline.find_anatomy(volumes, weights)
+        anatomy = None if weights is None else pipeline.estimate_anatomy(volumes, weights)
         prepared = pipeline.prepare(volumes, anatomy=anatomy)
         masks = read_labels(case, volumes[prepared.reference])
         box = box_around(masks["BG"], prepared.grid.spacing_mm, crop_mm)
-        prepared = replace(prepared, inside=prepared.inside & box)
+        prepared = replace(prepared, foreground=prepared.foreground & box)
         regions = {"CSO": masks["CSO"] & box, "BG": masks["BG"] & box, "brain": box}
         present = tuple(s for s, channel in zip(SEQUENCES, prepared.image, strict=True) if channel.any())
         found.append(ScoredCase(name, case.name, prepared, present, masks["PVS"] & box, masks["IGNORE"], regions))
@@ -101,14 +101,14 @@ class Prediction:
 def predict(case: ScoredCase, ensemble: Ensemble, text: Any, device: Any, mirror: bool = False) -> Prediction:
     """Probability within the case's box. ``text`` are the embeddings of its prompt."""
     began = time.perf_counter()
-    probability = pipeline.predict(case.prepared, ensemble, text, device, mirror=mirror, backend="torch")
+    probability = pipeline.predict_probability(case.prepared, ensemble, text, device, mirror=mirror, backend="torch")
     return Prediction(probability, time.perf_counter() - began)
 
 
 def scores(case: ScoredCase, probability: FloatArray, threshold: float) -> list[dict[str, Any]]:
     """One row per region: what ``report`` makes its tables of."""
-    marked = to_mask(probability, threshold, case.prepared.inside)
-    mask = without_specks(marked, float(np.prod(case.prepared.grid.spacing_mm))) > 0
+    marked = to_mask(probability, threshold, case.prepared.foreground)
+    mask = remove_small_components(marked, float(np.prod(case.prepared.grid.spacing_mm))) > 0
     mask = without_ignored(mask, case.truth, case.ignore)
     rows = []
     for region, within in case.regions.items():

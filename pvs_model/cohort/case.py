@@ -15,7 +15,7 @@ from pvs_model.cohort.ahead import STOPPED
 from pvs_model.errors import PVSError, VolumeError
 from pvs_model.layouts import Layout
 from pvs_model.layouts.subjects import is_nameless
-from pvs_model.pipeline import Segmentation
+from pvs_model.pipeline import SegmentationResult
 from pvs_model.types import SEQUENCES, Case
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Reports:
         return Report(self.folder)
 
 
-def write(case: Case, result: Segmentation, layout: Layout, output: Path) -> Path:
+def write(case: Case, result: SegmentationResult, layout: Layout, output: Path) -> Path:
     """Write the mask of a case where its layout wants it.
 
     Raises:
@@ -64,11 +64,11 @@ def write(case: Case, result: Segmentation, layout: Layout, output: Path) -> Pat
     except OSError as error:
         raise VolumeError(f"{path.parent}: expected a folder that can be made, found {error.strerror}") from error
     write_mask(path, result.mask, case.images[result.reference], origin_of(case))
-    layout.finish(case, path, output, result.facts)
+    layout.finish(case, path, output, result.metadata)
     return path
 
 
-def report_case(case: Case, result: Segmentation, report: Report, probability: bool = False) -> None:
+def report_case(case: Case, result: SegmentationResult, report: Report, probability: bool = False) -> None:
     """Measure a case, and write its page, its numbers and, if asked for, its probabilities among the reports.
 
     Raises:
@@ -79,14 +79,13 @@ def report_case(case: Case, result: Segmentation, report: Report, probability: b
 
     prepared = result.prepared
     images = dict(zip(SEQUENCES, prepared.image, strict=True))
-    report.add(
-        view_of(case.name, images, result.upright, prepared.grid, prepared.anatomy, result.facts, result.fluid)
-    )
+    mask, metadata = result.canonical_mask, result.metadata
+    report.add(view_of(case.name, images, mask, prepared.grid, prepared.anatomy, metadata, result.fluid))
     if probability:
         stored = read_grid(case.images[result.reference])
         maps = {"prob": result.probability}
         if result.fluid is not None:
-            maps["fluid"] = prepared.undo(result.fluid)
+            maps["fluid"] = prepared.restore_grid(result.fluid)
         for name, values in maps.items():
             write_volume(report.folder / "probability" / f"{case.name}_{name}.nii.gz", values, stored.affine)
 

@@ -26,10 +26,10 @@ from pvs_model.cohort.case import Reports, printable, todo_of
 from pvs_model.cohort.engines import Engine, Link, quiet
 from pvs_model.cohort.inputs import tell_lacking, tell_passed_over, with_outputs
 from pvs_model.cohort.worker import Order, Outcome, Study, manifest_hash, segment
+from pvs_model.config import InferenceConfig
 from pvs_model.errors import PVSError
 from pvs_model.files import remove_abandoned
 from pvs_model.layouts import Options, choose
-from pvs_model.pipeline import Settings
 from pvs_model.types import Case
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ SEEN_WITHIN_S = 90.0
 def run(
     source: Path,
     output: Path,
-    settings: Settings,
+    settings: InferenceConfig,
     engine: Engine,
     layout_name: str | None = None,
     options: Options | None = None,

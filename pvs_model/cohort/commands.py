@@ -1,4 +1,4 @@
-"""Options of a run over many cases, and ``python -m pvs_model cohort``: such a run on a cluster."""
+"""Segment a folder of cases on many workers: of this machine or of a cluster."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 from pvs_model.cohort.case import Reports, tell, tell_stopped
 from pvs_model.cohort.inputs import dry_run
+from pvs_model.config import InferenceConfig, default_weights
 from pvs_model.errors import PVSError
 from pvs_model.layouts import LAYOUTS, Options
-from pvs_model.pipeline import Settings
 
 
 def add_options(out: argparse.ArgumentParser, weights: Path) -> None:
@@ -43,11 +43,11 @@ def options_of(args: argparse.Namespace) -> Options:
     return Options(args.suffix, args.sockets, args.bids_filter_file, tuple(args.ignore))
 
 
-def add_cohort(command: argparse.ArgumentParser) -> None:
+def add_arguments(command: argparse.ArgumentParser) -> None:
     """The options of ``cohort``."""
     command.add_argument("input", type=Path, metavar="IN", help="folder of cases, as segment takes it")
     command.add_argument("output", type=Path, metavar="OUT", help="folder for masks")
-    add_options(command, Path(__file__).resolve().parents[2] / "weights")
+    add_options(command, default_weights())
     where = command.add_mutually_exclusive_group()
     where.add_argument("--scheduler", metavar="ADDRESS", help="an existing Dask scheduler, such as tcp://node1:8786")
     where.add_argument("--slurm", nargs="+", metavar="KEY=VALUE", help="Slurm jobs: jobs, queue, cores, memory, ...")
@@ -58,7 +58,7 @@ def add_cohort(command: argparse.ArgumentParser) -> None:
     command.add_argument("--log", type=Path, metavar="FILE", help="keep what Dask says, stages and tracebacks")
 
 
-def run_cohort(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     """Run; the last line on stderr says in plain words what failed.
 
     Returns:
@@ -68,7 +68,7 @@ def run_cohort(args: argparse.Namespace) -> int:
         PVSError: when nothing could be run.
     """
     from pvs_model.cohort import engines
-    from pvs_model.cohort.cluster import run
+    from pvs_model.cohort.cluster import run as run_cluster
 
     elsewhere = args.scheduler or args.slurm
     for name, least in (("workers", 1), ("threads", 1), ("retries", 0)):
@@ -82,14 +82,14 @@ def run_cohort(args: argparse.Namespace) -> int:
         engine = engines.Existing(args.scheduler)
     elif args.slurm:
         engine = engines.slurm(args.slurm)
-    chosen = {name: getattr(args, name) for name in Settings.__annotations__ if name != "workers"}
+    chosen = {name: getattr(args, name) for name in InferenceConfig.__annotations__ if name != "workers"}
     reports = Reports(args.report, args.probability) if args.report else None
     options = options_of(args)
     if args.dry_run:
         return dry_run(args.input, args.output, args.layout, options, reports, args.resume)
     try:
-        failures = run(
-            args.input, args.output, Settings(**chosen), engine, args.layout, options, reports,
+        failures = run_cluster(
+            args.input, args.output, InferenceConfig(**chosen), engine, args.layout, options, reports,
             args.retries, args.log,
         )  # fmt: skip
     except KeyboardInterrupt:

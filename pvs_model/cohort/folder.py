@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 from pvs_model.cohort.ahead import in_order
 from pvs_model.cohort.case import Reports, printable, report_case, todo_of, write
 from pvs_model.cohort.inputs import tell_lacking, tell_passed_over, with_outputs
+from pvs_model.config import InferenceConfig
 from pvs_model.errors import PVSError
 from pvs_model.layouts import Layout, Options, choose
-from pvs_model.pipeline import Predicted, Segmenter, Settings
+from pvs_model.pipeline import Prediction, Segmenter
 from pvs_model.types import Case
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ WORKERS = {"cuda": 2, "cpu": 0}
 def run(
     source: Path,
     output: Path,
-    settings: Settings,
+    settings: InferenceConfig,
     layout_name: str | None = None,
     options: Options | None = None,
     reports: Reports | None = None,
@@ -70,7 +71,7 @@ def run(
     left = [(number, case) for number, case in enumerate(cases, 1) if case in todo.left]
     try:
         workers = _workers(segmenter, len(left))
-        in_order(left, lambda item: segmenter.ready(item[1]), segmenter.predict, desk.take, workers)
+        in_order(left, lambda item: segmenter.preprocess(item[1]), segmenter.predict, desk.take, workers)
     except KeyboardInterrupt:
         if report is not None:
             report.finish()
@@ -82,13 +83,13 @@ def run(
 
 def _workers(segmenter: Segmenter, cases: int) -> int:
     """How many cases are made ready ahead: what was asked for, else by the device; libraries are imported for them."""
-    settings = segmenter.settings
+    settings = segmenter.config
     workers = WORKERS["cpu"] if settings.workers is None and settings.device == "cpu" else settings.workers
     if cases < 2 or workers == 0:
         return 0
     try:
         if workers is None:
-            workers = WORKERS[segmenter.device.type]
+            workers = WORKERS[segmenter.runtime.device.type]
         if workers:
             segmenter.load()
     except Exception:  # it is told by the cases that meet it, one by one
@@ -113,7 +114,7 @@ class _Desk:
     probability: bool
     failures: list[str] = field(default_factory=list)
 
-    def take(self, item: tuple[int, Case], predicted: Callable[[], Predicted]) -> None:
+    def take(self, item: tuple[int, Case], predicted: Callable[[], Prediction]) -> None:
         """Write the mask of a case, and its report; or tell why there is none.
 
         Args:
@@ -124,7 +125,7 @@ class _Desk:
         try:
             behind = predicted()
             began = time.perf_counter()
-            result = self.segmenter.finish(behind)
+            result = self.segmenter.postprocess(behind)
             path = write(case, result, self.layout, self.output)
             if self.report is not None:
                 report_case(case, result, self.report, self.probability)
@@ -136,7 +137,7 @@ class _Desk:
             self._fail(case, f"{case.name}: unexpected {type(error).__name__}: {said}")
         else:
             # What was spent on it: beside other cases it also waits.
-            took = sum(behind.ready.seconds.values()) + time.perf_counter() - began
+            took = sum(behind.preprocessed.seconds.values()) + time.perf_counter() - began
             voxels = result.mask.sum()
             log.info(
                 "%s: wrote %s, %d PVS voxels (%d of %d, %.1f s)", case.name, path, voxels, number, self.total, took

@@ -10,11 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from pvs_model.cohort.case import Reports, is_done, printable, refusal
+from pvs_model.config import InferenceConfig
+from pvs_model.inference.weights import missing_parts
 from pvs_model.layouts import Layout, Options, choose
 from pvs_model.layouts.base import is_within, listed
 from pvs_model.layouts.freesurfer import STAGES
 from pvs_model.layouts.names import explain, image_stem
-from pvs_model.pipeline import Settings, lacking
 from pvs_model.types import Case
 
 log = logging.getLogger(__name__)
@@ -98,9 +99,9 @@ def tell_passed_over(root: Path, cases: Sequence[Case], layout: Layout) -> None:
         log.info("passed over: %s (--dry-run says why)", printable(shown))
 
 
-def tell_lacking(settings: Settings) -> None:
+def tell_lacking(settings: InferenceConfig) -> None:
     """Log what the weights folder of a run lacks; the anatomy network only where it is wanted."""
-    for line in lacking(settings.weights):
+    for line in missing_parts(settings.weights):
         if settings.anatomy or "anatomy network" not in line:
             log.warning("%s", line)
 

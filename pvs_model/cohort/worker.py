@@ -24,9 +24,10 @@ from typing import Any
 
 from pvs_model import __version__
 from pvs_model.cohort.case import Reports, report_case, write
+from pvs_model.config import InferenceConfig
 from pvs_model.errors import DeviceError, PVSError, WeightsError
 from pvs_model.layouts import Layout
-from pvs_model.pipeline import Segmenter, Settings
+from pvs_model.pipeline import Segmenter
 from pvs_model.types import Case
 
 #: Errors of a network file system or a busy machine that may be gone at the next try; a full disk is none.
@@ -56,7 +57,7 @@ class Study:
 
     source: Path
     output: Path
-    settings: Settings
+    settings: InferenceConfig
     layout: Layout
     reports: Reports | None
     version: str
@@ -172,7 +173,7 @@ def _check(study: Study) -> None:
 
 
 @lru_cache(maxsize=1)
-def _segmenter(settings: Settings, manifest: str) -> Segmenter:
+def _segmenter(settings: InferenceConfig, manifest: str) -> Segmenter:
     """The networks of this process, loaded once; of other settings or weights: anew."""
     import torch
     from distributed import get_worker

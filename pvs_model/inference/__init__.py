@@ -1,1 +1,1 @@
-"""From standardised images to probabilities: ensembles, sliding windows, and what is kept of them."""
+"""From standardised images to masks: weights, ensembles, sliding windows and postprocessing."""

@@ -7,54 +7,60 @@ import numpy.typing as npt
 
 from pvs_model.types import FloatArray, Mask
 
-#: PVS of 1 mm width and less than that in length: chosen on two held-out simulated heads at 0.5 mm (docs/results.md).
-LEAST_MM3 = 0.5
+#: A PVS of 1 mm width and a shorter length: chosen on two held-out simulated heads at 0.5 mm (docs/results.md).
+MIN_COMPONENT_MM3 = 0.5
 
 
-def to_mask(probability: FloatArray, threshold: float, inside: npt.NDArray[np.bool_]) -> Mask:
-    """Voxels within the head or brain whose probability reaches the threshold.
+def to_mask(probability: FloatArray, threshold: float, foreground: npt.NDArray[np.bool_]) -> Mask:
+    """Marks the voxels of the foreground whose probability reaches the threshold.
 
     Args:
         probability: (x, y, z), 0 to 1.
         threshold: 0 to 1.
-        inside: (x, y, z), the foreground.
+        foreground: bool (x, y, z), head or brain.
 
     Returns:
         uint8 (x, y, z), 0 and 1.
     """
-    return ((probability >= threshold) & inside).astype(np.uint8)
+    return ((probability >= threshold) & foreground).astype(np.uint8)
 
 
-def without_specks(mask: Mask, voxel_mm3: float) -> Mask:
-    """Without the clusters of less than ``LEAST_MM3``: no vessel can be told from noise in them.
+def remove_small_components(mask: Mask, voxel_mm3: float) -> Mask:
+    """Removes connected components smaller than ``MIN_COMPONENT_MM3``, which cannot be distinguished from noise.
 
-    One voxel of 0.8 mm is enough; so this is about finer scans alone, where noise is marked in ones, twos and threes.
+    A single voxel of 0.8 mm is large enough, so that this only concerns finer scans.
 
     Args:
         mask: uint8 (x, y, z), 0 and 1.
-        voxel_mm3: volume of a voxel.
+        voxel_mm3: Volume of a voxel.
+
+    Example:
+        >>> mask = np.zeros((5, 5, 5), np.uint8)
+        >>> mask[0, 0, 0] = mask[2:4, 2:4, 2] = 1
+        >>> int(remove_small_components(mask, voxel_mm3=0.125).sum())
+        4
     """
     from scipy import ndimage
 
-    if voxel_mm3 >= LEAST_MM3:
+    if voxel_mm3 >= MIN_COMPONENT_MM3:
         return mask
     labels, _ = ndimage.label(mask, np.ones((3, 3, 3)))
-    keep = np.bincount(labels.ravel()) * voxel_mm3 >= LEAST_MM3 * (1 - 1e-4)  # affines pass through float32
+    keep = np.bincount(labels.ravel()) * voxel_mm3 >= MIN_COMPONENT_MM3 * (1 - 1e-4)  # affines are stored as float32
     keep[0] = False
     return keep[labels].astype(np.uint8)
 
 
-def keep_within(mask: Mask, region: npt.NDArray[np.bool_]) -> tuple[Mask, int]:
-    """Without the clusters of which less than half lies in a region.
+def remove_components_outside(mask: Mask, region: npt.NDArray[np.bool_]) -> tuple[Mask, int]:
+    """Removes connected components of which less than half lies in a region.
 
-    A cluster is kept or dropped whole: regions come from a coarse grid, and would nibble at those on their border.
+    Components are kept or removed whole: regions come from a coarse grid and would erode those on their border.
 
     Args:
         mask: uint8 (x, y, z), 0 and 1.
         region: bool (x, y, z).
 
     Returns:
-        the mask that is left, and the number of 26-connected clusters that were dropped.
+        The remaining mask, and the number of 26-connected components that were removed.
     """
     from scipy import ndimage
 

@@ -148,7 +148,7 @@ class SegmentationNet(nn.Module, ABC):
 
     @abstractmethod
     def segment(self, image: Tensor, text: Tensor | None, text_mask: Tensor | None) -> Tensor | list[Tensor]:
-        """As ``forward``, for the inputs that the network looks at, (B, seen_channels, *spatial)."""
+        """As ``forward``, for the inputs that the network looks at, (B, input_channels, *spatial)."""
 
     def forward(
         self, image: Tensor, text: Tensor | None = None, text_mask: Tensor | None = None
@@ -188,7 +188,7 @@ class SegmentationNet(nn.Module, ABC):
 
 
 def chosen(image: Tensor, config: NetworkConfig) -> Tensor:
-    """The channels of an image (B, in_channels, *spatial) that a network looks at: (B, seen_channels, *spatial)."""
+    """The channels of an image (B, in_channels, *spatial) that a network looks at: (B, input_channels, *spatial)."""
     if config.inputs == INPUTS:
         return image
     slices = config.neighbour_slices
@@ -302,7 +302,7 @@ def build_graph_fusion(config: NetworkConfig) -> GraphFusionNet:
     """
     dimensions, widths = config.dimensions, config.widths
     backbone = NestedUNet(
-        dimensions, config.seen_channels, widths, enhanced=config.guided_level, nested_from=config.nested_from
+        dimensions, config.input_channels, widths, enhanced=config.guided_level, nested_from=config.nested_from
     )
     guided = widths[config.guided_level]  # half resolution: at full it would cost more than all the rest
     text = guidance = None

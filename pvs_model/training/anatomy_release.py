@@ -12,7 +12,8 @@ from typing import Any
 from safetensors import safe_open
 
 from pvs_model.anatomy.network import load
-from pvs_model.inference.ensemble import FORMAT, MANIFEST
+from pvs_model.config import MANIFEST
+from pvs_model.inference.weights import FORMAT
 from pvs_model.training.release import sha256_of
 
 FILE = "anatomy.safetensors"

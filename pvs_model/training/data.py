@@ -17,10 +17,11 @@ from scipy import ndimage
 from torch import Tensor
 
 from pvs_model.config import NetworkConfig
+from pvs_model.datasets.labelled_cases import REGION_VALUES
 from pvs_model.errors import VolumeError
 from pvs_model.nets.slices import stack_slices
 from pvs_model.nets.text import TRAINING_TEMPLATES, prompt
-from pvs_model.synth.anatomy import BASAL_GANGLIA, BUILD_VERSION, CENTRUM_SEMIOVALE, Anatomy, build
+from pvs_model.synth.anatomy import BUILD_VERSION, Anatomy, build
 from pvs_model.synth.engine import Scene, acquire, draw_scan, draw_scene, draw_voxel, render, standardise
 from pvs_model.synth.params import with_clear_pvs
 from pvs_model.synth.visibility import label_visible
@@ -37,7 +38,6 @@ PVS_SLICES = 0.25
 UNKNOWN = -1.0
 #: Axes (RAS) of the planes of a view, the one across them last.
 PLANE_AXES = {"axial": (0, 1, 2), "coronal": (0, 2, 1), "sagittal": (1, 2, 0)}
-REGION_VALUES = {"basal ganglia": BASAL_GANGLIA, "centrum semiovale": CENTRUM_SEMIOVALE}
 #: The arrays of an anatomy.
 TENSORS = ("tissues", "regions", "field", "histogram")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,42 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pvs_model.config import NetworkConfig
+from pvs_model.datasets.labelled_cases import REGION_VALUES, LabelledCase
 from pvs_model.nets.slices import stack_slices
 from pvs_model.nets.text import TRAINING_TEMPLATES, prompt
-from pvs_model.training.data import REGION_VALUES, UNKNOWN, Batch, flipped
+from pvs_model.training.data import UNKNOWN, Batch, flipped
 from pvs_model.types import SEQUENCES
 
 #: Share of the patches that hold a PVS for sure, and of those from which sequences are taken away.
 PVS_SHARE, DROP_SHARE = 0.5, 0.4
 #: Standard deviations of what is added to an image and of the logarithm of what it is multiplied by.
 SHIFT_SD, SCALE_SD = 0.1, 0.1
-
-
-@dataclass(frozen=True)
-class LabelledCase:
-    """A case as the network sees it at run time, slices perpendicular to the last axis.
-
-    Attributes:
-        name: of the case.
-        image: float16 (3, x, y, z), standardised, zeros for a missing sequence.
-        label: uint8 (x, y, z), 1 = PVS.
-        inside: uint8 (x, y, z), 1 = head, or brain where the images are skull-stripped.
-        regions: uint8 (x, y, z), values of ``data.REGION_VALUES``; 0 elsewhere.
-        present: the sequences that are there.
-        asked: the regions that there are masks of.
-        thickness_mm: of the slices as stored, for the prompt.
-        points: int32 (n, 3), the voxels of PVS.
-    """
-
-    name: str
-    image: Tensor
-    label: Tensor
-    inside: Tensor
-    regions: Tensor
-    present: tuple[str, ...]
-    asked: tuple[str, ...]
-    thickness_mm: float
-    points: Tensor
 
 
 class LabelledCases:

@@ -10,13 +10,14 @@ from typing import TypeVar
 import torch
 
 from pvs_model.config import NetworkConfig
+from pvs_model.datasets.labelled_cases import LabelledCase
 from pvs_model.errors import VolumeError
 from pvs_model.synth.anatomy import Anatomy
 from pvs_model.synth.engine import Scene
 from pvs_model.training.ahead import RenderAhead
 from pvs_model.training.data import Batch, PatchStream
 from pvs_model.training.distributed import ALONE, Ranks
-from pvs_model.training.labelled import LabelledCase, LabelledCases
+from pvs_model.training.labelled import LabelledCases
 from pvs_model.training.mixture import Mixture
 from pvs_model.training.real_scans import RealScan, RealScans
 from pvs_model.training.settings import TrainingConfig

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pvs_model.config import SLICES, NetworkConfig
+from pvs_model.config import MANIFEST, SLICES, TRAINED_RANGE, NetworkConfig, shipped_weights
 from pvs_model.errors import WeightsError
-from pvs_model.files import write_atomically, write_text
-from pvs_model.inference.ensemble import COMBINE, FORMAT, MANIFEST
+from pvs_model.files import sha256_of, write_atomically, write_text
+from pvs_model.inference.weights import COMBINE, FORMAT
 from pvs_model.nets import checkpoint
 
-#: Voxel spacing that ``synth.engine.draw_voxel`` covers: within slices and across them, mm.
-TRAINED_RANGE = {"3d": ((0.45, 1.25), (0.45, 2.5)), "2d": ((0.34, 1.1), (2.5, 8.0))}
-
 #: Embeddings of the standard prompts, beside the shipped weights.
-SHIPPED_TEXT = Path(__file__).resolve().parents[2] / "weights" / "text.safetensors"
-
-
-def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+SHIPPED_TEXT = shipped_weights() / "text.safetensors"
 
 
 def release(

@@ -199,19 +199,25 @@ class Respacing:
 def resample_to_spacing(
     volume: Volume, spacing_mm: tuple[float, float, float]
 ) -> tuple[Volume, Respacing]:
-    """Resample to another voxel spacing over the same box.
-
-    Args:
-        volume: the image.
-        spacing_mm: the wanted spacing per axis. As the box must hold whole voxels, the spacing
-            reached differs from it by up to half a voxel over the length of the axis.
+    """Resample to another voxel spacing over the same box (``respacing``).
 
     Returns:
         The image, and what takes probabilities on its grid back to the first shape.
     """
+    change = respacing(volume.grid, spacing_mm)
+    return resample_onto(volume, change.new), change
+
+
+def respacing(old: Grid, spacing_mm: tuple[float, float, float]) -> Respacing:
+    """The change of a grid to another voxel spacing over the same box.
+
+    Args:
+        old: the grid.
+        spacing_mm: the wanted spacing per axis. As the box must hold whole voxels, the spacing
+            reached differs from it by up to half a voxel over the length of the axis.
+    """
     if not all(np.isfinite(s) and s > 0 for s in spacing_mm):
         raise ValueError(f"expected spacings above 0 mm, got {spacing_mm}")
-    old = volume.grid
     x, y, z = (
         max(1, round(n * have / want))
         for n, have, want in zip(old.shape, old.spacing_mm, spacing_mm, strict=True)
@@ -220,8 +226,7 @@ def resample_to_spacing(
     step = np.eye(4)
     step[:3, :3] = np.diag(scale)
     step[:3, 3] = scale / 2 - 0.5  # the faces of the two boxes meet, not the centres of voxels
-    new = Grid((x, y, z), volume.affine @ step)
-    return resample_onto(volume, new), Respacing(old, new)
+    return Respacing(old, Grid((x, y, z), old.affine @ step))
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ class CS2Net(SegmentationNet):
         dimensions, widths = config.dimensions, config.widths
         self.down = nn.ModuleList(
             ResidualBlock(dimensions, above, width, stride=1 if level == 0 else 2)
-            for level, (above, width) in enumerate(zip((config.seen_channels, *widths), widths, strict=False))
+            for level, (above, width) in enumerate(zip((config.input_channels, *widths), widths, strict=False))
         )
         self.attention = CurvilinearAttention(dimensions, widths[-1])
         self.steps, self.up = decoder(dimensions, widths)

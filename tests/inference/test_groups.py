@@ -20,15 +20,18 @@ from torch import Tensor, nn
 
 from pvs_model import pipeline
 from pvs_model.anatomy.regions import CLASS, STRUCTURES, Anatomy
-from pvs_model.config import NetworkConfig
+from pvs_model.config import MANIFEST, InferenceConfig, NetworkConfig
 from pvs_model.errors import VolumeError, WeightsError
-from pvs_model.inference import predict as prediction
-from pvs_model.inference.ensemble import MANIFEST, Ensemble, Group, Weights
-from pvs_model.inference.predict import attempts, count_windows, predict, predict_maps
+from pvs_model.inference import sliding_window
+from pvs_model.inference.device import memory_plans
+from pvs_model.inference.ensemble import Ensemble, Group
+from pvs_model.inference.sliding_window import count_windows, predict, predict_maps
+from pvs_model.inference.weights import Weights
 from pvs_model.nets import checkpoint
 from pvs_model.nets.model import build
 from pvs_model.nets.text import prompt
-from pvs_model.pipeline import Segmenter, Settings, prepare
+from pvs_model.pipeline import Segmenter
+from pvs_model.preprocessing.prepare import prepare
 from pvs_model.training.release import release
 from pvs_model.types import Case
 
@@ -74,7 +77,8 @@ def test_one_group_is_the_mean_of_its_networks_to_the_last_bit() -> None:
         assert found.dtype == torch.float32
         torch.testing.assert_close(found, mean[0], rtol=0, atol=1e-6)  # the windows' weights cancel to rounding
         name = ensemble_of(networks, combine=combine).groups[0]
-        alone = prediction._run(ensemble_of(networks), name, scan, TOKENS, next(attempts(CPU, 4)), False, None, "torch")
+        plan = next(memory_plans(CPU, 4))
+        alone = sliding_window._run(ensemble_of(networks), name, scan, TOKENS, plan, False, None, "torch")
         assert torch.equal(found, alone[0])
 
 
@@ -113,13 +117,13 @@ def test_the_fluid_fraction_is_the_mean_of_the_groups_that_predict_it() -> None:
 def test_memory_that_runs_out_for_one_group_starts_the_next_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[tuple[str, int]] = []
 
-    def run(ensemble: Any, group: Group, scan: Tensor, text: Tensor, attempt: Any, *rest: Any) -> Tensor:
-        tried.append((group.name, attempt.batch))
+    def run(ensemble: Any, group: Group, scan: Tensor, text: Tensor, plan: Any, *rest: Any) -> Tensor:
+        tried.append((group.name, plan.batch_size))
         if tried[-1] == ("0", 4):
             raise torch.OutOfMemoryError("no")
         return torch.full((1, *scan.shape[1:]), 0.25 if group.name == "0" else 0.75)
 
-    monkeypatch.setattr(prediction, "_run", run)
+    monkeypatch.setattr(sliding_window, "_run", run)
     groups = ensemble_of([constant(0.5)], [constant(0.5)])
     found = predict(groups, image(4, 4, 4), TOKENS, torch.device("cuda"))
     assert tried == [("0", 4), ("0", 2), ("1", 4)] and torch.equal(found, torch.full((4, 4, 4), 0.5))
@@ -128,7 +132,7 @@ def test_memory_that_runs_out_for_one_group_starts_the_next_anew(monkeypatch: py
 # ---- planes of a view ----------------------------------------------------------------------------------------------
 
 VIEW_AXIS = {"axial": 2, "coronal": 1, "sagittal": 0}
-ORDERS = [(0, 1, 2), (0, 2, 1), (1, 2, 0)]  # as ``pipeline.slices_last`` gives them
+ORDERS = [(0, 1, 2), (0, 2, 1), (1, 2, 0)]  # as ``pipeline.axis_order`` gives them
 
 
 @pytest.mark.parametrize("view", VIEW_AXIS)
@@ -176,12 +180,12 @@ def test_the_pipeline_says_which_axis_is_which(body: Any, thick: int) -> None:
     prepared = prepare({"T2w": body.volume("T2w", spacing_mm=tuple(spacing))})
     for view, axis in VIEW_AXIS.items():
         stub = Stub(lambda w: w[:, 1:2], dimensions=2, view=view)
-        found = pipeline.predict(prepared, ensemble_of([stub], window=32), TOKENS, CPU)
-        inside = np.s_[tuple(slice(a.min(), a.max() + 1) for a in np.nonzero(prepared.inside))]
+        found = pipeline.predict_probability(prepared, ensemble_of([stub], window=32), TOKENS, CPU)
+        inside = np.s_[tuple(slice(a.min(), a.max() + 1) for a in np.nonzero(prepared.foreground))]
         expected = 1 / (1 + np.exp(-prepared.image[1][inside]))
         np.testing.assert_allclose(found[inside], expected, atol=1e-5)
         box = [min(prepared.grid.shape[a], w.max() + 5) - max(0, w.min() - 4) for a, w in
-               enumerate(np.nonzero(prepared.inside))]  # fmt: skip
+               enumerate(np.nonzero(prepared.foreground))]  # fmt: skip
         assert len(stub.windows) % box[axis] == 0  # as many windows in every plane
 
 
@@ -198,9 +202,7 @@ def with_regions(prepared: pipeline.Prepared) -> pipeline.Prepared:
     return replace(prepared, anatomy=Anatomy(labels, labels > 0))
 
 
-@pytest.mark.parametrize(
-    "spacing", [(1.0, 1.0, 1.0), (0.9, 2.2, 1.0), (2.0, 2.0, 2.0), (0.3, 0.9, 0.9)], ids=str
-)
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.9, 2.2, 1.0), (2.0, 2.0, 2.0), (0.3, 0.9, 0.9)], ids=str)
 def test_regions_are_the_last_channel_of_who_asks(body: Any, spacing: tuple[float, float, float]) -> None:
     small = type(body)(radii_mm=(9.0, 10.0, 8.0), ball_mm=(5.0, -7.0, 4.0), ball_radius_mm=2.0)
     prepared = with_regions(prepare({"T2w": small.volume("T2w", spacing_mm=spacing)}))
@@ -211,31 +213,32 @@ def test_regions_are_the_last_channel_of_who_asks(body: Any, spacing: tuple[floa
         return 20 * windows[:, 3:] - 10
 
     asking, plain = Stub(asks, regions=True), Stub(lambda w: w[:, 1:2])
-    found = pipeline.predict(prepared, ensemble_of([asking], [plain], combine="maximum"), TOKENS, CPU) >= 0.5
+    both = ensemble_of([asking], [plain], combine="maximum")
+    found = pipeline.predict_probability(prepared, both, TOKENS, CPU) >= 0.5
     assert {w[1] for w in asking.windows} == {4} and {w[1] for w in plain.windows} == {3}
     assert set(torch.cat(seen).unique().tolist()) <= {0.0, 1.0}
     assert prepared.anatomy is not None
     region = prepared.anatomy.mask("BG") | prepared.anatomy.mask("CSO")
     assert not (region & prepared.anatomy.mask("HIP")).any()
-    alone = pipeline.predict(prepared, ensemble_of([asking]), TOKENS, CPU) >= 0.5
+    alone = pipeline.predict_probability(prepared, ensemble_of([asking]), TOKENS, CPU) >= 0.5
     respaced = min(spacing) < 0.4 or sorted(spacing)[1] > 1.3
-    same = (alone == region)[prepared.inside].mean()
+    same = (alone == region)[prepared.foreground].mean()
     assert same > 0.95 if respaced else same == 1
-    assert (found & prepared.inside).sum() > (alone & prepared.inside).sum() and not (alone & ~found).any()
+    assert (found & prepared.foreground).sum() > (alone & prepared.foreground).sum() and not (alone & ~found).any()
 
 
 def test_regions_are_not_asked_of_a_case_whose_networks_do_not_look_at_them(body: Any) -> None:
     prepared = prepare({"T2w": body.volume("T2w")})
     plain = Stub(lambda w: w[:, 1:2])
-    pipeline.predict(prepared, ensemble_of([plain]), TOKENS, CPU)
+    pipeline.predict_probability(prepared, ensemble_of([plain]), TOKENS, CPU)
     assert {w[1] for w in plain.windows} == {3}
 
 
 def test_without_anatomy_networks_of_regions_are_not_run(body: Any) -> None:
     prepared = prepare({"T2w": body.volume("T2w")})
     stub = Stub(lambda w: w[:, 3:], regions=True)
-    with pytest.raises(VolumeError, match=r"^expected the regions of the brain, .* found none: .*no --no-anatomy$"):
-        pipeline.predict(prepared, ensemble_of([stub]), TOKENS, CPU)
+    with pytest.raises(VolumeError, match=r"^expected a parcellation of the brain, .* got none: .*no --no-anatomy$"):
+        pipeline.predict_probability(prepared, ensemble_of([stub]), TOKENS, CPU)
     assert not stub.windows
 
 
@@ -266,31 +269,31 @@ def test_a_group_without_its_sequence_is_left_out_and_told(
 ) -> None:
     paths = write_body(tmp_path / "a_{}.nii.gz")
     # One prompt for all: the standard one names the sequences.
-    segmenter = Segmenter(Settings(by_sequence, "cpu", prompt=prompt(("T1w", "T2w", "FLAIR"), 1.0)))
+    segmenter = Segmenter(InferenceConfig(by_sequence, "cpu", prompt=prompt(("T1w", "T2w", "FLAIR"), 1.0)))
 
-    def segment(*names: str) -> pipeline.Segmentation:
+    def segment(*names: str) -> pipeline.SegmentationResult:
         return segmenter.segment(Case("a", {name: paths[name] for name in names}, Path("a.nii.gz")))
 
     both, t1, t2 = segment("T1w", "T2w"), segment("T1w"), segment("T2w", "FLAIR")
-    assert both.facts["members"] == 3 and both.facts["groups"] == 2 and both.facts["warnings"] == []
-    assert t1.facts["members"] == 2 and t2.facts["members"] == 1
-    assert "groups" not in t1.facts and "groups" not in t2.facts
-    told = "the networks that look at T1w alone were left out: the case has none"
-    assert t2.facts["warnings"] == [told] and f"a: {told}" in caplog.messages
-    assert t1.facts["warnings"] == [told.replace("T1w", "T2w")]
+    assert both.metadata["members"] == 3 and both.metadata["groups"] == 2 and both.metadata["warnings"] == []
+    assert t1.metadata["members"] == 2 and t2.metadata["members"] == 1
+    assert "groups" not in t1.metadata and "groups" not in t2.metadata
+    told = "networks that only use T1w were left out: the case has no such sequence"
+    assert t2.metadata["warnings"] == [told] and f"a: {told}" in caplog.messages
+    assert t1.metadata["warnings"] == [told.replace("T1w", "T2w")]
     # T2w alone is the reference of both: the group that is left answers as it does in the whole ensemble.
     assert t2.reference == both.reference == "T2w"
     assert (both.probability >= t2.probability - 1e-6).all() and (both.probability > t2.probability + 1e-6).any()
-    with pytest.raises(VolumeError, match="^expected T1w or T2w, which the 3d networks look at, found FLAIR$"):
+    with pytest.raises(VolumeError, match="^expected T1w or T2w, which the 3d networks use, got FLAIR$"):
         segment("FLAIR")
 
 
 def test_a_mean_is_over_the_groups_that_are_left(body: Any) -> None:
     groups = ensemble_of([constant(0.2, inputs=("T1w",))], [constant(0.6, inputs=("-T2w", "FLAIR"))])
     prepared = prepare({"FLAIR": body.volume("FLAIR")})
-    found = pipeline.predict(prepared, groups, TOKENS, CPU)
-    np.testing.assert_allclose(found[prepared.inside], 0.6, atol=1e-6)
-    assert groups.groups[1].inputs == ("T2w", "FLAIR") and groups.seeing(("T1w", "FLAIR")) is groups
+    found = pipeline.predict_probability(prepared, groups, TOKENS, CPU)
+    np.testing.assert_allclose(found[prepared.foreground], 0.6, atol=1e-6)
+    assert groups.groups[1].inputs == ("T2w", "FLAIR") and groups.with_available_inputs(("T1w", "FLAIR")) is groups
 
 
 # ---- the manifest --------------------------------------------------------------------------------------------------
@@ -381,7 +384,7 @@ def test_release_by_command_takes_a_group_per_network(tmp_path: Path, capsys: py
     words = ["release", *files, "--network", "3d", "--threshold", "0.5", "--window", "32",
              "--weights", str(tmp_path / "out"), "--combine", "maximum"]  # fmt: skip
     assert cli.main([*words, "--groups", "T1w"]) == 2
-    assert "--groups: expected one of each of 2 networks, found 1" in capsys.readouterr().err
+    assert "--groups: expected one for each of 2 networks, got 1" in capsys.readouterr().err
     assert cli.main([*words, "--groups", "T1w", "T2w"]) == 0
     ensemble = Weights(tmp_path / "out").ensemble("3d")
     assert [group.name for group in ensemble.groups] == ["T1w", "T2w"] and ensemble.combine == "maximum"

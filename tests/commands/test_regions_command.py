@@ -57,4 +57,4 @@ def test_of_each_case_the_thinnest_slices(
 
 def test_a_weights_folder_without_the_network(weights: Path, tmp_path: Path, capsys: Any) -> None:
     assert main(["regions", str(tmp_path), str(tmp_path / "out"), "--weights", str(weights)]) == 2
-    assert "expected the anatomy network (anatomy.safetensors), found none" in capsys.readouterr().err
+    assert "expected the anatomy network (anatomy.safetensors), got none" in capsys.readouterr().err

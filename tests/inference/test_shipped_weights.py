@@ -10,18 +10,20 @@ import pytest
 import torch
 
 from pvs_model.config import NETWORK_3D, NetworkConfig
-from pvs_model.inference.ensemble import Weights
+from pvs_model.inference.device import choose_device
 from pvs_model.inference.postprocess import to_mask
-from pvs_model.inference.predict import choose_device
+from pvs_model.inference.weights import Weights
 from pvs_model.nets import checkpoint
 from pvs_model.nets.text import prompt, standard_prompts
-from pvs_model.pipeline import network_kind, predict, prepare
+from pvs_model.pipeline import predict_probability
+from pvs_model.preprocessing.network_grid import choose_configuration
+from pvs_model.preprocessing.prepare import prepare
 from pvs_model.synth.anatomy import Anatomy
 from pvs_model.synth.case import simulate
 from pvs_model.training.cases import plain_scan
 from pvs_model.types import SEQUENCES, Volume
 
-SHIPPED = Path(__file__).resolve().parents[1] / "weights"
+SHIPPED = Path(__file__).resolve().parents[2] / "weights"
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,7 @@ def weights() -> Weights:
 @pytest.mark.parametrize("kind", ["3d", "2d"])
 def test_the_manifest_tells_what_the_files_are(weights: Weights, kind: str) -> None:
     ensemble = weights.ensemble(kind)  # checks every SHA-256
-    members = weights.manifest["ensembles"][kind]["members"]
+    members = weights.manifest.content["ensembles"][kind]["members"]
     for network, member in zip(ensemble.networks, members, strict=True):
         # Settings that are newer than the file have their defaults.
         assert network.config == NetworkConfig.from_json(json.dumps(member["network"]))
@@ -52,7 +54,7 @@ def test_networks_of_older_files_are_built_as_they_were(weights: Weights) -> Non
             assert isinstance(found, torch.Tensor)
             assert found.shape == (1, known.outputs, *sides) and found.isfinite().all()
             assert ("0_1" in network.backbone.nodes) == (known.nested_from == 0)  # type: ignore[union-attr, operator]
-    for member in (m for kind in ("3d", "2d") for m in weights.manifest["ensembles"][kind]["members"]):
+    for member in (m for kind in ("3d", "2d") for m in weights.manifest.content["ensembles"][kind]["members"]):
         stored = json.loads(checkpoint.read_metadata(SHIPPED / member["file"])["config"])
         if "nested_from" not in stored:  # from before there was a choice
             loaded = checkpoint.load(SHIPPED / member["file"], member["sha256"]).config
@@ -75,10 +77,10 @@ def test_masks_are_far_better_than_chance(
         case = simulate(anatomy, seed, voxel_mm, scan=plain_scan(seed, 3 if kind == "3d" else 2))
         volumes = {s: Volume(case.images[k], case.affine, Path(s)) for k, s in enumerate(SEQUENCES)}
         prepared = prepare(volumes)
-        assert network_kind(prepared.grid) == kind
-        probability = predict(prepared, ensemble, text, choose_device("cpu"))
+        assert choose_configuration(prepared.grid) == kind
+        probability = predict_probability(prepared, ensemble, text, choose_device("cpu"))
         assert np.isfinite(probability).all() and probability.min() >= 0 and probability.max() <= 1
-        masks.append(np.pad(to_mask(probability, ensemble.threshold, prepared.inside) > 0, 1).ravel())
+        masks.append(np.pad(to_mask(probability, ensemble.threshold, prepared.foreground) > 0, 1).ravel())
         truths.append(np.pad(case.truth > 0, 1).ravel())
     mask, truth = np.concatenate(masks), np.concatenate(truths)
     hit = (mask & truth).sum()

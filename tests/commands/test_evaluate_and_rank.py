@@ -73,12 +73,12 @@ def test_the_challenges_tables(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "expected scores of two teams or more, found none"),
+        ([], "expected scores of two teams or more, got none"),
         (["--team", "a=b"], "--team, --truth: expected both"),
-        (["--team", "b", "--truth", "c"], "--team: expected NAME=DIR, found b"),
-        (["--scores", "x"], "--scores: expected NAME[:PHASE]=FILE, found x"),
-        (["--truth", "c", "--truth", "d", "--team", "a=b"], "expected a name for each of several phases"),
-        (["--bootstrap", "-1"], "--bootstrap: expected 0 or more, found -1"),
+        (["--team", "b", "--truth", "c"], "--team: expected NAME=DIR, got b"),
+        (["--scores", "x"], "--scores: expected NAME[:PHASE]=FILE, got x"),
+        (["--truth", "c", "--truth", "d", "--team", "a=b"], "expected a unique name for each of several phases"),
+        (["--bootstrap", "-1"], "--bootstrap: expected 0 or more, got -1"),
         (["--table", str(ROOT / "docs" / "challenge_table_6_7.csv"), "--plot", "x.png"], "expected scores per case"),
     ],
 )

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from pvs_model.cli import main
-from pvs_model.demo import BOTH, FOUND, TRUTH, overlay
+from pvs_model.commands.demo import AGREED, FALSE, MISSED, overlay
 from pvs_model.layouts import choose
 from pvs_model.volume.io import read_grid, write_volume
 
@@ -40,7 +40,7 @@ def test_simulate_writes_cases_that_the_container_reads(
         assert np.allclose(grids[0].spacing_mm, (1.5, 1.5, 3.0))
         record = json.loads((output / case.name / f"{case.name}_simulation.json").read_text())
         assert record["source"] in ("a.nii.gz", "b.nii.gz") and record["protocol"] == "1.5 x 1.5 x 3 mm"
-    assert "2 cases made, 0 were there already" in capsys.readouterr().out
+    assert "2 cases made, 0 already present" in capsys.readouterr().out
     assert (output / "contact_sheet.png").is_file()
 
 
@@ -98,5 +98,5 @@ def test_the_overlay_shows_what_was_missed_found_and_agreed(tmp_path: Path) -> N
     truth[10:20, 10:20], mask[10:20, 15:25] = True, True
     overlay(image, truth, mask, tmp_path / "overlay.png")
     pixels = imread(tmp_path / "overlay.png")[..., :3].reshape(-1, 3)
-    for colour in (TRUTH, FOUND, BOTH):
+    for colour in (MISSED, FALSE, AGREED):
         assert (np.abs(pixels - colour).max(1) < 0.02).mean() > 0.005

@@ -1,0 +1,1 @@
+"""The commands of ``pvs-model``: one file each, with ``add_arguments`` and ``run``."""

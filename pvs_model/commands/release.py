@@ -1,0 +1,53 @@
+"""Copy trained networks into a weights folder and write its manifest."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from pvs_model.errors import PVSError
+from pvs_model.inference.weights import COMBINE, missing_parts
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of ``release``."""
+    add = parser.add_argument
+    add("members", type=Path, nargs="+", help="network.safetensors of each fold")
+    add("--network", choices=("3d", "2d"), required=True)
+    add("--weights", type=Path, default=Path("weights"))
+    add("--threshold", type=float, required=True)
+    add("--window", type=int, required=True)
+    add("--overlap", type=float, default=0.25)
+    add(
+        "--groups", nargs="+", metavar="NAME",
+        help="group of each network; averaged within (default: all in one)",
+    )  # fmt: skip
+    add("--combine", choices=COMBINE, default=COMBINE[0], help="of the groups (default: mean)")
+    add("--data", default="simulated", help="description of the training data")
+    add("--scores", type=Path, help="JSON file of measured scores")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Releases the networks and warns about what the weights folder still lacks."""
+    from pvs_model.training.release import add_anatomy, release
+
+    try:
+        scores = json.loads(args.scores.read_text()) if args.scores else {}
+    except (OSError, ValueError) as error:
+        raise PVSError(f"{args.scores}: expected a JSON file of scores, got {error}") from error
+    missing = [path for path in args.members if not path.is_file()]
+    if missing:
+        raise PVSError(f"{missing[0]}: expected the weights of a trained network, got no such file")
+    if args.groups is not None and len(args.groups) != len(args.members):
+        raise PVSError(f"--groups: expected one for each of {len(args.members)} networks, got {len(args.groups)}")
+    release(
+        args.weights, args.network, args.members, args.threshold, args.window, args.overlap, args.data,
+        scores, groups=args.groups, combine=args.combine,
+    )  # fmt: skip
+    add_anatomy(args.weights)
+    for line in missing_parts(args.weights):
+        print(f"warning: {line}", file=sys.stderr)
+    print(f"{args.weights}: {args.network} ensemble of {len(args.members)}, threshold {args.threshold}")
+    return 0

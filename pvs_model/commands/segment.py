@@ -1,0 +1,78 @@
+"""Segment every case of a folder: T1w, T2w, FLAIR in, one mask per case out.
+
+The container runs this command. A folder with ``predictions.json`` is a submission to be evaluated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+from pvs_model.cohort import Reports, tell, tell_stopped
+from pvs_model.cohort import run as run_folder
+from pvs_model.cohort.commands import add_options, options_of
+from pvs_model.cohort.inputs import dry_run
+from pvs_model.config import InferenceConfig, default_weights
+from pvs_model.errors import PVSError
+
+#: Where grand-challenge.org puts an organiser's reference masks, to evaluate a submission with.
+GROUND_TRUTH = Path("/opt/ml/input/data/ground_truth")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of ``segment``."""
+    parser.add_argument("--input", type=Path, default=Path("/input"), help="folder of cases (default: /input)")
+    parser.add_argument("--output", type=Path, default=Path("/output"), help="folder for masks (default: /output)")
+    add_options(parser, default_weights())
+    parser.add_argument(
+        "--ground-truth", type=Path, default=GROUND_TRUTH, help="with predictions.json: folder of reference masks"
+    )
+    parser.add_argument("--workers", type=int, metavar="N", help="cases read ahead and written behind (GPU: 2, CPU: 0)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Segments the cases; the last line on stderr is a sentence on what failed.
+
+    Returns:
+        0 when every case was written, 1 when a case failed, 130 when stopped by Ctrl-C or SIGTERM.
+
+    Raises:
+        PVSError: No case can be run.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: no file is left half-written
+    if os.path.isfile(args.input / "predictions.json"):  # False, not an error, for a folder that may not be read
+        from pvs_model.evaluation.grand_challenge import evaluate_submission
+
+        return evaluate_submission(args.input, args.output, args.ground_truth, args.sockets)
+    config = InferenceConfig(**{name: getattr(args, name) for name in InferenceConfig.__annotations__})
+    reports = Reports(args.report, args.probability) if args.report else None
+    try:
+        options = options_of(args)
+        if args.dry_run:
+            return dry_run(args.input, args.output, args.layout, options, reports, args.resume)
+        failures = run_folder(args.input, args.output, config, args.layout, options, reports)
+    except KeyboardInterrupt:
+        return tell_stopped()
+    return tell(failures)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command by itself, as ``process.py`` does.
+
+    Returns:
+        As ``run``; 2 when no case can be run.
+    """
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_arguments(parser)
+    args = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
+    try:
+        return run(args)
+    except PVSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2

@@ -1,0 +1,67 @@
+"""Simulate cases with reference and region masks, in the epvs layout."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from pvs_model.config import SUBJECTS
+from pvs_model.errors import PVSError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of ``simulate``."""
+    add = parser.add_argument
+    add("--anatomies", type=Path, help="folder of label maps with FreeSurfer ids (default: phantom)")
+    add("--protocol", metavar="NAME", help="name of a scanner protocol; table2 (all in turn), or random")
+    add("--voxel-mm", type=float, nargs=3, metavar=("X", "Y", "Z"), help="in place of --protocol")
+    add("--backgrounds", type=Path, metavar="DIR", help="insert PVS into the real scans of a folder")
+    add(
+        "--contrast", type=float, nargs=2, default=(0.2, 0.7), metavar=("LOW", "HIGH"),
+        help="with --backgrounds: PVS signal as a fraction of the contrast between tissue and CSF",
+    )  # fmt: skip
+    add("--pvs", choices=SUBJECTS, help="many thin PVS, or few wide ones (default: drawn per case)")
+    add("--count", type=int, default=1)
+    add("--seed", type=int, default=0, help="of the first case")
+    add("--replay", type=Path, nargs="+", metavar="FILE", help="_simulation.json of cases to repeat")
+    add("--overwrite", action="store_true", help="repeat cases that are complete")
+    add("--cache", type=Path, help="folder for prepared anatomies and registrations")
+    add("--output", type=Path, required=True)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Simulates the cases that are not complete yet."""
+    from pvs_model.synth.protocols import on_grid
+    from pvs_model.training import sets
+    from pvs_model.training.backgrounds import load_backgrounds
+
+    _check(args)
+    heads = sets.Heads(args.anatomies, args.cache)
+    scans = []
+    if args.backgrounds:
+        scans = load_backgrounds(args.backgrounds, args.anatomies, args.cache or args.output / ".cache")
+    if args.replay:
+        plan = sets.plan_replays(args.replay, heads, scans)
+    elif scans:
+        plan = sets.plan_mixes(args.count, args.seed, scans, tuple(args.contrast), args.pvs)
+    else:
+        protocol = on_grid(tuple(args.voxel_mm)) if args.voxel_mm else args.protocol or "1mm"
+        plan = sets.plan_heads(args.count, args.seed, protocol, heads, args.pvs)
+    made = sets.write_set(args.output, plan, args.overwrite or bool(args.replay), sheet=not args.replay)
+    print(f"{args.output}: {made} cases made, {len(plan.orders) - made} already present")
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    exclusive = ("protocol", "voxel_mm", "replay" if args.replay else "backgrounds")
+    given = [f"--{name.replace('_', '-')}" for name in exclusive if getattr(args, name)]
+    low, high = args.contrast
+    if len(given) > 1:
+        raise PVSError(f"{' and '.join(given)}: expected only one of them, since each defines the grid of a case")
+    if args.count < 1 or not 0 <= low <= high <= 1:
+        raise PVSError(
+            f"--count, --contrast: expected at least 1 case and 0 <= LOW <= HIGH <= 1, got {args.count}, {low:g}, "
+            f"{high:g}"
+        )
+    if args.voxel_mm and not all(0.2 <= v <= 10 for v in args.voxel_mm):
+        raise PVSError(f"--voxel-mm: expected 0.2 to 10 mm, got {' '.join(f'{v:g}' for v in args.voxel_mm)}")

@@ -1,0 +1,1 @@
+"""Cases with labels, prepared as inference prepares them."""

@@ -1,0 +1,212 @@
+"""Sliding-window prediction of an ensemble of networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pvs_model.inference import openvino
+from pvs_model.inference.device import MemoryPlan, autocast, with_memory_fallback
+from pvs_model.inference.ensemble import Ensemble, Group
+from pvs_model.nets.model import SegmentationNet
+from pvs_model.nets.slices import stack_slices
+
+Progress = Callable[[int], None]
+
+#: Sides of 2D windows are multiples of this: few different shapes, and even ones on every level of the network.
+_PLANE_STEP = 16
+
+#: Order of RAS+ axes that puts the planes of a view last.
+PLANES = {"axial": (0, 1, 2), "coronal": (0, 2, 1), "sagittal": (1, 2, 0)}
+
+
+def predict(ensemble: Ensemble, image: Tensor, text: Tensor, device: torch.device, **options: Any) -> Tensor:
+    """Predicts the probability of PVS (X, Y, Z): the first map of ``predict_maps``, with the same options."""
+    return predict_maps(ensemble, image, text, device, **options)[0]
+
+
+def predict_maps(
+    ensemble: Ensemble,
+    image: Tensor,
+    text: Tensor,
+    device: torch.device,
+    batch_size: int = 4,
+    mirror: bool = False,
+    progress: Progress | None = None,
+    backend: str = "torch",
+    order: tuple[int, int, int] = (0, 1, 2),
+) -> Tensor:
+    """Predicts the probability of PVS and, with networks that estimate it, the fluid fraction.
+
+    Probabilities are averaged over the networks of each group and combined over groups by mean or maximum. The fluid
+    fraction is the mean over the groups that predict it.
+
+    Args:
+        ensemble: The networks.
+        image: float32 (channels, X, Y, Z), standardised, zero for missing sequences, with the slice axis last for 2D
+            networks without a view. The channel of regions follows the sequences if a group uses it.
+        text: Token embeddings (T, W) of the prompt.
+        device: Where to run. When its memory runs out, safer plans are tried, down to the CPU.
+        batch_size: Windows per batch on a GPU.
+        mirror: Whether to average over mirrored windows (8 times the work in 3D, 4 times in 2D).
+        progress: Callback for the number of windows done.
+        backend: "torch", "openvino", or "auto" for OpenVINO on CPUs where it is installed.
+        order: RAS+ axis of each of X, Y and Z; only used by groups with a view.
+
+    Returns:
+        float32 (1 or 2, X, Y, Z) on the CPU, 0 to 1: probability and fluid fraction.
+
+    Raises:
+        DeviceError: Memory runs out on the CPU as well, or OpenVINO was requested and cannot run the networks.
+    """
+
+    def group_mean(group: Group) -> Tensor:
+        """Mean maps (1 or 2, X, Y, Z) over the networks of a group."""
+        axes = _axes(group, order)
+        oriented = image[: group.config.sequences + group.regions].permute(0, *(1 + axis for axis in axes))
+        maps = with_memory_fallback(
+            lambda plan: _run(ensemble, group, oriented, text, plan, mirror, progress, backend), device, batch_size
+        )
+        return maps.permute(0, *(1 + axes.index(axis) for axis in range(3)))
+
+    maps = [group_mean(group) for group in ensemble.groups]
+    if len(maps) == 1:
+        return maps[0]
+    probability = torch.stack([m[0] for m in maps])
+    combined = probability.amax(0) if ensemble.combine == "maximum" else probability.mean(0)
+    fluid = [m[1] for m in maps if len(m) > 1]
+    return torch.stack([combined, torch.stack(fluid).mean(0)] if fluid else [combined])
+
+
+def _axes(group: Group, order: tuple[int, int, int]) -> tuple[int, ...]:
+    """The image's axes in the order that a group takes: unchanged, or with the planes of its view last."""
+    return tuple(order.index(axis) for axis in PLANES[group.view]) if group.view else (0, 1, 2)
+
+
+def _run(
+    ensemble: Ensemble,
+    group: Group,
+    image: Tensor,
+    text: Tensor,
+    plan: MemoryPlan,
+    mirror: bool,
+    progress: Progress | None,
+    backend: str,
+) -> Tensor:
+    """Mean maps (outputs, X, Y, Z) of a group, float32 on the CPU."""
+    # MONAI takes seconds to import: not before the first image has been read.
+    from monai.inferers import SliceInferer, SlidingWindowInferer
+
+    tokens = text.to(plan.device)[None]
+    mean = mean_probability(group.networks, plan.device, backend)
+
+    def average(windows: Tensor) -> Tensor:
+        """Mean maps (B, outputs, *roi) over the networks and mirror images, in float32."""
+        spatial = range(2, windows.ndim)
+        flips = [
+            tuple(a for k, a in enumerate(spatial) if m >> k & 1) for m in range(2 ** len(spatial) if mirror else 1)
+        ]
+        total = mean(windows, tokens)
+        for axes in flips[1:]:
+            total += mean(windows.flip(axes), tokens).flip(axes)
+        if progress is not None:
+            progress(len(windows))
+        return total / len(flips)
+
+    shared = {
+        "sw_batch_size": plan.batch_size,
+        "overlap": ensemble.overlap,
+        "mode": "gaussian",
+        "sw_device": plan.device,
+        "device": plan.output_device,
+    }
+    roi_size = roi_size_for(ensemble, image.shape[1:], group.dimensions)
+    with torch.inference_mode():
+        image = image.to(plan.output_device)  # once, instead of window by window
+        if group.dimensions == 3:
+            inferer = SlidingWindowInferer(roi_size=roi_size, **shared)
+            maps = inferer(image[None], average)
+        else:
+            neighbours = group.config.neighbour_slices
+            stacked = stack_slices(image, neighbours).permute(1, 2, 3, 0)[None]  # (1, channels, X, Y, Z)
+            maps = SliceInferer(roi_size=roi_size, spatial_dim=2, **shared)(stacked, average)
+    assert isinstance(maps, Tensor)
+    return maps[0].float().cpu()
+
+
+def backend_name(ensemble: Ensemble, device: torch.device, backend: str) -> str:
+    """The backend of an ensemble: "cuda", "openvino", "torch" or "openvino and torch"; compiled at the first call.
+
+    Raises:
+        DeviceError: OpenVINO was requested and cannot run the networks.
+    """
+    if device.type != "cpu":
+        return device.type
+    graphs = [_graph(group.networks, device, backend) for group in ensemble.groups]
+    return " and ".join(sorted({"torch" if graph is None else "openvino" for graph in graphs}))
+
+
+def _graph(
+    networks: tuple[SegmentationNet, ...], device: torch.device, backend: str
+) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """The networks compiled by OpenVINO; None if PyTorch runs them."""
+    if device.type != "cpu" or backend == "torch":
+        return None
+    return openvino.compiled(networks, backend == "openvino")
+
+
+def mean_probability(
+    networks: tuple[SegmentationNet, ...], device: torch.device, backend: str
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Returns a function from windows (B, C, *roi) and text (1, T, W) to the networks' mean maps (B, outputs, *roi).
+
+    The maps are float32 on the device of the windows.
+
+    Raises:
+        DeviceError: OpenVINO was requested and cannot run the networks.
+    """
+    graph = _graph(networks, device, backend)
+    if graph is not None:
+        return graph
+    for network in networks:
+        network.to(device)
+
+    def mean(windows: Tensor, text: Tensor) -> Tensor:
+        text = text.expand(len(windows), -1, -1)
+        total = torch.zeros((), device=windows.device)
+        for network in networks:
+            with autocast(device):
+                logits = network(windows, text)
+            total = total + logits.float().sigmoid()
+        return total / len(networks)
+
+    return mean
+
+
+def roi_size_for(ensemble: Ensemble, shape: Sequence[int], dimensions: int | None = None) -> tuple[int, ...]:
+    """The window size for an image (X, Y, Z) and networks of ``dimensions`` (None: those of the configuration).
+
+    In 3D a cube of the manifest's side; in 2D a plane of one to two times that side, which covers a whole slice of
+    nearly every scan. On held-out simulated heads, larger cubes, the whole brain at once and boxes fitted to it did
+    worse in 3D; planes of 256, and smaller ones without padding, did worse in 2D.
+    """
+    side = ensemble.roi_size
+    if (dimensions or ensemble.dimensions) == 3:
+        return (side,) * 3
+    return tuple(min(max(side, -(-length // _PLANE_STEP) * _PLANE_STEP), 2 * side) for length in shape[:2])
+
+
+def count_windows(ensemble: Ensemble, shape: Sequence[int], order: tuple[int, int, int] = (0, 1, 2)) -> int:
+    """Number of windows that ``predict_maps`` runs for an image of this shape, for a progress bar."""
+    total = 0
+    for group in ensemble.groups:
+        sides = [shape[axis] for axis in _axes(group, order)]
+        count = 1 if group.dimensions == 3 else sides[2]
+        for length, side in zip(sides, roi_size_for(ensemble, sides, group.dimensions), strict=False):
+            step = max(1, int(side * (1 - ensemble.overlap)))
+            count *= max(1, -(-max(0, length - side) // step) + 1)
+        total += count
+    return total
