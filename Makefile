@@ -57,7 +57,7 @@ lint: $(STAMP)  ## ruff, mypy, hadolint
 	$(BIN)/hadolint Dockerfile
 
 bench: $(STAMP)  ## seconds and memory per stage
-	$(BIN)/python -m benchmarks.run
+	$(BIN)/python -m benchmarks.speed
 
 need-engine:
 	@[ -n "$(ENGINE)" ] || { echo "make: neither docker nor podman is installed." >&2; exit 1; }

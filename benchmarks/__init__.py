@@ -1,1 +1,1 @@
-"""Measurements: seconds and memory of the main job. Nothing here is a test."""
+"""Measurements of accuracy, speed and memory, run by hand from a checkout."""

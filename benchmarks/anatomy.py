@@ -39,26 +39,26 @@ Case = tuple[str, Volume, Classes]
 
 
 def real_cases(folder: Path) -> Iterator[Case]:
-    """T1w with FreeSurfer's own labels on the same grid; FreeSurfer labels no CSF outside the ventricles."""
+    """Reads T1w with FreeSurfer labels on the same grid; FreeSurfer labels no CSF outside the ventricles."""
     for image, labels in REAL.items():
         if (folder / image).is_file() and (folder / labels).is_file():
             ids = np.rint(to_ras(read(folder / labels))[0].data).astype(np.int32)
-            truth = targets_of(ids, labels)
-            truth[truth == CLASS["CSF"]] = 0  # what little of it FreeSurfer labels
-            yield f"real {image}", to_ras(read(folder / image))[0], truth
+            reference = targets_of(ids, labels)
+            reference[reference == CLASS["CSF"]] = 0  # FreeSurfer labels little of it
+            yield f"real {image}", to_ras(read(folder / image))[0], reference
 
 
 def simulated_cases(heads: Sequence[Head], name: str, strip: str) -> Iterator[Case]:
-    """Every head in every sequence and thickness."""
+    """Simulates every head in every sequence and thickness."""
     for sequence in SEQUENCES:
         for thickness in SLICES_MM:
             for number, head in enumerate(heads):
-                volume, truth = simulated(head, sequence, thickness, strip, seed=1000 + number)
-                yield f"{name} {sequence} {thickness} mm", volume, truth
+                volume, reference = simulated(head, sequence, thickness, strip, seed=1000 + number)
+                yield f"{name} {sequence} {thickness} mm", volume, reference
 
 
 def simulated(head: Head, sequence: str, thickness: int, strip: str, seed: int) -> tuple[Volume, Classes]:
-    """A scan of 1 x 1 x ``thickness`` mm and its classes: those of most of a voxel."""
+    """Simulates a scan of 1 x 1 x ``thickness`` mm and its classes by majority."""
     rng = np.random.default_rng(seed)
     a, b, c = (float(v) for v in rng.uniform(-10, 10, 3))
     params = ScanParams(
@@ -71,24 +71,24 @@ def simulated(head: Head, sequence: str, thickness: int, strip: str, seed: int) 
     return Volume(image, np.diag([1.0, 1.0, thickness, 1.0])), target
 
 
-def scores(volume: Volume, truth: Classes, weights: Path) -> tuple[list[float], float]:
-    """Dice per column (nan where the truth has no such region), and seconds."""
+def scores(volume: Volume, reference: Classes, weights: Path) -> tuple[list[float], float]:
+    """Computes Dice per column (NaN where the reference lacks the region), and seconds."""
     began = time.perf_counter()
-    found = find_regions(volume, weights)
+    prediction = find_regions(volume, weights)
     seconds = time.perf_counter() - began
     row = []
     for name in COLUMNS:
         members = [CLASS[key] for key in CLASS if set(values_of(key)) <= set(values_of(name))]
-        there = np.isin(truth, members)
-        row.append(dice(found.mask(name), there) if there.any() else float("nan"))
+        region = np.isin(reference, members)
+        row.append(dice(prediction.mask(name), region) if region.any() else float("nan"))
     return row, seconds
 
 
 def table(cases: Iterator[Case], weights: Path) -> str:
-    """One line per set: means over its cases."""
+    """Formats one line per set: means over its cases."""
     rows: dict[str, list[tuple[list[float], float]]] = {}
-    for name, volume, truth in cases:
-        rows.setdefault(name, []).append(scores(volume, truth, weights))
+    for name, volume, reference in cases:
+        rows.setdefault(name, []).append(scores(volume, reference, weights))
     lines = [f"| set | cases | {' | '.join(COLUMNS)} | seconds |", "| --- " * (len(COLUMNS) + 3) + "|"]
     for name, results in rows.items():
         means = np.mean([r for r, _ in results], 0)
@@ -98,15 +98,15 @@ def table(cases: Iterator[Case], weights: Path) -> str:
 
 
 def main() -> int:
-    """The command; returns the exit status."""
+    """Runs the command line. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.anatomy", description=__doc__)
     parser.add_argument("--weights", type=Path, default=ROOT / "weights", help="weights folder, or a file")
     parser.add_argument("--data", type=Path, default=DATA)
-    parser.add_argument("--held-out", action="store_true", help="the heads that weights are chosen by, and no others")
+    parser.add_argument("--held-out", action="store_true", help="only the heads that weights are chosen by")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    load_network(options.weights)  # its seconds are no case's
+    load_network(options.weights)  # not part of the time of a case
 
     def cases() -> Iterator[Case]:
         if options.held_out:

@@ -1,4 +1,4 @@
-"""Counts and volumes of simulated cohorts against the truth; one subject under several protocols.
+"""Counts and volumes of PVS in simulated cohorts against the reference, and in one subject under several protocols.
 
 ``python -m benchmarks.burden cohort WORK --anatomies MAPS --protocol NAME ...`` and ``retest WORK --anatomies MAPS``.
 
@@ -6,8 +6,8 @@ A cohort is ``--cases`` subjects of one protocol. The first has no PVS, the last
 factor between them, those of the basal ganglia in another order. The retest renders a subject once at 0.5 mm; every
 protocol averages that same subject onto its grid and draws its own contrast and noise.
 
-The cases are made, then masked by the pipeline, then counted by ``pvs_model.burden`` in the regions that the anatomy
-network finds. What lies in WORK already is not made again. Truth is counted in the simulator's regions.
+Cases are simulated, segmented by the pipeline and measured by ``pvs_model.burden`` in the regions of the anatomy
+network. Existing files in WORK are kept. The reference is measured in the simulator's regions.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from benchmarks.cases import WEIGHTS, LabelledCase, cases_of, told, write_json
+from benchmarks.cases import WEIGHTS, LabelledCase, format_score, load_cases, mean, write_json
 from pvs_model.burden.measure import measure
 from pvs_model.burden.records import ALL, BOTH, Burden
 from pvs_model.burden.regions import REGIONS as NAMED
@@ -43,9 +43,9 @@ from pvs_model.training.cases import AnyCase, Order, plain_scan
 from pvs_model.training.sets import Heads, Plan, write_set
 
 REGIONS = ("CSO", "BG", ALL)
-#: Densities of the cases that have PVS, lowest and highest, per cm3 of tissue.
+#: Lowest and highest density of the cases with PVS, per cm3 of tissue.
 CENTRUM, BASAL = (0.02, 1.5), (0.05, 2.5)
-#: The retest's subject lies on a grid of this spacing; its protocols are whole multiples.
+#: Voxel spacing of the retest's subject; those of the protocols are integer multiples.
 FINE_MM = 0.5
 PROTOCOLS: dict[str, Triple] = {
     "0.5 mm": (0.5, 0.5, 0.5),
@@ -59,20 +59,20 @@ SEED = 40_000
 
 
 @dataclass(frozen=True)
-class Pair:
-    """What was found in a case and what is there; and the share of its PVS voxels whose region was named right."""
+class CaseBurden:
+    """Predicted and reference burden of a case, and the share of its PVS voxels with the right region."""
 
     case: str
-    found: Burden
-    true: Burden
-    placed: float
+    predicted: Burden
+    reference: Burden
+    region_accuracy: float
 
 
 # ---- the subjects ----------------------------------------------------------------------------------------------------
 
 
 def densities(number: int, cases: int) -> tuple[float, float]:
-    """PVS per cm3 of centrum semiovale and basal ganglia of a case of a cohort; the first has none."""
+    """Computes the PVS per cm3 of centrum semiovale and basal ganglia of a case of a cohort; the first has none."""
     if number == 0:
         return 0.0, 0.0
 
@@ -83,13 +83,13 @@ def densities(number: int, cases: int) -> tuple[float, float]:
 
 
 def with_densities(scene: SceneParams, centrum: float, basal: float) -> SceneParams:
-    """A scene with as many PVS as asked for; those of the rest of the brain as before, none where there are none."""
+    """Changes the densities of a scene; those of the rest of the brain are kept, or 0 if there are no others."""
     other = scene.pvs_other if centrum > 0 else 0.0
     return replace(scene, pvs_centrum=centrum, pvs_basal=basal, pvs_other=min(other, centrum))
 
 
 def plan_cohort(protocol: Protocol, cases: int, heads: Heads) -> Plan:
-    """Cases of one protocol, the heads in turn."""
+    """Plans the cases of one protocol, with alternating heads."""
 
     def make(order: Order) -> AnyCase:
         head = heads.find(order.source)
@@ -102,7 +102,7 @@ def plan_cohort(protocol: Protocol, cases: int, heads: Heads) -> Plan:
 
 
 def averaged(scene: Scene, factors: tuple[int, int, int]) -> Scene:
-    """The same subject on voxels that are larger by whole factors; what is left over at the far ends is cut off."""
+    """Averages a subject onto voxels that are larger by integer factors; incomplete voxels at the end are cropped."""
 
     def mean(x: torch.Tensor) -> torch.Tensor:
         return (F.avg_pool3d(x[None, None].float(), factors)[0, 0]).round().to(torch.uint8)
@@ -131,7 +131,7 @@ def averaged(scene: Scene, factors: tuple[int, int, int]) -> Scene:
 
 
 def plan_retest(heads: Heads, subject: int) -> Plan:
-    """One subject under ``PROTOCOLS``; it is rendered once."""
+    """Plans one subject under ``PROTOCOLS``; it is rendered once."""
     source = heads.name(subject)
     rendered: list[tuple[SceneParams, Scene]] = []
 
@@ -155,36 +155,36 @@ def plan_retest(heads: Heads, subject: int) -> Plan:
     return Plan([Order(f"scan{k:02d}", source, name, SEED + 900 + k) for k, name in enumerate(names)], make)
 
 
-# ---- what is measured ------------------------------------------------------------------------------------------------
+# ---- measurements ------------------------------------------------------------------------------------------------
 
 
-def true_burden(case: LabelledCase) -> Burden:
-    """Truth in the simulator's regions; no sides, no intracranial volume."""
-    whole = {"CSO": case.regions["CSO"], "BG": case.regions["BG"], ALL: np.ones(case.truth.shape, bool)}
-    return measure(case.truth, whole, case.prepared.grid.affine)
+def reference_burden(case: LabelledCase) -> Burden:
+    """Measures the reference in the simulator's regions, without sides and intracranial volume."""
+    whole = {"CSO": case.regions["CSO"], "BG": case.regions["BG"], ALL: np.ones(case.reference.shape, bool)}
+    return measure(case.reference, whole, case.prepared.grid.affine)
 
 
-def measured_pairs(folder: Path, masks: Path, weights: Path) -> Iterator[Pair]:
-    """Every case of a set, as found and as it is."""
+def measured_pairs(folder: Path, masks: Path, weights: Path) -> Iterator[CaseBurden]:
+    """Measures prediction and reference of every case of a set."""
     outputs = {case.name: masks / case.output for case in choose(folder).find_cases(folder)}
-    for case in cases_of(folder):
+    for case in load_cases(folder):
         mask = read_mask(outputs[case.name], case.volumes[case.prepared.reference]) > 0
         anatomy = estimate_anatomy(case.volumes, weights)
         affine = case.prepared.grid.affine
-        where = regions_of(case.truth.astype(np.uint8), affine, anatomy)
+        regions = regions_of(case.reference.astype(np.uint8), affine, anatomy)
         values = {name: list(NAMED).index(name) + 1 for name in ("CSO", "BG")}
-        right = sum(int((where[case.within(name)] == value).sum()) for name, value in values.items())
-        there = sum(int(case.within(name).sum()) for name in values)
-        found = burden_of(mask.astype(np.uint8), affine, anatomy)
-        yield Pair(case.name, found, true_burden(case), right / there if there else float("nan"))
+        right = sum(int((regions[case.within(name)] == value).sum()) for name, value in values.items())
+        total = sum(int(case.within(name).sum()) for name in values)
+        predicted = burden_of(mask.astype(np.uint8), affine, anatomy)
+        yield CaseBurden(case.name, predicted, reference_burden(case), right / total if total else float("nan"))
 
 
 def masks_of(folder: Path, weights: Path) -> Path:
-    """Run the pipeline over the cases of a set that have no mask yet; returns the folder of the masks."""
+    """Segments the cases of a set that have no mask yet. Returns the folder of the masks."""
     out = folder.with_name(f"{folder.name}_masks")
     missing = [c for c in choose(folder).find_cases(folder) if not (out / c.output).is_file()]
     if missing:
-        # Nothing outside the parenchyma is removed: masks need not be made anew with each anatomy.
+        # PVS outside the parenchyma are kept, so that masks do not depend on the anatomy network.
         failed = run(folder, out, InferenceConfig(weights, anatomy=False))
         if failed:
             raise SystemExit(f"{folder}: {len(failed)} cases failed")
@@ -199,89 +199,99 @@ QUANTITIES: dict[str, Callable[[Burden, str], float]] = {
 }
 
 
-def cohort_rows(name: str, pairs: Sequence[Pair]) -> list[str]:
+def cohort_rows(name: str, pairs: Sequence[CaseBurden]) -> list[str]:
     """One line per region and quantity."""
     lines = []
     for region in REGIONS:
         for quantity, value in QUANTITIES.items():
-            found = [value(p.found, region) for p in pairs]
-            true = [value(p.true, region) for p in pairs]
-            rho = spearman(found, true).rho
-            icc = next(i for i in intraclass(np.array([found, true]).T) if i.form == "ICC(2,1)")
-            total = sum(found) / sum(true) if sum(true) else None
-            span = f"{told(icc.low)} to {told(icc.high)}"
+            predicted = [value(p.predicted, region) for p in pairs]
+            reference = [value(p.reference, region) for p in pairs]
+            rho = spearman(predicted, reference).rho
+            icc = next(i for i in intraclass(np.array([predicted, reference]).T) if i.form == "ICC(2,1)")
+            total = sum(predicted) / sum(reference) if sum(reference) else None
+            interval = f"{format_score(icc.low)} to {format_score(icc.high)}"
             lines.append(
-                f"| {name} | {region} | {quantity} | {min(true):.0f} to {max(true):.0f} | {told(rho)} | "
-                f"{told(icc.value)} | {span} | {told(total)} |"
+                f"| {name} | {region} | {quantity} | {min(reference):.0f} to {max(reference):.0f} | "
+                f"{format_score(rho)} | {format_score(icc.value)} | {interval} | {format_score(total)} |"
             )
     return lines
 
 
-def cohort_table(sets: dict[str, list[Pair]]) -> str:
-    """Three regions of every protocol, and how often the regions were right."""
-    head = ("protocol", "region", "of", "truth", "Spearman", "ICC(2,1)", "95 % interval", "found / true")
+def cohort_table(sets: dict[str, list[CaseBurden]]) -> str:
+    """Formats three regions of every protocol, and the accuracy of the regions."""
+    head = (
+        "protocol",
+        "region",
+        "quantity",
+        "reference",
+        "Spearman",
+        "ICC(2,1)",
+        "95 % interval",
+        "predicted / reference",
+    )
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name, pairs in sets.items():
         lines += cohort_rows(name, pairs)
-    placed = {name: statistics.fmean(p.placed for p in pairs if p.placed == p.placed) for name, pairs in sets.items()}
-    shares = ", ".join(f"{name} {share:.3f}" for name, share in placed.items())
-    return "\n".join([*lines, "", f"True PVS voxels of CSO and BG whose region is named right: {shares}."])
+    means = {name: mean(p.region_accuracy for p in pairs) for name, pairs in sets.items()}
+    shares = ", ".join(f"{name} {format_score(value)}" for name, value in means.items())
+    return "\n".join([*lines, "", f"Reference PVS voxels of CSO and BG with the right region: {shares}."])
 
 
 def variation(values: Sequence[float]) -> float | None:
     """Coefficient of variation: standard deviation over mean."""
-    middle = statistics.fmean(values)
-    return statistics.stdev(values) / middle if middle and len(values) > 1 else None
+    average = statistics.fmean(values)
+    return statistics.stdev(values) / average if average and len(values) > 1 else None
 
 
-def retest_table(pairs: dict[str, Pair]) -> str:
-    """One line per protocol, found (true), and the coefficients of variation."""
+def retest_table(pairs: dict[str, CaseBurden]) -> str:
+    """Formats one line per protocol, predicted (reference), and the coefficients of variation."""
     columns = [(region, quantity) for region in REGIONS for quantity in QUANTITIES]
     head = ["protocol", *(f"{region} {quantity}" for region, quantity in columns)]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name, pair in pairs.items():
         cells = [
-            f"{QUANTITIES[q](pair.found, region):.0f} ({QUANTITIES[q](pair.true, region):.0f})" for region, q in columns
+            f"{QUANTITIES[q](pair.predicted, region):.0f} ({QUANTITIES[q](pair.reference, region):.0f})"
+            for region, q in columns
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     thin = [name for name in pairs if max(PROTOCOLS[name]) < THICK_SLICE_MM]
-    for words, names in (("all", list(pairs)), ("slices below 2.5 mm", thin)):
+    for label, names in (("all", list(pairs)), ("slices below 2.5 mm", thin)):
         cells = []
         for region, q in columns:
-            found = variation([QUANTITIES[q](pairs[n].found, region) for n in names])
-            true = variation([QUANTITIES[q](pairs[n].true, region) for n in names])
-            cells.append(f"{told(found)} ({told(true)})")
-        lines.append(f"| **variation, {words}** | {' | '.join(cells)} |")
+            predicted = variation([QUANTITIES[q](pairs[n].predicted, region) for n in names])
+            reference = variation([QUANTITIES[q](pairs[n].reference, region) for n in names])
+            cells.append(f"{format_score(predicted)} ({format_score(reference)})")
+        lines.append(f"| **variation, {label}** | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def as_json(pair: Pair) -> dict[str, object]:
-    """A case as the tables have it."""
+def as_json(pair: CaseBurden) -> dict[str, object]:
+    """Converts a case to the values of the tables."""
     rows = {
-        f"{region} {quantity}": [value(pair.found, region), value(pair.true, region)]
+        f"{region} {quantity}": [value(pair.predicted, region), value(pair.reference, region)]
         for region in REGIONS
         for quantity, value in QUANTITIES.items()
     }
-    return {"case": pair.case, "placed": pair.placed, "found and true": rows}
+    return {"case": pair.case, "region_accuracy": pair.region_accuracy, "predicted and reference": rows}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit status."""
+    """Runs the command line. Returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.burden", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("cohort", "retest"))
-    parser.add_argument("work", type=Path, help="folder for cases and masks; what is there is kept")
+    parser.add_argument("experiment", choices=("cohort", "retest"))
+    parser.add_argument("work", type=Path, help="folder for cases and masks; existing ones are kept")
     parser.add_argument("--anatomies", type=Path, help="folder of label maps (default: phantoms)")
-    parser.add_argument("--protocol", nargs="+", default=["1mm"], metavar="NAME", help="of the cohort")
-    parser.add_argument("--cases", type=int, default=20, help="of the cohort")
-    parser.add_argument("--subject", type=int, default=0, help="of the retest")
+    parser.add_argument("--protocol", nargs="+", default=["1mm"], metavar="NAME", help="protocols of the cohort")
+    parser.add_argument("--cases", type=int, default=20, help="cases of the cohort")
+    parser.add_argument("--subject", type=int, default=0, help="subject of the retest")
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
-    parser.add_argument("--only", choices=("cases", "masks"), help="stop once these are made")
+    parser.add_argument("--only", choices=("cases", "masks"), help="stop after this step")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     heads = Heads(options.anatomies, options.work / ".cache")
-    if options.what == "cohort":
+    if options.experiment == "cohort":
         plans = {name: plan_cohort(protocol_named(name), options.cases, heads) for name in options.protocol}
     else:
         plans = {f"retest{options.subject}": plan_retest(heads, options.subject)}
@@ -297,7 +307,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name, plan in plans.items()
     }
     write_json(options.json, {name: [as_json(p) for p in pairs] for name, pairs in sets.items()})
-    if options.what == "cohort":
+    if options.experiment == "cohort":
         print(cohort_table(sets))
     else:
         (plan,), (pairs,) = plans.values(), sets.values()

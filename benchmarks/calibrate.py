@@ -1,9 +1,9 @@
-"""Choose an ensemble's threshold and window on labelled cases held out of training.
+"""Dice of an ensemble by threshold and window size on labelled cases held out of training.
 
     python -m benchmarks.calibrate SETS/NAME ... --windows 64,96
 
-Prints the mean Dice per window and threshold, over the brain and as the mean of the two regions. The numbers serve to
-choose, not to be reported: reporting is ``benchmarks.accuracy`` on other heads.
+Prints the mean over cases of the mean Dice of brain, CSO and BG. The numbers serve to choose a threshold, not to be
+reported: ``benchmarks.accuracy`` reports scores on other heads.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from benchmarks.cases import arguments, cases_of, sets_of
+from benchmarks.cases import argument_parser, load_cases, parse_sets
 from pvs_model.evaluation.metrics import dice
 from pvs_model.inference.device import choose_device
 from pvs_model.inference.weights import Weights
@@ -24,23 +24,23 @@ THRESHOLDS = np.round(np.arange(0.1, 0.96, 0.05), 2)
 
 
 def main() -> None:
-    """Predict once per window, score at every threshold."""
-    parser = arguments(__doc__)
+    """Predicts once per window size and scores at every threshold."""
+    parser = argument_parser(__doc__)
     parser.add_argument("--windows", required=True)
     args = parser.parse_args()
     weights, device = Weights(args.weights), choose_device(args.device)
     table: dict[int, list[list[float]]] = {int(w): [] for w in args.windows.split(",")}
-    for name, folder in sets_of(args.sets).items():
-        for case in cases_of(folder, args.count):
-            kind = choose_configuration(case.prepared.grid)
-            text = weights.embed(prompt(list(case.volumes), max(case.prepared.grid.spacing_mm)))
+    for name, folder in parse_sets(args.sets).items():
+        for case in load_cases(folder, args.count):
+            configuration = choose_configuration(case.prepared.grid)
+            text = weights.embed(prompt(case.sequences, case.thickness_mm))
             for window, rows in table.items():
-                ensemble = replace(weights.ensemble(kind), roi_size=window)
-                found = predict_probability(case.prepared, ensemble, text, device, backend="auto")
+                ensemble = replace(weights.ensemble(configuration), roi_size=window)
+                probability = predict_probability(case.prepared, ensemble, text, device, backend="auto")
                 keep = case.prepared.foreground & ~case.ignore
-                regions = [np.ones_like(case.truth), case.regions["CSO"], case.regions["BG"]]
                 values = [
-                    [dice((found >= t) & keep & r, case.truth & r) for t in THRESHOLDS] for r in regions
+                    [dice((probability >= t) & keep & region, case.reference & region) for t in THRESHOLDS]
+                    for region in case.regions.values()
                 ]
                 rows.append([float(np.nanmean(column)) for column in zip(*values, strict=True)])
                 best = int(np.argmax(rows[-1]))

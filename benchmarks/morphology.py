@@ -1,13 +1,13 @@
-"""Error of length, width, direction and volume on painted tubes of known shape: ``python -m benchmarks.morphology``.
+"""Errors of length, width, direction and volume of painted tubes of known shape: ``python -m benchmarks.morphology``.
 
-With ``--speed``: seconds that ``measure`` takes for 1000 PVS in a mask of 256 x 256 x 256 voxels, instead.
+With ``--speed``: instead the time of ``measure`` for 1000 PVS in a mask of 256 x 256 x 256 voxels.
 
 Each tube is drawn by a seed (length from tip to tip 2 to 20 mm, width 0.8 to 3 mm with round ends, any direction, any
 place between voxels; straight, or an arc of radius 6 to 25 mm), painted at 1/8 mm with the simulator's painter and
 averaged onto the voxels; its label is the voxels that it fills by 40 %, or 20 % where slices are thick. Prints Markdown
 tables: errors of what ``pvs_model.burden`` measures, then of the alternatives that it was chosen from.
 
-Tubes that fall apart into several clusters, or leave none, are counted, not measured: no formula can know. The
+Tubes with several clusters or none are counted, not measured. The
 formulas were chosen with seeds below 1000; the tables of docs/burden.md are of the default seeds.
 """
 
@@ -43,12 +43,12 @@ THIN_MM = 1.5
 
 @dataclass(frozen=True)
 class Tube:
-    """A painted tube and the truth about it.
+    """A painted tube of known shape.
 
     Attributes:
         label: bool (x, y, z), RAS+ axes.
-        length_mm, width_mm, volume_mm3: of the tube as painted.
-        direction: unit vector from end to end.
+        length_mm, width_mm, volume_mm3: Dimensions of the painted tube.
+        direction: Unit vector from end to end.
     """
 
     label: npt.NDArray[np.bool_]
@@ -60,7 +60,7 @@ class Tube:
 
 @dataclass(frozen=True)
 class Measured:
-    """A tube that left one cluster, that cluster, and its shape."""
+    """A tube with one cluster, the cluster, and its shape."""
 
     tube: Tube
     cluster: npt.NDArray[np.bool_]
@@ -69,7 +69,7 @@ class Measured:
 
 
 def draw(seed: int, voxel_mm: Triple, form: str) -> Tube:
-    """One tube, the same in space for every voxel size but for its place between the voxels."""
+    """Draws a tube, the same for every voxel size but for its position relative to the voxels."""
     rng = np.random.default_rng(seed)
     width = rng.uniform(0.8, 3.0)
     length = rng.uniform(max(2.0, 1.25 * width), 20.0)
@@ -99,7 +99,7 @@ def draw(seed: int, voxel_mm: Triple, form: str) -> Tube:
 
 
 def measured(tube: Tube, voxel_mm: Triple) -> Measured | int:
-    """The tube's cluster and its shape; the number of clusters where that is not 1."""
+    """Measures the cluster of a tube; returns the number of clusters where it is not 1."""
     labels, count = ndimage.label(tube.label, np.ones((3, 3, 3)))
     if count != 1:
         return int(count)
@@ -108,7 +108,7 @@ def measured(tube: Tube, voxel_mm: Triple) -> Measured | int:
     return Measured(tube, cluster, affine, shape_of(cluster, affine))
 
 
-# ---- what is compared: each gives an error of one measured tube, or None where there is no value -------------------
+# ---- errors of one measured tube, None where there is no value -------------------
 
 Error = Callable[[Measured], float | None]
 
@@ -121,12 +121,12 @@ def degrees(direction: Sequence[float] | Floats | None, tube: Tube) -> float | N
 
 
 def positions(m: Measured) -> Floats:
-    """Middles of the voxels in mm, (N, 3)."""
+    """Voxel centres in mm, (N, 3)."""
     return np.argwhere(m.cluster) @ m.affine[:3, :3].T
 
 
 def main_axis(m: Measured, voxels: float) -> Floats:
-    """Main axis of the voxels' middles, with so many times a voxel's own moments added."""
+    """Main axis of the voxel centres, with a multiple of the moments of a voxel added."""
     spread = np.cov(positions(m).T, bias=True) if m.cluster.sum() > 1 else np.zeros((3, 3))
     return np.linalg.eigh(spread + voxels * m.affine[:3, :3] ** 2 / 12)[1][:, 2]
 
@@ -137,13 +137,13 @@ def skeleton_steps(m: Measured) -> float:
 
 
 def extent(m: Measured) -> float:
-    """From the first voxel to the last along the main axis, and half a voxel at each end."""
+    """Extent of the voxels along the main axis."""
     axis = main_axis(m, 1.0)
     return float(np.ptp(positions(m) @ axis) + 1 / np.abs(axis / np.diag(m.affine)[:3]).max())
 
 
 def moments(m: Measured) -> float:
-    """Of the box with the same spread along the main axis."""
+    """Length of the box with the same variance along the main axis."""
     axis = main_axis(m, 1.0)
     return math.sqrt(12 * float((positions(m) @ axis).var() + ((m.affine[:3, :3] @ axis) ** 2).sum() / 12))
 
@@ -187,22 +187,22 @@ ALTERNATIVES: dict[str, Error] = {
 }
 
 
-def table(errors: dict[str, Error], found: dict[tuple[str, str], list[Measured]]) -> None:
-    """A line per measure and form, a column per voxel size: mean error (bias); median (quartiles)."""
+def table(errors: dict[str, Error], tubes: dict[tuple[str, str], list[Measured]]) -> None:
+    """Prints a line per measure and form, a column per voxel size: mean error (bias); median (quartiles)."""
     print(f"| error of | tubes | {' | '.join(VOXELS)} |")
     print(f"| --- | --- |{' ---: |' * len(VOXELS)}")
     for name, error in errors.items():
         for form in FORMS:
             cells = []
             for voxels in VOXELS:
-                values = [value for m in found[voxels, form] if (value := error(m)) is not None]
+                values = [value for m in tubes[voxels, form] if (value := error(m)) is not None]
                 low, middle, high = np.percentile(values, (25, 50, 75))
                 cells.append(f"{np.mean(values):.2f}; {middle:.2f} ({low:.2f} to {high:.2f})")
             print(f"| {name} | {form} | {' | '.join(cells)} |")
 
 
 def speed(count: int = 1000, side: int = 256) -> None:
-    """Seconds of the processor for a mask of straight lines, 1 to 15 voxels long and 1 to 3 thick, and four regions."""
+    """Measures the CPU time for a mask of straight lines, 1 to 15 voxels long and 1 to 3 thick, and four regions."""
     rng = np.random.default_rng(0)
     mask = np.zeros((side, side, side), bool)
     for start, step in zip(rng.uniform(20, side - 20, (count, 3)), rng.normal(size=(count, 3)), strict=True):
@@ -215,38 +215,38 @@ def speed(count: int = 1000, side: int = 256) -> None:
     sides[side // 2 :] = 2
     measure(mask[:32], {}, np.eye(4))  # imports
     start = time.process_time()
-    found = measure(mask, regions, np.eye(4), ~mask | mask, sides)
-    print(f"{len(found.pvs)} PVS in {side}^3 voxels: {time.process_time() - start:.2f} s")
+    burden = measure(mask, regions, np.eye(4), ~mask | mask, sides)
+    print(f"{len(burden.pvs)} PVS in {side}^3 voxels: {time.process_time() - start:.2f} s")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Draw, paint, measure, print."""
+    """Draws, paints, measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tubes", type=int, default=300, help="tubes per voxel size and form (default 300)")
-    parser.add_argument("--seed", type=int, default=FIRST_SEED, help=f"of the first tube (default {FIRST_SEED})")
-    parser.add_argument("--speed", action="store_true", help="measure seconds, not errors")
+    parser.add_argument("--seed", type=int, default=FIRST_SEED, help=f"seed of the first tube (default {FIRST_SEED})")
+    parser.add_argument("--speed", action="store_true", help="measure the time instead")
     args = parser.parse_args(argv)
     if args.speed:
         speed()
         return
     torch.set_num_threads(1)
-    found: dict[tuple[str, str], list[Measured]] = {}
+    measured_tubes: dict[tuple[str, str], list[Measured]] = {}
     print("| voxels | tubes | drawn | no cluster | several | no direction | empty skeleton |")
     print("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
     for voxels, voxel_mm in VOXELS.items():
         for form in FORMS:
             tubes = [draw(args.seed + k, voxel_mm, form) for k in range(args.tubes)]
             all_measured = [measured(tube, voxel_mm) for tube in tubes]
-            good = found[voxels, form] = [m for m in all_measured if isinstance(m, Measured)]
+            good = measured_tubes[voxels, form] = [m for m in all_measured if isinstance(m, Measured)]
             lost = sum(m == 0 for m in all_measured)
             broken = args.tubes - len(good) - lost
             undirected = sum(m.shape.direction is None for m in good)
             empty = sum(not skeletonize(np.pad(m.cluster, 1)).any() for m in good)
             print(f"| {voxels} | {form} | {args.tubes} | {lost} | {broken} | {undirected} | {empty} |", flush=True)
     print()
-    table(CHOSEN, found)
+    table(CHOSEN, measured_tubes)
     print()
-    table(ALTERNATIVES, found)
+    table(ALTERNATIVES, measured_tubes)
 
 
 if __name__ == "__main__":

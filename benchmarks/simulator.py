@@ -1,4 +1,4 @@
-"""The simulator alone: how fast it is, and how far its scans are from real ones, by numbers.
+"""Speed of the simulator, and differences between simulated and real scans.
 
     python -m benchmarks.simulator speed  --anatomies DIR [--device cpu|cuda] [--sides 48 96] [--repeats 5]
     python -m benchmarks.simulator signal --anatomies DIR [--real DIR] [--labelled IMAGE LABELS ...]
@@ -54,7 +54,7 @@ RATIOS = {"GM/WM": "cortex", "CSF/WM": "ventricle", "putamen/WM": "putamen"}
 
 
 def speed(args: argparse.Namespace) -> None:
-    """Scenes and scans per second at each side of a cubic patch of about 1 mm."""
+    """Measures scenes and scans per second for each side of a cubic patch of about 1 mm."""
     paths = label_maps(args.anatomies)[: args.heads]
     anatomies = [load_anatomy(path, args.cache).to(args.device) for path in paths]
     print(f"device {args.device}, {torch.get_num_threads()} CPU thread(s), {args.repeats} repeats")
@@ -84,7 +84,7 @@ def _redraw(scene: Scene, seed: int) -> Scan:
 
 
 def _timed(work: Callable[[], Made], device: str) -> tuple[float, Made]:
-    """Seconds and result of some work: by the clock on a GPU, its queue emptied; on the CPU those it was given."""
+    """Runs a function. Returns its wall-clock time on a GPU or its CPU time, and its result."""
     clock = time.perf_counter if device == "cuda" else time.process_time
     if device == "cuda":
         torch.cuda.synchronize()
@@ -99,7 +99,7 @@ def _timed(work: Callable[[], Made], device: str) -> tuple[float, Made]:
 
 
 def signal(args: argparse.Namespace) -> None:
-    """Ratios to white matter and noise per sequence: real scans, then percentiles of draws."""
+    """Prints ratios to white matter and noise per sequence: real scans, then percentiles of draws."""
     rows: dict[str, dict[str, float]] = {}
     for scan in load_backgrounds(args.real, args.anatomies, args.cache) if args.real else []:
         inside = foreground(scan.images[next(c for c in range(3) if scan.present[c])])
@@ -116,20 +116,20 @@ def signal(args: argparse.Namespace) -> None:
     print(f"| scan | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
     for name, values in rows.items():
         print(f"| {name} | {' | '.join(f'{values[c]:.3f}' for c in columns)} |")
-    for share, words in ((0.4, "training"), (0.0, "tissue priors")):
+    for share, label in ((0.4, "training"), (0.0, "tissue priors")):
         drawn = [draws(seed, share) for seed in range(args.draws)]
         for channel, name in enumerate(SEQUENCES):
             cells = []
             for column in columns:
                 low, middle, high = np.percentile([d[channel][column] for d in drawn], PERCENTILES)
                 cells.append(f"{low:.3f} / {middle:.3f} / {high:.3f}")
-            print(f"| draws, {words}, {name} | {' | '.join(cells)} |")
+            print(f"| draws, {label}, {name} | {' | '.join(cells)} |")
 
 
 def measured(
     image: npt.NDArray[np.float32], tissues: npt.NDArray[np.uint8], hosts: npt.NDArray[np.bool_]
 ) -> dict[str, float]:
-    """Medians over the cores of tissues; noise from differences of voxels two apart, within white matter hosts."""
+    """Computes medians over the cores of tissues, and the noise from differences of white matter voxels two apart."""
     white = is_tissue(tissues, "white_matter") & hosts
     level = float(np.median(image[core_of(white, 2)]))
     out = {}
@@ -146,7 +146,7 @@ def measured(
 
 
 def draws(seed: int, random_share: float) -> list[dict[str, float]]:
-    """The same numbers of one simulated draw, per sequence: those of pure tissue, as drawn."""
+    """Computes the same values of one simulated draw per sequence, from the signals of pure tissue."""
     scan = draw_scan(seed, complete=True, random_share=random_share)
     table = np.array(scan.signals)
     out = []
@@ -179,7 +179,7 @@ SITES = {
 
 
 def burden(args: argparse.Namespace) -> None:
-    """Simulated clusters as they are labelled, beside what was measured."""
+    """Prints sizes of labelled simulated clusters beside measured ones."""
     paths = label_maps(args.anatomies)
     values: dict[str, list[float]] = {name: [] for name in MEASURED_7T}
     for number in range(args.patches):
@@ -214,12 +214,12 @@ def burden(args: argparse.Namespace) -> None:
 
 
 def clusters(label: npt.NDArray[np.bool_], voxel_mm: Sequence[float], whole: bool = False) -> list[Shape]:
-    """Size of each 26-connected cluster from the smallest that the product keeps.
+    """Measures each 26-connected cluster of at least the minimum volume of the product.
 
     Args:
         label: (x, y, z).
-        voxel_mm: spacing.
-        whole: leave out clusters that touch the border of the array.
+        voxel_mm: Voxel spacing.
+        whole: Whether to leave out clusters that touch the border of the array.
     """
     numbered, _ = ndimage.label(label, np.ones((3, 3, 3)))
     shapes = []
@@ -231,9 +231,9 @@ def clusters(label: npt.NDArray[np.bool_], voxel_mm: Sequence[float], whole: boo
 
 
 def main() -> None:
-    """Run one of the three."""
+    """Runs one of the three experiments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("speed", "signal", "burden"))
+    parser.add_argument("experiment", choices=("speed", "signal", "burden"))
     parser.add_argument("--anatomies", type=Path, required=True, help="folder of label maps with FreeSurfer ids")
     parser.add_argument("--cache", type=Path, help="folder that keeps prepared anatomies and registrations")
     parser.add_argument("--heads", type=int, default=3)
@@ -247,7 +247,7 @@ def main() -> None:
     parser.add_argument("--labelled", nargs=2, action="append", metavar=("IMAGE", "LABELS"), help="a T1w, its labels")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    {"speed": speed, "signal": signal, "burden": burden}[args.what](args)
+    {"speed": speed, "signal": signal, "burden": burden}[args.experiment](args)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Where a network marks PVS in real scans that nobody has labelled: ``python -m benchmarks.specificity``.
+"""Locations of predicted PVS in real scans without labels: ``python -m benchmarks.specificity``.
 
     python -m benchmarks.specificity --scans DIR|FILE ... [--weights DIR] [--device cpu] [--json FILE] [--montage DIR]
 
@@ -6,20 +6,20 @@
 folder that holds several images of a sequence, those whose names begin alike are a case (``visit1_T1w``,
 ``visit1_T2w``), and an image whose name begins with its sequence is a case by itself.
 
-PVS lie in white matter, deep grey matter, hippocampus and midbrain. What is marked in cortex, fluid, dura or outside
-the brain is therefore wrong, without a label that says so: the fewer, the more specific the network, as long as it
-still marks the deep brain. Each cell of the Markdown table holds two values, before and after the product's removal
+PVS lie in white matter, deep grey matter, hippocampus and midbrain. Clusters in cortex, fluid, dura or outside the
+brain are therefore false positives: the fewer, the more specific the network, if it still detects PVS in the deep
+brain. Each cell of the Markdown table holds two values, before and after the product's removal
 of clusters that lie mostly outside the parenchyma; the first shows the network's own specificity. Columns:
 
-- clusters: 26-connected clusters of the product's mask, those below its least volume left out.
+- clusters: 26-connected clusters of the product's mask, without those below its minimum volume.
 - deep, cortex, CSF, dura, outside, cerebellum + brainstem: the share of clusters whose centre lies there (the voxel of
   the cluster nearest to its centroid). They sum to 1. The regions are those of the product's anatomy network:
   - deep: cerebral white matter, basal ganglia, thalamus, hippocampus, amygdala, ventral diencephalon and midbrain;
   - CSF: ventricles, sulci, cisterns and holes in the brain;
   - dura: neither parenchyma nor ventricle and within 3 mm of the intracranial surface, on either side of it. The
     network has no class of its own for dura and venous sinuses, which lie there;
-  - outside: all the rest. Few are left before the removal, too, where the product has taken off a skull, because it
-    then looks at the brain and 1 mm around it.
+  - outside: all the rest. In scans that the product has skull-stripped there are few even before the removal, since
+    it then segments the brain and 1 mm around it only.
 - per cm3 cortex, per cm3 deep: clusters with their centre there, divided by the region's volume in this scan.
 
 The last row holds the means over scans; a scan without clusters has no shares. The regions are estimates with errors
@@ -63,8 +63,8 @@ SLICES = 6
 Values = dict[str, float | None]
 
 
-def cases_of(path: Path) -> list[Case]:
-    """The cases of a folder, or the one of an image file."""
+def find_scans(path: Path) -> list[Case]:
+    """Finds the cases of a folder, or the case of an image file."""
     if not path.is_dir():
         sequence = sequence_of(path.name)
         problem = None if sequence else f"{path}: expected an image whose name says T1w, T2w or FLAIR"
@@ -82,14 +82,14 @@ def cases_of(path: Path) -> list[Case]:
 
 
 def _separated(folder: Path) -> Iterator[Case]:
-    """Each image by itself, of a folder whose images are of several subjects."""
+    """Makes a case of each image of a folder with images of several subjects."""
     for image in entries(folder):
         if is_image(image) and sequence_of(image.name):
-            yield from cases_of(image)
+            yield from find_scans(image)
 
 
 def places_of(anatomy: Anatomy, spacing_mm: tuple[float, float, float]) -> npt.NDArray[np.uint8]:
-    """The place of every voxel, as an index of ``PLACES``, uint8 (x, y, z)."""
+    """Computes the place of every voxel as an index of ``PLACES``, uint8 (x, y, z)."""
     intracranial = anatomy.brain | anatomy.mask("intracranial")
     surface = widened(intracranial, DURA_MM, spacing_mm) & widened(~intracranial, DURA_MM, spacing_mm)
     places = np.where(intracranial, PLACES.index("CSF"), PLACES.index("outside")).astype(np.uint8)
@@ -102,41 +102,41 @@ def places_of(anatomy: Anatomy, spacing_mm: tuple[float, float, float]) -> npt.N
 
 
 def centres(mask: npt.NDArray[np.generic], spacing_mm: tuple[float, float, float]) -> npt.NDArray[np.int64]:
-    """Of each 26-connected cluster the voxel nearest to its centroid, (clusters, 3)."""
+    """Finds the voxel of each 26-connected cluster nearest to its centroid, (clusters, 3)."""
     from scipy import ndimage
 
-    labels, found = clusters(mask != 0), []
+    labels, voxels_nearest = clusters(mask != 0), []
     for number, box in enumerate(ndimage.find_objects(labels), 1):
         voxels = np.argwhere(labels[box] == number)
         offsets = (voxels - voxels.mean(0)) * spacing_mm
-        found.append(voxels[(offsets**2).sum(1).argmin()] + [part.start for part in box])
-    return np.array(found, np.int64).reshape(-1, 3)
+        voxels_nearest.append(voxels[(offsets**2).sum(1).argmin()] + [part.start for part in box])
+    return np.array(voxels_nearest, np.int64).reshape(-1, 3)
 
 
-def counted(
+def count_by_place(
     mask: npt.NDArray[np.generic], places: npt.NDArray[np.uint8], spacing_mm: tuple[float, float, float]
 ) -> Values:
-    """The values of ``COLUMNS`` for one mask; None where one divides by nothing.
+    """Computes the values of ``COLUMNS`` for a mask; None where the denominator is 0.
 
     Args:
         mask: (x, y, z), PVS where not 0.
         places: uint8 (x, y, z), indices of ``PLACES``.
-        spacing_mm: of the voxels.
+        spacing_mm: Voxel spacing.
     """
-    where = np.bincount(places[tuple(centres(mask, spacing_mm).T)], minlength=len(PLACES))
+    counts = np.bincount(places[tuple(centres(mask, spacing_mm).T)], minlength=len(PLACES))
     cm3 = np.bincount(places.ravel(), minlength=len(PLACES)) * float(np.prod(spacing_mm)) / 1000
-    total = int(where.sum())
+    total = int(counts.sum())
     values: Values = {"clusters": total}
     for index, name in enumerate(PLACES):
-        values[name] = int(where[index]) / total if total else None
+        values[name] = int(counts[index]) / total if total else None
     for name in DENSITIES:
         index = PLACES.index(name)
-        values[f"per cm3 {name}"] = float(where[index] / cm3[index]) if cm3[index] else None
+        values[f"per cm3 {name}"] = float(counts[index] / cm3[index]) if cm3[index] else None
     return {name: values[name] for name in COLUMNS}
 
 
 def row(first: list[str], before: Values, after: Values) -> str:
-    """One line of the table."""
+    """Formats a line of the table."""
     cells = []
     for name in COLUMNS:
         digits = 0 if name == "clusters" else 3 if name.startswith("per") else 2
@@ -145,7 +145,7 @@ def row(first: list[str], before: Values, after: Values) -> str:
 
 
 def montage(path: Path, prepared: Prepared, brain: Bool, before: Bool, after: Bool) -> None:
-    """Six axial slices from the base of the brain to its vertex: whole with outlines, then their middle at 2x."""
+    """Draws six axial slices from the base of the brain to its vertex, with outlines, and their centre at 2x."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -173,7 +173,7 @@ def montage(path: Path, prepared: Prepared, brain: Bool, before: Bool, after: Bo
 
 
 def main() -> None:
-    """Print the table, a row as soon as a scan is done."""
+    """Prints the table, each row when its scan is finished."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scans", nargs="+", type=Path, required=True, metavar="DIR|FILE")
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
@@ -185,12 +185,12 @@ def main() -> None:
     results: dict[str, dict[str, Values]] = {"before": {}, "after": {}}
     names = ["scan", "network", *COLUMNS]
     print("| " + " | ".join(names) + " |\n|" + "---|" * len(names), flush=True)
-    for case in (case for path in args.scans for case in cases_of(path)):
+    for case in (case for path in args.scans for case in find_scans(path)):
         try:
             predicted = segmenter.predict(segmenter.preprocess(case))
             segmentation, prepared = segmenter.postprocess(predicted), predicted.preprocessed.prepared
             if prepared.anatomy is None:
-                raise VolumeError("expected the anatomy network to find a brain, found none")
+                raise VolumeError("expected a scan of a brain, but the anatomy network detected none")
         except PVSError as error:
             print(f"{case.name}: {error}", file=sys.stderr)
             continue
@@ -199,9 +199,9 @@ def main() -> None:
         before = remove_small_components(before, float(np.prod(spacing)))
         places = places_of(prepared.anatomy, spacing)
         for when, mask in (("before", before), ("after", segmentation.canonical_mask)):
-            results[when][case.name] = counted(mask, places, spacing)
-        kind = predicted.ensemble.configuration.upper()
-        print(row([case.name, kind], results["before"][case.name], results["after"][case.name]), flush=True)
+            results[when][case.name] = count_by_place(mask, places, spacing)
+        configuration = predicted.ensemble.configuration.upper()
+        print(row([case.name, configuration], results["before"][case.name], results["after"][case.name]), flush=True)
         if args.montage is not None:
             name = case.name.replace("/", "_") + ".png"
             montage(args.montage / name, prepared, prepared.anatomy.brain, before > 0, segmentation.canonical_mask > 0)

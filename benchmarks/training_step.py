@@ -1,10 +1,10 @@
-"""Where the time of a training step goes: samples, forward, backward, optimiser, average; CPU seconds.
+"""CPU time of the parts of a training step: samples, forward, backward, optimiser, average.
 
     python -m benchmarks.training_step [--network 3d] [--patch 48] [--batch 2] [--steps 12] [--operators]
 
-Runs the same steps with and without ``nets.memory.keep_freed_memory`` and in both precisions, each in a process of its
-own, one thread, and prints medians with the kernel's share of the time and the ratio to the first row. ``--operators``
-adds the ten operators of a step that take longest (torch's profiler). Scenes are of the phantom.
+Runs the same steps with and without ``nets.memory.keep_freed_memory`` and in both precisions, each in a separate
+process with one thread. Prints medians, the share of system time and the ratio to the first row. ``--operators`` adds
+the ten slowest operators of a step (torch's profiler). Scenes are of the phantom.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ PARTS = ("samples", "forward", "backward", "optimiser", "average")
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Medians of the parts in this process."""
+    """Measures the medians of the parts in this process."""
     import torch
 
     from pvs_model.nets.memory import keep_freed_memory
-    from pvs_model.nets.registry import ENTRIES
+    from pvs_model.nets.zoo import MODELS
     from pvs_model.synth.phantom import phantom
     from pvs_model.training.data import PatchStream
     from pvs_model.training.loop import networks_of
@@ -39,7 +39,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(1)
     if args.keep_memory:
         keep_freed_memory()
-    config, device = ENTRIES[args.network].config, torch.device("cpu")
+    config, device = MODELS[args.network].config, torch.device("cpu")
     network, average = networks_of(config, TrainingConfig(), device, None)
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-4)
     state, loss_of = State(network, average, optimiser), DeepSupervision()
@@ -68,7 +68,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             seconds[part].append(b - a)
 
     for number in range(args.steps + 3):
-        if number == 3:  # the first ones warm up
+        if number == 3:  # after warm-up
             seconds.update({part: [] for part in PARTS})
             began, began_system = time.process_time(), os.times().system
         step()
@@ -82,7 +82,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure each way in a process of its own."""
+    """Measures each setting in a separate process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", default="3d")
     parser.add_argument("--patch", type=int, default=48)

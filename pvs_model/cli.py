@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from pvs_model import __version__
-from pvs_model.benchmark import commands as benchmark
 from pvs_model.cohort import commands as cohort
 from pvs_model.commands import agreement, demo, evaluate, rank, regions, release, segment, simulate, train
 from pvs_model.errors import PVSError
@@ -27,7 +26,6 @@ COMMANDS: dict[str, ModuleType] = {
     "evaluate": evaluate,
     "rank": rank,
     "agreement": agreement,
-    "benchmark": benchmark,
 }
 
 

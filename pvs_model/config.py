@@ -20,7 +20,7 @@ MANIFEST = "MANIFEST.json"
 #: Where grand-challenge.org unpacks a model of its own.
 MOUNTED_WEIGHTS = Path("/opt/ml/model")
 
-#: Architectures that ``nets.model.build`` knows: ours, and those of ``nets.peers``.
+#: Architectures that ``nets.model.build`` knows: ours, and those of ``nets.baselines``.
 ARCHITECTURES = (
     "graph_fusion", "dynunet", "unet", "unet++", "attention_unet", "segresnet", "unetr", "swin_unetr", "mednext",
     "mfns_de", "cs2net", "separate_encoders", "multiscale_kernels", "gated_residual",
@@ -69,7 +69,7 @@ class NetworkConfig:
     The last three need ``text``.
     """
 
-    architecture: str = "graph_fusion"  # or one of the others in ARCHITECTURES (nets/peers)
+    architecture: str = "graph_fusion"  # or one of the others in ARCHITECTURES (nets/baselines)
     dimensions: int = 3  # 2 or 3
     sequences: int = 3  # T1w, T2w, FLAIR
     neighbour_slices: int = 1  # 2D only: slices stacked per sequence (3: one on each side)

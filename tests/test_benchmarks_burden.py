@@ -49,13 +49,13 @@ def test_the_coefficient_of_variation() -> None:
 def test_the_burden_benchmark_end_to_end(
     anatomy: Head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On a phantom, the pipeline's masks replaced by the truth: what is found is what is there."""
+    """On a phantom, with the reference as the pipeline's masks: predicted and reference burden are equal."""
 
     def run(source: Path, output: Path, settings: InferenceConfig) -> list[str]:
         for case in choose(source).find_cases(source):
-            truth = source / case.name / f"{case.name}_PVS.nii.gz"
+            reference = source / case.name / f"{case.name}_PVS.nii.gz"
             (output / case.output).parent.mkdir(parents=True, exist_ok=True)
-            (output / case.output).write_bytes(truth.read_bytes())
+            (output / case.output).write_bytes(reference.read_bytes())
         return []
 
     def find(volumes: dict[str, Volume], weights: Path) -> Anatomy:
@@ -72,10 +72,13 @@ def test_the_burden_benchmark_end_to_end(
     monkeypatch.setattr(benchmarks.burden, "protocol_named", lambda name: on_grid((3.0, 3.0, 3.0)))
     arguments = ["cohort", str(tmp_path), "--cases", "3", "--json", str(tmp_path / "out.json")]
     assert benchmarks.burden.main(arguments) == 0
-    found = json.loads((tmp_path / "out.json").read_text())["1mm"]
-    assert [row["case"] for row in found] == ["sub00", "sub01", "sub02"]
-    for row in found:
-        (a, b), (c, d) = row["found and true"]["all count"], row["found and true"]["all volume"]
+    rows = json.loads((tmp_path / "out.json").read_text())["1mm"]
+    assert [row["case"] for row in rows] == ["sub00", "sub01", "sub02"]
+    for row in rows:
+        (a, b), (c, d) = row["predicted and reference"]["all count"], row["predicted and reference"]["all volume"]
         assert a == b and c == d
-    assert found[0]["found and true"]["all count"] == [0, 0] and found[2]["found and true"]["all volume"][1] > 0
+    assert (
+        rows[0]["predicted and reference"]["all count"] == [0, 0]
+        and rows[2]["predicted and reference"]["all volume"][1] > 0
+    )
     assert "| 1mm | all | volume |" in capsys.readouterr().out

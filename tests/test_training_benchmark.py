@@ -11,7 +11,6 @@ import torch
 
 from pvs_model import cli
 from pvs_model.config import NetworkConfig
-from pvs_model.errors import PVSError
 from pvs_model.synth.anatomy import Anatomy
 from pvs_model.synth.engine import label_coverage
 from pvs_model.training import material
@@ -186,7 +185,6 @@ def test_what_was_asked_for_longest_ago_goes_first(anatomy: Anatomy, tiny: dict[
 
 
 def test_cases_train_no_network_of_views_or_regions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from pvs_model import cli
 
     for name in ("swin_unetr-axial", "gated-3d"):
         code = cli.main(["train", "--network", name, "--cases", str(tmp_path), "--output", str(tmp_path / "out"),
@@ -195,7 +193,6 @@ def test_cases_train_no_network_of_views_or_regions(tmp_path: Path, capsys: pyte
 
 
 def test_networks_with_a_learning_rate_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pvs_model import cli
     from pvs_model.commands import train
     from pvs_model.training import loop
 
@@ -216,26 +213,3 @@ def test_hidden_files_are_no_label_maps(tmp_path: Path) -> None:
     for name in ("a.nii.gz", "B.NII.GZ", "c.mgz", "._a.nii.gz", ".DS_Store", "notes.txt"):
         (tmp_path / name).write_bytes(b"1234")
     assert [path.name for path in label_maps(tmp_path)] == ["B.NII.GZ", "a.nii.gz", "c.mgz"]
-
-
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_the_benchmark_does_with_few_label_maps(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], count: int
-) -> None:
-    for k in range(count):
-        (tmp_path / f"{k}.nii.gz").touch()
-    seen: list[tuple[list[str], list[str]]] = []
-
-    def study(material: Material, *_: Any) -> None:
-        seen.append(([str(a) for a in material.anatomies], [str(a) for a in material.held_out_anatomies]))
-        raise PVSError("enough")
-
-    monkeypatch.setattr("pvs_model.training.data.load_anatomy", lambda path, cache: path.name)
-    monkeypatch.setattr("pvs_model.benchmark.run.Study", study)
-    words = ["benchmark", "--networks", "3d", "--anatomies", str(tmp_path), "--output", str(tmp_path / "out")]
-    assert cli.main([*words, "--encoder", str(tmp_path), "--device", "cpu"]) == 2
-    told = capsys.readouterr().err
-    if count == 1:
-        assert told == f"error: {tmp_path}: expected at least 2 label maps, one to choose thresholds on, found 1\n"
-    else:
-        assert seen == [([f"{k}.nii.gz" for k in range(1, count)], ["0.nii.gz"])] and "--fold" not in told

@@ -20,9 +20,9 @@ from pvs_model.config import NETWORK_2D, NETWORK_3D, NetworkConfig
 from pvs_model.datasets.labelled_cases import LabelledCase, beside, load_cases
 from pvs_model.errors import VolumeError
 from pvs_model.layouts import choose
-from pvs_model.nets.registry import ENTRIES
 from pvs_model.nets.slices import stack_slices
 from pvs_model.nets.text import TEMPLATES, TRAINING_TEMPLATES, TextCache, prompt
+from pvs_model.nets.zoo import MODELS
 from pvs_model.preprocessing.network_grid import CROP_MARGIN
 from pvs_model.preprocessing.prepare import prepare, read
 from pvs_model.synth.anatomy import BASAL_GANGLIA, CENTRUM_SEMIOVALE, Anatomy
@@ -451,7 +451,7 @@ def train(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny: dict[str, Netwo
     monkeypatch.setattr(loop, "TextEncoder", CachedEncoder)
     monkeypatch.setattr(recorder, "can_plot", lambda: False)
     for name, config in tiny.items():
-        monkeypatch.setitem(ENTRIES, name, replace(ENTRIES[name], config=config))
+        monkeypatch.setitem(MODELS, name, replace(MODELS[name], config=config))
     fixed = ["--patch", "16", "--encoder", str(tmp_path), "--device", "cpu", "--output", str(tmp_path / "run")]
     return lambda *words: main(["train", *map(str, words), *fixed])
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pvs_model.config import NetworkConfig, default_weights
 from pvs_model.errors import PVSError, WeightsError
-from pvs_model.nets.registry import ENTRIES, Entry
+from pvs_model.nets.zoo import MODELS, ModelSpec
 from pvs_model.training.settings import (
     FINE_TUNING_RATE,
     LEARNING_RATE,
@@ -63,7 +63,7 @@ def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_training_arguments(parser: argparse.ArgumentParser) -> None:
     add, default = parser.add_argument, TrainingConfig()
     add(
-        "--network", choices=tuple(ENTRIES), required=True, metavar="NAME",
+        "--network", choices=tuple(MODELS), required=True, metavar="NAME",
         help="3d, 2d, or another of docs/benchmark.md, such as dynunet-3d",
     )  # fmt: skip
     add(
@@ -117,26 +117,26 @@ def run(args: argparse.Namespace) -> int:
     from pvs_model.training.distributed import joined
     from pvs_model.training.loop import train
 
-    encoder, entry = args.encoder or find_encoder(), ENTRIES[args.network]
+    encoder, model = args.encoder or find_encoder(), MODELS[args.network]
     if encoder is None:
         raise PVSError("--encoder: expected the folder of a BERT encoder, got none, and none is installed")
-    _check(args, entry.config)
-    training = _training_config(args, entry)
+    _check(args, model.config)
+    training = _training_config(args, model)
     if args.start is not None:
-        _check_start(args.start, args.network, entry.config)
+        _check_start(args.start, args.network, model.config)
     with joined(choose_device(args.device)) as (ranks, device):
         if not ranks.first:
             logging.getLogger().setLevel(logging.WARNING)  # one process logs for all
-        data = _load_data(args, entry.config)
-        result = train(entry.config, training, data, args.output, encoder, device, args.start, ranks)
+        data = _load_data(args, model.config)
+        result = train(model.config, training, data, args.output, encoder, device, args.start, ranks)
         if ranks.first:
             print(json.dumps(result))
     return 0
 
 
-def _training_config(args: argparse.Namespace, entry: Entry) -> TrainingConfig:
+def _training_config(args: argparse.Namespace, model: ModelSpec) -> TrainingConfig:
     """The user's options, and what the network prescribes."""
-    prescribed = dict(entry.training)
+    prescribed = dict(model.training)
     rate = prescribed.pop("learning_rate", LEARNING_RATE)
     options = {f.name: getattr(args, f.name) for f in fields(TrainingConfig) if hasattr(args, f.name)}
     if args.learning_rate is None:
@@ -183,7 +183,7 @@ def _check_start(path: Path, name: str, network: NetworkConfig) -> None:
     differing = [key for key in own if own[key] != other[key]]
     if differing:
         differences = ", ".join(f"{key} {other[key]} instead of {own[key]}" for key in differing[:3])
-        matching = [entry.name for entry in ENTRIES.values() if entry.config == stored]
+        matching = [model.name for model in MODELS.values() if model.config == stored]
         hint = f"; use --network {matching[0]} for them" if matching else ""
         raise WeightsError(f"{path}: expected weights of the network {name}, got those of another: {differences}{hint}")
 

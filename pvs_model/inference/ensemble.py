@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from pvs_model.config import INPUTS, NetworkConfig
 from pvs_model.errors import VolumeError
-from pvs_model.nets.model import SegmentationNet
+from pvs_model.nets.base import SegmentationNet
 
 
 @dataclass(frozen=True)

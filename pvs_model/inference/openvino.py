@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from pvs_model.errors import DeviceError
-from pvs_model.nets.model import SegmentationNet, cropped
+from pvs_model.nets.base import SegmentationNet, crop
 from pvs_model.nets.precision import cpu_has_bfloat16
 
 log = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ def compiled(networks: tuple[SegmentationNet, ...], required: bool = False) -> C
         if required:
             raise DeviceError("--backend openvino: expected the package openvino, got none (pip install openvino)")
         return None
-    fixed = sorted({network.config.architecture for network in networks if not network.any_size})
+    fixed = sorted({network.config.architecture for network in networks if not network.supports_dynamic_shape})
     if fixed:
         if required:
             raise DeviceError(
@@ -136,8 +136,8 @@ class CompiledEnsemble:
         networks = list(networks)
         splits = cpu_has_bfloat16() and all(network.stem() is not None for network in networks)
         self.terms = SPLIT_TERMS if splits else 1
-        self.multiple = math.lcm(*(network.multiple for network in networks))
-        self.least = max(network.least for network in networks)
+        self.size_divisor = math.lcm(*(network.size_divisor for network in networks))
+        self.min_size = max(network.min_size for network in networks)
         self.heads = max(network.config.heads for network in networks)
         self.graph = _joined(_graphs(networks, self.terms))
         self._requests: OrderedDict[tuple[int, ...], Any] = OrderedDict()
@@ -145,7 +145,7 @@ class CompiledEnsemble:
     def __call__(self, windows: Tensor, text: Tensor) -> Tensor:
         """Maps windows (B, C, *window) and token embeddings (1, T, W) to mean maps (B, outputs, *window), float32."""
         sides = windows.shape[2:]
-        short = [_round_up(max(side, self.least), self.multiple) - side for side in sides]
+        short = [_round_up(max(side, self.min_size), self.size_divisor) - side for side in sides]
         if any(short):
             windows = nn.functional.pad(windows, [n for extra in reversed(short) for n in (0, extra)])
         windows = _split_image(windows, self.terms)
@@ -157,7 +157,7 @@ class CompiledEnsemble:
                 self._requests.popitem(last=False)
         self._requests.move_to_end(shape)
         maps = [_run(self._requests[shape], window, text) for window in windows.split(1)]
-        return cropped(torch.cat(maps), sides)
+        return crop(torch.cat(maps), sides)
 
 
 def _repeat_beyond(text: Tensor, count: int) -> Tensor:
@@ -211,7 +211,7 @@ def _round_up(side: int, multiple: int) -> int:
 
 def _min_side(network: SegmentationNet, side: int) -> int:
     """The smallest side of at least ``side`` without padding, and with two voxels on the lowest level."""
-    return _round_up(max(side, network.least, 2 * network.multiple), network.multiple)
+    return _round_up(max(side, network.min_size, 2 * network.size_divisor), network.size_divisor)
 
 
 def _check(graph: Any, network: SegmentationNet, terms: int) -> None:
@@ -225,7 +225,7 @@ def _check(graph: Any, network: SegmentationNet, terms: int) -> None:
     config = network.config
     random = torch.Generator().manual_seed(1)
     cube = [_min_side(network, _CHECK_SIDE)] * 3
-    box = [_min_side(network, 16) + k * network.multiple for k in range(3)]
+    box = [_min_side(network, 16) + k * network.size_divisor for k in range(3)]
     for sides, tokens, exact in ((cube, 11, False), (box, 7, True)):
         image = torch.randn(1, config.in_channels, *sides[: config.dimensions], generator=random)
         text = torch.randn(1, tokens, config.text_width, generator=random)

@@ -11,7 +11,7 @@ from torch import Tensor
 from pvs_model.inference import openvino
 from pvs_model.inference.device import MemoryPlan, autocast, with_memory_fallback
 from pvs_model.inference.ensemble import Ensemble, Group
-from pvs_model.nets.model import SegmentationNet
+from pvs_model.nets.base import SegmentationNet
 from pvs_model.nets.slices import stack_slices
 
 Progress = Callable[[int], None]

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, keep: Tensor | None = None) -> Tensor:
-    """softmax(Q K^T / sqrt d) V over (..., N, d) queries and (..., M, d) keys and values; keep True where a key counts.
+    """Computes softmax(Q K^T / sqrt d) V of queries (..., N, d) and keys and values (..., M, d).
 
-    A traced graph gets the formula spelt out: in bfloat16, OpenVINO's own attention (2026.4, d = 12) gives wrong
-    numbers, and for the few keys here the formula is faster there, too.
+    ``keep`` is True for the keys to attend to. Traced graphs contain the formula instead of torch's operator:
+    OpenVINO's own attention (2026.4, d = 12) gives wrong results in bfloat16, and with few keys it is slower.
     """
     if not torch.jit.is_tracing():
         return F.scaled_dot_product_attention(query, key, value, attn_mask=keep)
@@ -57,7 +57,7 @@ class _Attend(nn.Module):
         self.feed_forward = nn.Sequential(nn.Linear(2 * width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
 
     def forward(self, x: Tensor, other: Tensor, other_mask: Tensor | None) -> Tensor:
-        """x (B, N, C) asks other (B, M, C); other_mask (B, M), or None where all are real. Returns (B, N, C)."""
+        """Attends from x (B, N, C) to other (B, M, C), masked by other_mask (B, M) or None. Returns (B, N, C)."""
         query = rearrange(self.query(self.norm_query(x)), "b n (h d) -> b h n d", h=self.heads)
         key, value = rearrange(
             self.key_value(self.norm_key(other)), "b m (two h d) -> two b h m d", two=2, h=self.heads
@@ -73,7 +73,7 @@ class CrossAttention(nn.Module):
     """Multimodal cross-attention (section 2.2): image queries over text keys, and the reverse.
 
     For each modality: x + FFN([x, Attention(LN(x), LN(y))]) with a feed-forward of 2C -> 2C -> C.
-    Both directions read the modalities as they came in. Cost: N x (8 C^2 + 4 T C), linear in N.
+    Both directions read the unmodified inputs. Cost: N x (8 C^2 + 4 T C), linear in N.
     """
 
     def __init__(self, width: int, heads: int) -> None:

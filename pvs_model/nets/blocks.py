@@ -1,7 +1,7 @@
-"""The bricks of the nested U-Net: convolution with normalisation, and the steps down and up.
+"""Building blocks of the nested U-Net: convolution with normalisation, downsampling and upsampling.
 
-Every brick is built for two or three dimensions by the same line: ``dimensions`` chooses the torch
-class, nothing else differs. Features are ``(batch, channel, *spatial)``.
+Blocks are the same in two and three dimensions but for the torch classes, which ``dimensions`` selects.
+Features are ``(batch, channel, *spatial)``.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ LEAK = 0.01
 
 
 class ConvBlock(nn.Sequential):
-    """Convolution 3^d, instance normalisation, LeakyReLU.
+    """Convolution with kernel 3, instance normalisation and LeakyReLU.
 
     The convolution has no bias, since the normalisation would subtract it. The activation works in
-    place: the normalisation keeps its input for the backward pass, not its output.
+    place: the backward pass of the normalisation needs its input, not its output.
     """
 
     def __init__(
@@ -56,10 +56,10 @@ class ConvBlock(nn.Sequential):
 
 
 class Stage(nn.Sequential):
-    """An encoder stage, X(i, 0): two convolution blocks, of which the first may halve the grid.
+    """An encoder stage, X(i, 0): two convolution blocks, of which the first may halve the spatial sizes.
 
-    Where it reads the image, the first stays in float32: of what bfloat16 did to logits near 0, half came from rounding
-    the image itself, for 1 % of the work.
+    The block that reads the image stays in float32: rounding the image to bfloat16 caused half of the error of logits
+    near 0, and this block is 1 % of the work.
     """
 
     def __init__(self, dimensions: int, in_channels: int, out_channels: int, stride: int, image: bool = False) -> None:
@@ -70,12 +70,12 @@ class Stage(nn.Sequential):
 
 
 def upsampling(dimensions: int, in_channels: int, out_channels: int) -> nn.Module:
-    """The step up: a transposed convolution with kernel 2 and stride 2, ``*spatial`` -> ``2 * spatial``.
+    """Builds a transposed convolution with kernel 2 and stride 2, ``*spatial`` -> ``2 * spatial``.
 
-    Kernel and stride are equal, so outputs do not overlap (no uneven overlap, the usual cause of
-    checkerboards) and each of the 2^d children of a voxel has weights of its own. Interpolation gives
-    all children the same value or a blend of neighbours: it would have to leave the place of a tube
-    thinner than a coarse voxel to the skip connections alone. Measured on a CPU in bfloat16 it costs
-    about as much as 1x1 convolution and linear interpolation.
+    Kernel and stride are equal, so outputs do not overlap (uneven overlap is the usual cause of
+    checkerboard artefacts) and each of the 2^d children of a voxel has its own weights. Interpolation
+    would give all children the same value or a mean of neighbours, so that only the skip connections
+    could locate a tube thinner than a coarse voxel. On a CPU in bfloat16 the cost is about that of a
+    1x1 convolution and linear interpolation.
     """
     return _TRANSPOSED[dimensions](in_channels, out_channels, 2, stride=2)

@@ -1,9 +1,8 @@
-"""Weights on disk: float16 safetensors with the network's config in the metadata. Never pickle."""
+"""Weights files: float16 safetensors with the configuration of the network in the metadata. Pickle is not used."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,63 +12,63 @@ from safetensors.torch import save_file
 
 from pvs_model.config import NetworkConfig
 from pvs_model.errors import WeightsError
-from pvs_model.nets.model import SegmentationNet, build
+from pvs_model.files import write_atomically
+from pvs_model.nets.base import SegmentationNet
+from pvs_model.nets.model import build
 
-#: Key of the metadata that holds ``NetworkConfig`` as JSON.
+#: Metadata key of the ``NetworkConfig`` as JSON.
 CONFIG_KEY = "config"
 
 
 def save(path: Path | str, network: SegmentationNet, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes a network's parameters as float16, with its config and ``metadata``.
+    """Writes the parameters of a network as float16, with its config and ``metadata``.
 
-    The file is written beside its place and then moved, so that a run that is stopped leaves the old
-    weights whole.
+    The file is replaced atomically: an interrupted call leaves an older file intact.
 
     Raises:
         ValueError: If ``metadata`` has a key ``config``.
-        WeightsError: If a parameter is not finite in float16.
+        WeightsError: If a parameter is not finite in float16, or the file cannot be written.
     """
     if metadata and CONFIG_KEY in metadata:
-        raise ValueError(f"the metadata key {CONFIG_KEY!r} is the network's own")
-    tensors = {
-        name: _stored(tensor)
-        for name, tensor in network.state_dict().items()
-    }
-    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
-    if broken:
-        raise WeightsError(f"{path}: expected finite parameters, found {broken[0]} (of {len(broken)}) not finite")
-    partial = Path(f"{path}.partial")
-    save_file(tensors, partial, metadata={**(metadata or {}), CONFIG_KEY: network.config.to_json()})
-    partial.chmod(0o644)  # safetensors leaves it to the owner alone; the container runs as another user
-    os.replace(partial, path)
+        raise ValueError(f"the metadata key {CONFIG_KEY!r} is reserved")
+    tensors = {name: _to_half(tensor) for name, tensor in network.state_dict().items()}
+    invalid = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if invalid:
+        raise WeightsError(f"{path}: expected finite parameters, got {len(invalid)} others, first {invalid[0]}")
+
+    def write(part: Path) -> None:
+        save_file(tensors, part, metadata={**(metadata or {}), CONFIG_KEY: network.config.to_json()})
+        part.chmod(0o644)  # safetensors makes it readable to its owner only; the container runs as another user
+
+    write_atomically(Path(path), write, WeightsError)
 
 
-def _stored(tensor: torch.Tensor) -> torch.Tensor:
-    """Parameters in float16; counts and indices, which float16 would round above 2048, as they are."""
+def _to_half(tensor: torch.Tensor) -> torch.Tensor:
+    """Converts parameters to float16; keeps counts and indices, which float16 would round above 2048."""
     dtype = torch.float16 if tensor.is_floating_point() else tensor.dtype
     return tensor.detach().to("cpu", dtype, memory_format=torch.contiguous_format)
 
 
 def read_metadata(path: Path | str) -> dict[str, str]:
-    """The metadata that ``save`` wrote, the config included.
+    """Reads the metadata of a weights file, including the config.
 
     Raises:
-        WeightsError: If the file is missing or is not a whole safetensors file.
+        WeightsError: If the file is missing or is not a complete safetensors file.
     """
     try:
         with safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {})
     except (OSError, SafetensorError) as error:
-        raise WeightsError(f"{path}: expected a safetensors file of weights, found {error}") from error
+        raise WeightsError(f"{path}: expected a safetensors file of weights, got {error}") from error
 
 
 def load(path: Path | str, sha256: str | None = None, device: torch.device | str = "cpu") -> SegmentationNet:
-    """Builds the network that a weights file describes and fills it.
+    """Builds the network that a weights file describes and loads its parameters.
 
     Args:
-        path: File that ``save`` wrote.
-        sha256: Hexadecimal checksum that the file must have; None to accept any.
-        device: Where to put the network.
+        path: File written by ``save``.
+        sha256: Expected checksum in hexadecimal; None to accept any.
+        device: Device of the network.
 
     Returns:
         The network with float32 parameters, in eval mode.
@@ -79,19 +78,19 @@ def load(path: Path | str, sha256: str | None = None, device: torch.device | str
             unknown; or if its parameters are not exactly those of the network.
     """
     if not Path(path).is_file():
-        raise WeightsError(f"{path}: expected a file of weights, found none")
+        raise WeightsError(f"{path}: expected a file of weights, got none")
     if sha256 is not None:
-        found = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-        if found != sha256.lower():
-            raise WeightsError(f"{path}: expected sha256 {sha256}, found {found}")
+        checksum = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        if checksum != sha256.lower():
+            raise WeightsError(f"{path}: expected sha256 {sha256}, got {checksum}")
     metadata = read_metadata(path)
     try:
         network = build(NetworkConfig.from_json(metadata[CONFIG_KEY]))
     except (KeyError, TypeError, ValueError) as error:
-        raise WeightsError(f"{path}: expected the config of a known network, found {error!r}") from error
+        raise WeightsError(f"{path}: expected the config of a known network, got {error!r}") from error
     try:
         with safe_open(path, framework="pt") as file:
             network.load_state_dict({name: file.get_tensor(name) for name in file.keys()}, strict=True)  # noqa: SIM118
     except (SafetensorError, RuntimeError) as error:
-        raise WeightsError(f"{path}: its parameters are not those of its network ({error})") from error
+        raise WeightsError(f"{path}: the parameters do not match the network ({error})") from error
     return network.to(device).eval()

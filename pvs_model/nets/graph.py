@@ -20,7 +20,7 @@ EPSILON = 1e-6
 
 
 class GraphProjection(nn.Module):
-    """Features to graph nodes, G^pro: equations (1) and (2).
+    """Projection of features to graph nodes, G^pro: equations (1) and (2).
 
     With f layer-normalised first::
 
@@ -46,11 +46,11 @@ class GraphProjection(nn.Module):
         self.raw_sigma = nn.Parameter(torch.full((nodes, width), raw))
 
     def forward(self, features: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Features to nodes.
+        """Projects features to nodes.
 
         Args:
             features: (B, N, C).
-            mask: (B, N), True for real features, or None where all are. Others get no weight in any node.
+            mask: (B, N), True for real features, or None where all are. Others have no weight in any node.
 
         Returns:
             Nodes (B, K, C) of unit length, and the assignment S (B, N, K) whose rows sum to 1 (to 0
@@ -80,7 +80,7 @@ class GraphInteraction(nn.Module):
         G'_I = w_I softmax(Q_I K_T^T / sqrt C) V_T + G_I
 
     As printed, the values are the modality's own (V_T in the first line), so that text would mix with
-    text only, by weights that the image chose; ``values="own"`` keeps that for the ablation.
+    text only, by weights from the image; ``values="own"`` keeps that for the ablation.
     """
 
     def __init__(self, width: int, values: str = "other") -> None:
@@ -153,9 +153,9 @@ class NodeSupport(nn.Module):
     def forward(self, features: Tensor, nodes: Tensor) -> Tensor:
         """Features (B, N, C) and the other modality's nodes (B, K, C) to (B, N, C)."""
         with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
-            # Which nodes are nearest is a choice, with no gradient; float32, so that bfloat16 makes no ties.
-            likeness = features.to(nodes.dtype) @ nodes.transpose(-1, -2)
-            nearest = likeness.topk(self.neighbours, dim=-1).indices  # (B, N, neighbours)
+            # The choice of the nearest nodes has no gradient; float32 avoids the ties of bfloat16.
+            similarity = features.to(nodes.dtype) @ nodes.transpose(-1, -2)
+            nearest = similarity.topk(self.neighbours, dim=-1).indices  # (B, N, neighbours)
             offset = torch.arange(nodes.shape[0], device=nodes.device) * nodes.shape[1]
             nearest = nearest + offset.view(-1, 1, 1)  # rows of the nodes of the whole batch
         embedded = self.edge(features)
@@ -167,7 +167,7 @@ class NodeSupport(nn.Module):
 
 
 class GraphModule(nn.Module):
-    """The whole of section 2.1: interaction (equations 1 to 5), then enhancement (6).
+    """Multimodal graph interaction (equations 1 to 5) and enhancement (6), all of section 2.1.
 
     The fusion before (6) multiplies channels. Text and image have unequal lengths, so each modality is
     multiplied by a gate made of one vector of the other: F_fus^I = F'_I * sigmoid(g_T) with text pooled
@@ -182,7 +182,7 @@ class GraphModule(nn.Module):
             width: C, channels of both modalities.
             nodes: K.
             neighbours: Nodes joined to each feature in (6); at most K.
-            values: Whose values equation (3) takes, "other" or "own".
+            values: Modality whose values equation (3) uses, "other" or "own".
 
         Raises:
             ValueError: If ``neighbours`` is not between 1 and ``nodes``.

@@ -1,4 +1,4 @@
-"""How the C library hands memory back: large tensors that come and go many times a second."""
+"""Settings of the C library's memory allocator for training."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ _SETTINGS = ((_M_MMAP_THRESHOLD, 1 << 30), (_M_TRIM_THRESHOLD, (1 << 31) - 1), (
 
 
 def keep_freed_memory() -> bool:
-    """Lets this process keep the memory that it frees, instead of fetching zeroed pages again for every large tensor.
+    """Keeps freed memory in this process instead of requesting zeroed pages again for every large tensor.
 
-    Fetching takes up to a fifth of a training step (``benchmarks.training_step``). Only on Linux with glibc; elsewhere
-    nothing happens.
+    Requesting pages takes up to a fifth of a training step (``benchmarks.training_step``). This works on Linux with
+    glibc only; elsewhere nothing happens.
 
     Returns:
-        whether the settings were accepted.
+        Whether the settings were accepted.
     """
     if not sys.platform.startswith("linux"):
         return False

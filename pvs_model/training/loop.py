@@ -13,8 +13,9 @@ from tqdm import tqdm
 from pvs_model.config import NetworkConfig
 from pvs_model.errors import WeightsError
 from pvs_model.nets import checkpoint
+from pvs_model.nets.base import SegmentationNet
 from pvs_model.nets.memory import keep_freed_memory
-from pvs_model.nets.model import SegmentationNet, build
+from pvs_model.nets.model import build
 from pvs_model.nets.text import TextEncoder
 from pvs_model.training.distributed import ALONE, Ranks, any_rank, averaging, wait_for_all
 from pvs_model.training.logbook import Pace

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pvs_model.errors import WeightsError
-from pvs_model.nets.model import SegmentationNet
+from pvs_model.nets.base import SegmentationNet
 
 INDEX = "state.json"
 #: How the state was written before there were shards; still read.

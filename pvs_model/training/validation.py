@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pvs_model.nets.model import SegmentationNet
+from pvs_model.nets.base import SegmentationNet
 from pvs_model.training.data import Batch
 from pvs_model.training.precision import precision
 from pvs_model.training.prompts import Prompts

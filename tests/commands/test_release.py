@@ -19,7 +19,7 @@ from pvs_model.errors import WeightsError
 from pvs_model.inference.weights import Weights, missing_parts
 from pvs_model.nets import checkpoint
 from pvs_model.nets.model import build
-from pvs_model.nets.registry import ENTRIES
+from pvs_model.nets.zoo import MODELS
 
 SHIPPED = Path(__file__).resolve().parents[2] / "weights"
 
@@ -106,7 +106,7 @@ def test_lacking_leaves_a_damaged_manifest_to_others(tmp_path: Path) -> None:
 )
 def test_training_starts_from_no_other_network(tmp_path: Path, capsys: Any, file: str, said: str) -> None:
     if file.startswith("2d"):
-        checkpoint.save(tmp_path / file, build(ENTRIES["2d"].config))
+        checkpoint.save(tmp_path / file, build(MODELS["2d"].config))
     else:
         shutil.copyfile(SHIPPED / file, tmp_path / file)
     words = ["--network", "3d", "--anatomies", str(tmp_path), "--output", str(tmp_path / "run")]

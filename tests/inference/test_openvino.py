@@ -20,9 +20,10 @@ from pvs_model.inference import openvino, sliding_window
 from pvs_model.inference.ensemble import Ensemble, Group
 from pvs_model.inference.sliding_window import backend_name, mean_probability, predict
 from pvs_model.inference.weights import Weights
-from pvs_model.nets.model import SegmentationNet, build
-from pvs_model.nets.registry import ENTRIES
+from pvs_model.nets.base import SegmentationNet
+from pvs_model.nets.model import build
 from pvs_model.nets.text import prompt
+from pvs_model.nets.zoo import MODELS
 from pvs_model.pipeline import predict_probability as run_pipeline
 from pvs_model.preprocessing.prepare import prepare
 from pvs_model.synth.case import simulate, whole_scene
@@ -74,7 +75,7 @@ def test_networks_of_several_architectures_in_one_ensemble(
     tiny: dict[str, NetworkConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(openvino, "cpu_has_bfloat16", lambda: False)
-    peer = replace(ENTRIES["dynunet-3d"].config, widths=(8, 8, 16))  # it never looks at the text
+    peer = replace(MODELS["dynunet-3d"].config, widths=(8, 8, 16))  # it never looks at the text
     bare = replace(tiny["3d"], graph=False, cross_attention=False, fusion=False)
     networks = networks_of(peer, tiny["3d"], bare)
     graph = openvino.compiled(networks, required=True)
@@ -167,7 +168,7 @@ def test_windows_of_any_side_are_padded_as_pytorch_does(
     tiny: dict[str, NetworkConfig], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(openvino, "cpu_has_bfloat16", lambda: False)
-    peer = replace(ENTRIES[f"dynunet-{kind}"].config, widths=(8, 8, 16, 16, 16))  # sides of 16 n, from 32 on
+    peer = replace(MODELS[f"dynunet-{kind}"].config, widths=(8, 8, 16, 16, 16))  # sides of 16 n, from 32 on
     for config in (tiny[kind], peer):
         networks = networks_of(config, config)
         graph = openvino.compiled(networks, required=True)
@@ -185,7 +186,7 @@ def test_networks_whose_graph_holds_for_one_size_are_pytorchs(
     tiny: dict[str, NetworkConfig], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     networks = networks_of(tiny["3d"], tiny["3d"])
-    networks[1].any_size = False
+    networks[1].supports_dynamic_shape = False
     plain = networks_of(tiny["3d"])
     ensemble = Ensemble("3d", (Group(networks, "a"), Group(plain, "b")), 0.5, 16, 0.25, (0.4, 1.3), (0.4, 2.5))
     monkeypatch.setattr(openvino, "_graphs", lambda *_: pytest.fail("it was traced"))

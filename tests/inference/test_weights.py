@@ -121,7 +121,7 @@ def test_a_truncated_member(own_weights: Path) -> None:
 
 def test_a_missing_member(own_weights: Path) -> None:
     (own_weights / "3d_fold1.safetensors").unlink()
-    with pytest.raises(WeightsError, match=r"3d_fold1.safetensors: expected a file of weights, found none"):
+    with pytest.raises(WeightsError, match=r"3d_fold1.safetensors: expected a file of weights, got none"):
         Weights(own_weights).ensemble("3d")
 
 

@@ -1,4 +1,4 @@
-"""What a network costs: parameters, floating-point operations, seconds and memory."""
+"""Cost of a network: parameters, floating-point operations, seconds and memory."""
 
 from __future__ import annotations
 
@@ -14,27 +14,28 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pvs_model.config import NetworkConfig
 from pvs_model.inference.device import autocast
-from pvs_model.nets.model import SegmentationNet, build
+from pvs_model.nets.base import SegmentationNet
+from pvs_model.nets.model import build
 from pvs_model.training.losses import DeepSupervision
 from pvs_model.training.precision import precision
 
-#: Steps and windows that are timed after as many that are not.
+#: Timed steps and windows, after as many for warm-up.
 TIMED = 3
-#: Side of the window that operations, seconds and memory are told for.
+#: Window size by dimensions for operations, seconds and memory.
 WINDOW = {3: 96, 2: 256}
 MIB = 2**20
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one network.
+    """Cost of a network.
 
     Attributes:
-        parameters: number.
-        gflop: of one window (96^3 or 256^2), a multiplication and an addition counting as two.
-        step_seconds: median of a training step on patches of the budget, without drawing them.
-        window_seconds: median of a window.
-        window_mib: memory that a window takes beyond the weights; None where it cannot be told.
+        parameters: Number of parameters.
+        gflop: Operations of one window (96^3 or 256^2), a multiplication and an addition counting as two.
+        step_seconds: Median time of a training step on patches of the budget, without drawing them.
+        window_seconds: Median time of a window.
+        window_mib: Memory of a window beyond the weights; None where it cannot be measured.
     """
 
     parameters: int
@@ -45,11 +46,11 @@ class Cost:
 
 
 def measure(config: NetworkConfig, patch: int, batch: int, device: torch.device) -> Cost:
-    """Build a network and see what it costs on a device, on noise."""
+    """Builds a network and measures its cost on a device, on noise."""
     torch.manual_seed(0)
     network = build(config).to(device)
     text = torch.randn(batch, 24, config.text_width, device=device)
-    step_seconds = _median(_step(network, config, text, patch, batch, device), device)
+    step_seconds = _median_seconds(_training_step(network, config, text, patch, batch, device), device)
     network.eval()
     image = torch.randn(1, config.in_channels, *[WINDOW[config.dimensions]] * config.dimensions, device=device)
 
@@ -59,7 +60,7 @@ def measure(config: NetworkConfig, patch: int, batch: int, device: torch.device)
 
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         network(image, text[:1])
-    seconds = _median(window, device)
+    seconds = _median_seconds(window, device)
     return Cost(
         parameters=sum(p.numel() for p in network.parameters()),
         gflop=counter.get_total_flops() / 1e9,
@@ -69,10 +70,10 @@ def measure(config: NetworkConfig, patch: int, batch: int, device: torch.device)
     )
 
 
-def _step(
+def _training_step(
     network: SegmentationNet, config: NetworkConfig, text: torch.Tensor, patch: int, batch: int, device: torch.device
 ) -> Callable[[], None]:
-    """A training step as a function."""
+    """Returns a training step as a function."""
     optimiser, loss_of = torch.optim.AdamW(network.parameters(), lr=1e-4), DeepSupervision()
     sides = [patch] * config.dimensions
     image = torch.randn(batch, config.in_channels, *sides, device=device)
@@ -90,8 +91,8 @@ def _step(
     return step
 
 
-def _median(call: Callable[[], None], device: torch.device) -> float:
-    """Median seconds of a call, after warming up."""
+def _median_seconds(call: Callable[[], None], device: torch.device) -> float:
+    """Measures the median time of a call after warm-up."""
     seconds = []
     for _ in range(2 * TIMED):
         began = time.perf_counter()
@@ -103,7 +104,7 @@ def _median(call: Callable[[], None], device: torch.device) -> float:
 
 
 def peak_mib(call: Callable[[], None], device: torch.device) -> float | None:
-    """MiB that a call takes at its height beyond what was taken before; None on systems that do not tell."""
+    """Measures the peak memory of a call in MiB beyond that in use before; None on systems without this measure."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
@@ -112,18 +113,18 @@ def peak_mib(call: Callable[[], None], device: torch.device) -> float | None:
         torch.cuda.synchronize(device)
         return float(torch.cuda.max_memory_allocated(device) - before) / MIB
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # what is free goes back, so that what is taken counts
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: the height counts from now on
-        before = _status("VmRSS")
+        ctypes.CDLL(None).malloc_trim(0)  # return freed memory, so that new allocations count
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: reset the peak
+        before = _status_kib("VmRSS")
         call()
-        return max(0.0, _status("VmHWM") - before) / 1024
+        return max(0.0, _status_kib("VmHWM") - before) / 1024
     except (OSError, ValueError, AttributeError):
         return None
 
 
-def _status(name: str) -> int:
-    """A line of /proc/self/status, in KiB."""
+def _status_kib(name: str) -> int:
+    """Reads a line of /proc/self/status, in KiB."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1])
-    raise ValueError(f"/proc/self/status: expected {name}, found no such line")
+    raise ValueError(f"/proc/self/status: expected a line {name}, got none")

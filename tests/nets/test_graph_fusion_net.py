@@ -12,10 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pvs_model.config import NETWORK_2D, NETWORK_3D, NetworkConfig
 from pvs_model.nets.attention import CrossAttention
+from pvs_model.nets.base import Head
 from pvs_model.nets.blocks import ConvBlock, upsampling
 from pvs_model.nets.fusion import DynamicFusion
 from pvs_model.nets.graph import GraphModule
-from pvs_model.nets.model import GraphFusionNet, Head, TextConcatenation, TextGuidance, build
+from pvs_model.nets.model import GraphFusionNet, TextConcatenation, TextGuidance, build
 from pvs_model.nets.nested import NestedUNet
 
 #: Small networks with every part, for the laws.
@@ -96,7 +97,7 @@ def test_grid_of_three_levels_is_wired_as_drawn() -> None:
 
 
 @pytest.mark.parametrize("levels", [2, 3, 4])
-def test_enhance_is_called_once_at_half_resolution_and_reaches_the_answer(levels: int) -> None:
+def test_enhance_is_called_once_at_half_resolution_and_changes_the_output(levels: int) -> None:
     torch.manual_seed(0)
     net = NestedUNet(3, 1, (2, 3, 4, 5)[:levels])
     image = torch.randn(1, 1, 16, 16, 16)
@@ -123,7 +124,7 @@ def test_each_nested_node_has_one_convolution_and_the_last_diagonal_two() -> Non
 @pytest.mark.parametrize(
     ("nested_from", "nodes"),
     [
-        (0, ["0_1", "1_1", "2_1", "0_2", "1_2", "0_3"]),  # as it was before there was a choice
+        (0, ["0_1", "1_1", "2_1", "0_2", "1_2", "0_3"]),  # the first networks
         (1, ["1_1", "2_1", "1_2", "0_3"]),
         (2, ["2_1", "1_2", "0_3"]),  # a plain U-Net: one node per level
     ],
@@ -192,7 +193,7 @@ def test_parameters_of_a_tiny_grid_by_hand(nested_from: int, expected: int) -> N
     assert sum(p.numel() for p in net.parameters()) == expected
 
 
-def test_grid_refuses_sizes_it_cannot_restore() -> None:
+def test_grid_rejects_sizes_that_it_cannot_restore() -> None:
     net = NestedUNet(2, 1, (2, 3, 4, 5))
     with pytest.raises(ValueError, match=r"multiple of 8.*\(16, 20\)"):
         net(torch.zeros(1, 1, 16, 20))
@@ -204,12 +205,12 @@ def test_grid_refuses_sizes_it_cannot_restore() -> None:
 
 
 @SMALL
-def test_training_gives_every_scale_and_eval_the_full_one(config: NetworkConfig) -> None:
+def test_training_mode_returns_every_scale_and_eval_mode_full_resolution(config: NetworkConfig) -> None:
     net = network(config)
     outputs = net(*inputs(config))
     assert [tuple(x.shape) for x in outputs] == [(2, 1, *[size] * config.dimensions) for size in (16, 8, 4)]
-    answer = net.eval()(*inputs(config))
-    assert torch.equal(answer, outputs[0])
+    logits = net.eval()(*inputs(config))
+    assert torch.equal(logits, outputs[0])
 
 
 @pytest.mark.parametrize("nested_from", [0, 1, 2])
@@ -249,14 +250,14 @@ def test_odd_sizes_are_padded_with_zeros_and_cropped_again(config: NetworkConfig
     odd = image[..., :13]
     padded = torch.zeros_like(image[..., :16])
     padded[..., :13] = odd
-    for found, whole in zip(net(odd, text, mask), net(padded, text, mask), strict=True):
-        last = found.shape[-1]
-        assert last == 13 * whole.shape[-1] // 16
-        assert torch.equal(found, whole[..., :last])
+    for cropped, padded_logits in zip(net(odd, text, mask), net(padded, text, mask), strict=True):
+        last = cropped.shape[-1]
+        assert last == 13 * padded_logits.shape[-1] // 16
+        assert torch.equal(cropped, padded_logits[..., :last])
 
 
 @SMALL
-def test_wrong_inputs_are_refused(config: NetworkConfig) -> None:
+def test_wrong_inputs_are_rejected(config: NetworkConfig) -> None:
     net = network(config)
     image, text, mask = inputs(config)
     with pytest.raises(ValueError, match="channels"):
@@ -289,7 +290,7 @@ def test_batch_equals_single(config: NetworkConfig) -> None:
 
 
 @SMALL
-def test_padding_changes_nothing_whatever_it_holds(config: NetworkConfig) -> None:
+def test_padding_has_no_effect_whatever_its_values(config: NetworkConfig) -> None:
     net = network(config).double()
     image, text, _ = (x.double() for x in inputs(config))
     padded = torch.cat([text, torch.full_like(text, torch.nan)], dim=1)
@@ -314,8 +315,8 @@ def test_determinism(config: NetworkConfig) -> None:
 def test_every_parameter_learns(config: NetworkConfig) -> None:
     net = network(config)
     sum(x.square().mean() for x in net(*inputs(config))).backward()
-    still = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
-    assert still == []
+    unused = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    assert unused == []
 
 
 @SMALL
@@ -371,7 +372,7 @@ def test_each_switch_adds_parameters(config: NetworkConfig) -> None:
 def test_text_moves_every_scale_of_every_row_but_the_backbone(config: NetworkConfig, row: str) -> None:
     """Against the spread of the logits over the image: a shift that normalisation swallows would not count.
 
-    Level 2 lies below the guided level, so its head hears the prompt by its gate.
+    Level 2 lies below the guided level, so the prompt reaches its head by the gate.
     """
     config = dataclasses.replace(config, **ABLATION[row])
     net = network(config)
@@ -397,11 +398,11 @@ def test_guidance_is_graph_then_attention_then_fusion_added_to_the_feature() -> 
     def grid(x: Tensor) -> Tensor:
         return x.permute(0, 2, 1).reshape(2, 8, 3, 4, 5)
 
-    image, words = graph(voxels(feature), text, mask)
+    image, tokens = graph(voxels(feature), text, mask)
     torch.testing.assert_close(TextGuidance(graph, None, None, None)(feature, text, mask), grid(image))
-    image, words = attention(image, words, mask)
+    image, tokens = attention(image, tokens, mask)
     torch.testing.assert_close(TextGuidance(graph, attention, None, None)(feature, text, mask), grid(image))
-    fused = feature + grid(fusion(image, words, mask))
+    fused = feature + grid(fusion(image, tokens, mask))
     torch.testing.assert_close(TextGuidance(graph, attention, fusion, None)(feature, text, mask), fused)
 
 

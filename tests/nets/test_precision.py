@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pvs_model.nets.precision import safe_in_bfloat16
+from pvs_model.nets.precision import make_safe_in_bfloat16
 
 #: (kernel, depth) for which oneDNN's gradient of the kernel read memory that is not the input's.
 SHALLOW = [(3, 2), (3, 1), (5, 1), (5, 3), (5, 4), (7, 2), (7, 4), (7, 6)]
@@ -24,16 +24,16 @@ def test_shallow_kernels_have_float32_gradients(kernel: int, depth: int) -> None
     exact = nn.Conv3d(16, 16, kernel, padding=kernel // 2)
     mixed = nn.Sequential(nn.Conv3d(16, 16, kernel, padding=kernel // 2))
     mixed[0].load_state_dict(exact.state_dict())
-    safe_in_bfloat16(mixed)
+    make_safe_in_bfloat16(mixed)
     image = torch.randn(2, 16, depth, 4, 4)
     exact(image).square().mean().backward()
     for _ in range(5):
         mixed.zero_grad()
         soil()
         with torch.autocast("cpu", torch.bfloat16):
-            answer = mixed(image)
+            output = mixed(image)
         soil()
-        answer.float().square().mean().backward()
+        output.float().square().mean().backward()
         assert exact.weight.grad is not None
         torch.testing.assert_close(mixed[0].weight.grad, exact.weight.grad)
 
@@ -41,7 +41,7 @@ def test_shallow_kernels_have_float32_gradients(kernel: int, depth: int) -> None
 def test_deep_inputs_and_inference_stay_in_bfloat16() -> None:
     net = nn.Sequential(nn.Conv3d(2, 2, 3, padding=1))
     names = list(net.state_dict())
-    safe_in_bfloat16(net)
+    make_safe_in_bfloat16(net)
     assert list(net.state_dict()) == names
     with torch.autocast("cpu", torch.bfloat16):
         assert net(torch.randn(1, 2, 4, 4, 4)).dtype == torch.bfloat16

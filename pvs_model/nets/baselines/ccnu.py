@@ -1,7 +1,7 @@
-"""The two networks that CCNU_CS_24 added to a U-Net (epvs_challenge_2024, section on the teams).
+"""The two networks that CCNU_CS_24 combined with a U-Net (EPVS challenge 2024, section on the teams).
 
-The paper gives their ideas, separate encoders per sequence and kernels of 3, 5 and 7 side by side; levels, widths and
-how features are joined are left open.
+The paper describes the ideas, separate encoders per sequence and parallel kernels of 3, 5 and 7, and leaves levels,
+widths and the fusion of features open.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from pvs_model.config import NetworkConfig
+from pvs_model.nets.base import Head, SegmentationNet
+from pvs_model.nets.baselines.norms import use_instance_norms
 from pvs_model.nets.blocks import CONVOLUTION, LEAK, ConvBlock, upsampling
-from pvs_model.nets.model import Head, SegmentationNet
-from pvs_model.nets.peers.library import with_instance_norms
 
 KERNELS = (3, 5, 7)
 
 
 class DoubleBlock(nn.Sequential):
-    """Two convolution blocks, of which the first may halve the grid."""
+    """Two convolution blocks, of which the first may halve the spatial sizes."""
 
     def __init__(self, dimensions: int, in_channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__(
@@ -29,15 +29,15 @@ class DoubleBlock(nn.Sequential):
 
 
 class MultiscaleBlock(nn.Module):
-    """Convolutions with kernels of 3, 5 and 7 side by side, each a third of the channels; then one of 3."""
+    """Parallel convolutions with kernels of 3, 5 and 7, each a third of the channels, then one with kernel 3."""
 
     def __init__(self, dimensions: int, in_channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__()
-        shares = [out_channels // len(KERNELS)] * len(KERNELS)
-        shares[0] += out_channels - sum(shares)
+        widths = [out_channels // len(KERNELS)] * len(KERNELS)
+        widths[0] += out_channels - sum(widths)
         self.branches = nn.ModuleList(
-            CONVOLUTION[dimensions](in_channels, share, kernel, stride=stride, padding=kernel // 2, bias=False)
-            for share, kernel in zip(shares, KERNELS, strict=True)
+            CONVOLUTION[dimensions](in_channels, width, kernel, stride=stride, padding=kernel // 2, bias=False)
+            for width, kernel in zip(widths, KERNELS, strict=True)
         )
         norm = nn.InstanceNorm3d if dimensions == 3 else nn.InstanceNorm2d
         self.norm = norm(out_channels, affine=True)
@@ -51,14 +51,14 @@ class MultiscaleBlock(nn.Module):
 
 
 class Decoder(nn.Module):
-    """From features of every level, finest first, to logits."""
+    """A U-Net decoder from features of every level, full resolution first, to logits."""
 
     def __init__(self, dimensions: int, widths: Sequence[int], skips: Sequence[int]) -> None:
         """
         Args:
             dimensions: 2 or 3.
             widths: Channels per level, full resolution first.
-            skips: Channels of the features that come in, per level.
+            skips: Channels of the input features per level.
         """
         super().__init__()
         self.steps, self.blocks = nn.ModuleList(), nn.ModuleList()
@@ -74,12 +74,12 @@ class Decoder(nn.Module):
         feature = features[-1]
         for step, block, skip in zip(self.steps, self.blocks, reversed(features[:-1]), strict=True):
             feature = block(torch.cat([skip, step(feature)], dim=1))
-        answer: Tensor = self.head(feature, None, None)
-        return answer
+        logits: Tensor = self.head(feature, None, None)
+        return logits
 
 
 class SeparateEncoders(SegmentationNet):
-    """U-Net with an encoder of its own for every sequence, whose features are joined at each level."""
+    """U-Net with a separate encoder per sequence, whose features are concatenated at each level."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -94,12 +94,12 @@ class SeparateEncoders(SegmentationNet):
             for _ in range(count)
         )
         self.decoder = Decoder(dimensions, widths, [count * width for width in widths])
-        self.multiple = 2 ** (len(widths) - 1)
-        self.least = self.multiple
-        with_instance_norms(self)
+        self.size_divisor = 2 ** (len(widths) - 1)
+        self.min_size = self.size_divisor
+        use_instance_norms(self)
 
     def segment(self, image: Tensor, text: Tensor | None, text_mask: Tensor | None) -> Tensor | list[Tensor]:
-        """As ``SegmentationNet.segment``."""
+        """See ``SegmentationNet.segment``."""
         rows = []
         for encoder, feature in zip(self.encoders, image.split(self.slices, dim=1), strict=True):
             row = []
@@ -107,12 +107,12 @@ class SeparateEncoders(SegmentationNet):
                 feature = block(feature)
                 row.append(feature)
             rows.append(row)
-        answer = self.decoder([torch.cat(level, dim=1) for level in zip(*rows, strict=True)])
-        return [answer] if self.training else answer
+        logits: Tensor = self.decoder([torch.cat(level, dim=1) for level in zip(*rows, strict=True)])
+        return [logits] if self.training else logits
 
 
 class MultiscaleKernels(SegmentationNet):
-    """U-Net whose encoder looks through kernels of 3, 5 and 7 at once."""
+    """U-Net with parallel kernels of 3, 5 and 7 in its encoder."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -123,15 +123,15 @@ class MultiscaleKernels(SegmentationNet):
             for level, (above, width) in enumerate(zip((config.input_channels, *widths), widths, strict=False))
         )
         self.decoder = Decoder(dimensions, widths, widths)
-        self.multiple = 2 ** (len(widths) - 1)
-        self.least = self.multiple
-        with_instance_norms(self)
+        self.size_divisor = 2 ** (len(widths) - 1)
+        self.min_size = self.size_divisor
+        use_instance_norms(self)
 
     def segment(self, image: Tensor, text: Tensor | None, text_mask: Tensor | None) -> Tensor | list[Tensor]:
-        """As ``SegmentationNet.segment``."""
+        """See ``SegmentationNet.segment``."""
         features, feature = [], image
         for block in self.encoder:
             feature = block(feature)
             features.append(feature)
-        answer = self.decoder(features)
-        return [answer] if self.training else answer
+        logits: Tensor = self.decoder(features)
+        return [logits] if self.training else logits

@@ -1,13 +1,13 @@
-"""Seconds per stage and peak memory of ``process.py``: medians over whole runs, variants in turn.
+"""Seconds per stage and peak memory of ``process.py``: medians over whole runs, variants interleaved.
 
-    python -m benchmarks.run [--repeats 3] [--variants openvino torch] [--members 1 5] [--json FILE] [--picture FILE]
-                             [--case NAME=FOLDER ...]
+    python -m benchmarks.speed [--repeats 3] [--variants openvino torch] [--members 1 5] [--json FILE] [--picture FILE]
+                               [--case NAME=FOLDER ...]
 
 Without ``--case`` three simulated phantoms (132 x 170 x 137 mm of brain) are measured: 1 mm and 0.5 mm isotropic (3D
-network), and 0.45 x 0.45 x 6 mm (2D network). Members: networks per ensemble, made of the shipped one so many times,
-which costs what so many folds would. ``start`` is everything before the first image is read: interpreter, imports,
-finding the cases; ``write`` is what is left after the last stage. Runs of all variants are interleaved, so that a
-machine that slows down slows all of them; ratios are to the first variant, round by round, then their median.
+network), and 0.45 x 0.45 x 6 mm (2D network). ``--members`` is the number of networks per ensemble: copies of the
+shipped one, which cost as much as folds would. ``start`` is the time before the first image is read (interpreter,
+imports, search for cases), ``write`` the time after the last stage. Runs of all variants are interleaved, so that a
+machine that becomes slower affects all of them; ratios are to the first variant in each round, then their median.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 STAGE = re.compile(r": (read|align|anatomy|prepare|load|predict)(?: \(([^)]*)\))? ([0-9.]+) s$")
 STAGES = ("start", "read", "align", "anatomy", "prepare", "load", "predict", "write")
-#: What ``--variants`` may name: how ``process.py`` is called.
+#: Options of ``process.py`` by variant.
 VARIANTS = {
     "auto": [],
     "openvino": ["--backend", "openvino"],
@@ -46,7 +46,7 @@ PHANTOMS = {
 
 
 def measure(source: Path, options: list[str]) -> dict[str, float | str]:
-    """One run of ``process.py`` over a folder: seconds per stage, peak memory in MiB."""
+    """Runs ``process.py`` over a folder and measures seconds per stage and peak memory in MiB."""
     with tempfile.TemporaryDirectory() as output:
         began = time.perf_counter()
         command = [sys.executable, str(ROOT / "process.py"), "--input", str(source), "--output", output, *options]
@@ -59,11 +59,12 @@ def measure(source: Path, options: list[str]) -> dict[str, float | str]:
         for line in child.stdout:
             if not started:  # the first line is logged once the cases are found
                 out["start"], started = time.perf_counter() - began, True
-            found = STAGE.search(line.rstrip())
-            if found:
-                out[found[1]] = float(out[found[1]]) + float(found[3])
-                if found[1] == "predict":
-                    out["how"] = found[2]
+            match = STAGE.search(line.rstrip())
+            if match:
+                stage, backend, seconds = match.groups()
+                out[stage] = float(out[stage]) + float(seconds)
+                if stage == "predict":
+                    out["backend"] = backend
         _, status, usage = os.wait4(child.pid, 0)
         out["total"] = time.perf_counter() - began
         out["peak_mib"] = usage.ru_maxrss / 1024
@@ -74,9 +75,9 @@ def measure(source: Path, options: list[str]) -> dict[str, float | str]:
 
 
 def simulated(folder: Path, names: list[str]) -> dict[str, Path]:
-    """Phantoms, written as cases.
+    """Writes phantoms as cases, in a separate process.
 
-    By a process of their own: a child starts out with the peak memory of its parent, so this one stays small.
+    A child process inherits the peak memory of its parent, so this one has to stay small.
     """
     out = {}
     for number, name in enumerate(names):
@@ -87,7 +88,7 @@ def simulated(folder: Path, names: list[str]) -> dict[str, Path]:
 
 
 def weights_with(folder: Path, members: int) -> Path:
-    """The shipped weights, each ensemble's first network ``members`` times."""
+    """Writes a weights folder with ``members`` copies of the first network of each shipped ensemble."""
     out = folder / f"weights_{members}"
     shutil.copytree(ROOT / "weights", out)
     manifest = json.loads((out / "MANIFEST.json").read_text())
@@ -98,16 +99,16 @@ def weights_with(folder: Path, members: int) -> Path:
 
 
 def summary(runs: list[dict[str, float | str]], base: list[dict[str, float | str]]) -> dict[str, Any]:
-    """Medians of runs, and the median of the ratios to another variant's runs of the same rounds."""
+    """Computes medians of runs, and the median of the ratios to the runs of another variant in the same rounds."""
     keys = (*STAGES, "total", "peak_mib")
     medians = {key: round(statistics.median(float(run[key]) for run in runs), 2) for key in keys}
     ratios = [float(run["total"]) / float(other["total"]) for run, other in zip(runs, base, strict=True)]
     totals = [round(float(run["total"]), 1) for run in runs]
-    return {"how": runs[0]["how"], **medians, "totals": totals, "ratio": round(statistics.median(ratios), 3)}
+    return {"backend": runs[0]["backend"], **medians, "totals": totals, "ratio": round(statistics.median(ratios), 3)}
 
 
 def picture(results: dict[str, dict[str, Any]], path: Path) -> None:
-    """Where the time goes: one bar per case and variant, its stages side by side."""
+    """Draws a stacked bar of the stages per case and variant."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -131,13 +132,13 @@ def picture(results: dict[str, dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    """Measure and print a table; JSON and a picture on request."""
+    """Measures and prints; writes JSON and a picture on request."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["auto"])
     parser.add_argument("--members", nargs="+", type=int, default=[1])
     parser.add_argument("--phantoms", nargs="+", choices=PHANTOMS, default=list(PHANTOMS))
-    parser.add_argument("--case", action="append", default=[], metavar="NAME=FOLDER", help="in place of phantoms")
+    parser.add_argument("--case", action="append", default=[], metavar="NAME=FOLDER", help="instead of phantoms")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--picture", type=Path)
     args = parser.parse_args()
@@ -147,19 +148,19 @@ def main() -> None:
         weights = {n: weights_with(Path(scratch), n) for n in args.members}
         results = {}
         for name, folder in cases.items():
-            ways = list(itertools.product(args.members, args.variants))
-            runs: dict[tuple[int, str], list[dict[str, float | str]]] = {way: [] for way in ways}
+            settings = list(itertools.product(args.members, args.variants))
+            runs: dict[tuple[int, str], list[dict[str, float | str]]] = {setting: [] for setting in settings}
             for _ in range(args.repeats):
-                for members, variant in ways:
+                for members, variant in settings:
                     options = [*VARIANTS[variant], "--weights", str(weights[members])]
                     runs[members, variant].append(measure(folder, options))
-            for members, variant in ways:
+            for members, variant in settings:
                 label = f"{name}, {members} network{'s' if members > 1 else ''}, {variant}"
-                results[label] = row = summary(runs[members, variant], runs[members, ways[0][1]])
-                print(f"{label} ({row['how']}; median of {args.repeats}: {row['totals']})")
+                results[label] = row = summary(runs[members, variant], runs[members, settings[0][1]])
+                print(f"{label} ({row['backend']}; median of {args.repeats}: {row['totals']})")
                 print("  " + "  ".join(f"{key} {row[key]:.1f} s" for key in (*STAGES, "total")))
-                told = f"{row['ratio']:.2f} times as long as {ways[0][1]}"
-                print(f"  peak memory {row['peak_mib']:.0f} MiB; {told}", flush=True)
+                ratio = f"{row['ratio']:.2f} times as long as {settings[0][1]}"
+                print(f"  peak memory {row['peak_mib']:.0f} MiB; {ratio}", flush=True)
     machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
     if args.json:
         content = {"machine": machine, "repeats": args.repeats, "results": results}
