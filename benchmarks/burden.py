@@ -25,11 +25,11 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from benchmarks.cases import WEIGHTS, LabelledCase, format_score, load_cases, mean, write_json
+from pvs_model.batch import run
 from pvs_model.burden.measure import measure
 from pvs_model.burden.records import ALL, BOTH, Burden
 from pvs_model.burden.regions import REGIONS as NAMED
 from pvs_model.burden.regions import burden_of, regions_of
-from pvs_model.cohort import run
 from pvs_model.config import InferenceConfig
 from pvs_model.datasets.labelled_cases import read_mask
 from pvs_model.evaluation.agreement_statistics import intraclass, spearman

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from pvs_model.cohort.case import write
+from pvs_model.batch.outputs import write_case
 from pvs_model.config import InferenceConfig, default_weights
 from pvs_model.errors import LayoutError
 from pvs_model.layouts import choose
@@ -72,7 +72,7 @@ def segment(
     for case in cases:
         results[case.name] = segmenter.segment(case)
         if output is not None:
-            write(case, results[case.name], layout, Path(output))
+            write_case(case, results[case.name], layout, Path(output))
     return results
 
 

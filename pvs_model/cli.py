@@ -10,14 +10,26 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from pvs_model import __version__
-from pvs_model.cohort import commands as cohort
-from pvs_model.commands import agreement, demo, evaluate, rank, regions, release, segment, simulate, train
+from pvs_model.commands import (
+    agreement,
+    cohort,
+    demo,
+    evaluate,
+    rank,
+    regions,
+    release,
+    report,
+    segment,
+    simulate,
+    train,
+)
 from pvs_model.errors import PVSError
 
 #: Each has ``add_arguments`` and ``run``; the first line of its docstring is the summary.
 COMMANDS: dict[str, ModuleType] = {
     "segment": segment,
     "cohort": cohort,
+    "report": report,
     "regions": regions,
     "demo": demo,
     "simulate": simulate,

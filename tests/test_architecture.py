@@ -27,7 +27,7 @@ GROUPS: tuple[frozenset[str], ...] = (
     frozenset({"layouts", "anatomy", "inference", "preprocessing", "datasets", "training", "burden", "evaluation"}),
     frozenset({"reports"}),
     frozenset({"pipeline"}),
-    frozenset({"cohort"}),
+    frozenset({"batch"}),
     frozenset({"cli", "commands", "api", "__main__", "process"}),
 )
 #: The package offers the functions of ``api``, which it imports on first use.
@@ -37,7 +37,7 @@ SIBLINGS = GROUPS[2]
 
 #: Where a run of the container can come by, and what it must never reach.
 RUN_TIME = (
-    *("process", "api", "cohort", "pipeline", "preprocessing", "layouts", "volume"),
+    *("process", "api", "batch", "pipeline", "preprocessing", "layouts", "volume"),
     *("nets", "inference", "anatomy", "burden", "evaluation", "reports"),
 )
 NOT_AT_RUN_TIME = frozenset({"datasets", "training", "synth"})
@@ -45,9 +45,9 @@ NOT_AT_RUN_TIME = frozenset({"datasets", "training", "synth"})
 #: Modules on the run-time path that may import an extra, which the container does without -> the packages, and where
 #: they are pinned. They import them when they are needed, never when they are loaded themselves.
 EXTRAS: Mapping[str, tuple[frozenset[str], str]] = {
-    "cohort.cluster": (frozenset({"distributed"}), "requirements-cluster.txt"),
-    "cohort.engines": (frozenset({"dask", "dask_jobqueue", "distributed"}), "requirements-cluster.txt"),
-    "cohort.worker": (frozenset({"distributed"}), "requirements-cluster.txt"),
+    "batch.dask": (frozenset({"distributed"}), "requirements-cluster.txt"),
+    "batch.clusters": (frozenset({"dask", "dask_jobqueue", "distributed"}), "requirements-cluster.txt"),
+    "batch.worker": (frozenset({"distributed"}), "requirements-cluster.txt"),
     "inference.openvino": (frozenset({"openvino"}), "requirements-openvino.txt"),
 }
 
@@ -483,8 +483,8 @@ BROKEN = [
     pytest.param(too_long, {"process.py": "\n" * 11}, "11 lines", id="11 lines"),
     pytest.param(
         eager_extras,
-        {"pvs_model/cohort/cluster.py": "try:\n    import distributed.client\nexcept ImportError:\n    pass"},
-        "cohort.cluster:2",
+        {"pvs_model/batch/dask.py": "try:\n    import distributed.client\nexcept ImportError:\n    pass"},
+        "batch.dask:2",
         id="extra at once",
     ),
     pytest.param(pickles, {"pvs_model/nets/model.py": "import pickle"}, "nets.model: pickle", id="pickle"),

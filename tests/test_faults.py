@@ -1,4 +1,4 @@
-"""Killed, stopped, out of disk, out of memory, without its GPU: never half a mask, and a second run does the rest."""
+"""Killed, stopped, out of disk, memory or GPU: masks are complete or absent, and a second run does the rest."""
 
 from __future__ import annotations
 
@@ -50,6 +50,26 @@ def command(source: Path, output: Path, weights: Path, *more: str) -> list[str]:
     return [sys.executable, str(ROOT / "process.py"), *given, "--backend", "torch", *more]
 
 
+#: Runs process.py, which waits for ever where it reads an image whose name begins with the first argument.
+WAITING = """
+import sys, threading
+from pvs_model.volume import io
+name, real = sys.argv.pop(1), io.read
+def read(path, *more):
+    if path.name.startswith(name):
+        threading.Event().wait()
+    return real(path, *more)
+io.read = read
+from pvs_model.commands import segment
+from pvs_model.batch import exit_process
+exit_process(segment.main())
+"""
+
+
+def waiting_command(name: str, source: Path, output: Path, weights: Path) -> list[str]:
+    return [sys.executable, "-c", WAITING, name, *command(source, output, weights)[2:]]
+
+
 @pytest.fixture(scope="module")
 def source(write_body: Callable[..., dict[str, Path]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("in")
@@ -91,8 +111,9 @@ def test_killed_after_a_stage(source: Path, weights: Path, tmp_path: Path, whole
     output = tmp_path / "out"
     for stage in stages:
         with subprocess.Popen(
-            command(source, output, weights), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        ) as ran:
+            waiting_command("c", source, output, weights), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            text=True,
+        ) as ran:  # fmt: skip
             assert ran.stdout is not None
             for line in ran.stdout:
                 if stage in line:
@@ -131,18 +152,19 @@ def test_killed_at_fifty_instants(source: Path, weights: Path, tmp_path: Path, w
 def test_stopped_by_a_signal(source: Path, weights: Path, tmp_path: Path, whole: Any, number: signal.Signals) -> None:
     output = tmp_path / "out"
     with subprocess.Popen(
-        command(source, output, weights), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as ran:
+        waiting_command("b", source, output, weights), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    ) as ran:  # fmt: skip
         assert ran.stdout is not None and ran.stderr is not None
         for line in ran.stdout:
             if "a: wrote" in line:
                 ran.send_signal(number)
                 break
         ran.stdout.read()
-        told = ran.stderr.read()
-    assert ran.returncode == 130
-    assert told.strip().splitlines()[-1].startswith("error: stopped; masks already written are complete")
-    assert "Traceback" not in told and not list(output.rglob(".*"))
+        err = ran.stderr.read()
+    assert ran.returncode == 130 and sorted(masks(output)) == ["a/a_pred.nii.gz"]
+    assert err.strip().splitlines()[-1].startswith("error: stopped; masks already written are complete")
+    assert "Traceback" not in err and not list(output.rglob(".*"))
     check_and_finish(source, output, weights, whole[0])
 
 
@@ -201,9 +223,9 @@ def test_resuming_runs_what_is_missing_and_nothing_else(
     with caplog.at_level(logging.INFO):
         assert run(source, output, weights, "--resume") == 0
     assert masks(output) == before and (output / "c" / "c_pred.nii.gz").stat().st_mtime_ns == kept
-    told = [record.getMessage() for record in caplog.records]
-    assert f"{output}: 1 of 3 cases were there already" in told
-    assert sum(": wrote " in line for line in told) == 2
+    messages = [record.getMessage() for record in caplog.records]
+    assert f"{output}: 1 of 3 cases were there already" in messages
+    assert sum(": wrote " in line for line in messages) == 2
 
 
 def test_resuming_redoes_a_mask_of_another_grid(source: Path, weights: Path, tmp_path: Path) -> None:
@@ -236,7 +258,7 @@ def test_resuming_writes_a_sidecar_that_is_missing(
     assert run(source, output, weights, "--resume") == 0 and sidecar.is_file()
 
 
-def test_resuming_tells_a_bad_case_again(source: Path, weights: Path, tmp_path: Path, capsys: Any) -> None:
+def test_resuming_reports_a_bad_case_again(source: Path, weights: Path, tmp_path: Path, capsys: Any) -> None:
     bad = Path(shutil.copytree(source, tmp_path / "in"))
     (bad / "b" / "b_T2w.nii.gz").write_bytes(b"no image")
     output = tmp_path / "out"
@@ -314,8 +336,8 @@ def test_a_gpu_that_disappears(
     with caplog.at_level(logging.WARNING):
         first, second = segmenter.segment(case), segmenter.segment(case)
     assert seen == ["cuda", "cpu", "cpu"] and np.array_equal(first.mask, second.mask) and first.mask.any()
-    told = [record.getMessage() for record in caplog.records]
-    assert told == ["a: the GPU failed (CUDA error: unspecified launch failure): continuing on the CPU"]
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages == ["a: the GPU failed (CUDA error: unspecified launch failure): continuing on the CPU"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(DeviceError, match="expected a working GPU, got: CUDA error: unspecified launch failure$"):
         Segmenter(InferenceConfig(weights, "cuda")).segment(case)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pvs_model import cohort, pipeline
+from pvs_model import batch, pipeline
 from pvs_model.config import InferenceConfig
 from pvs_model.errors import VolumeError, WeightsError
 from pvs_model.pipeline import Segmenter
@@ -57,7 +57,7 @@ def test_missing_weights_are_told_before_any_case_is_read(
     write_body(tmp_path / "in" / "a" / "a_{}.nii.gz", ("T2w",))
     monkeypatch.setattr(pipeline, "read", lambda case: pytest.fail("a case was read"))
     with pytest.raises(WeightsError, match="MANIFEST.json: expected the manifest"):
-        cohort.run(tmp_path / "in", tmp_path / "out", InferenceConfig(tmp_path / "none"))
+        batch.run(tmp_path / "in", tmp_path / "out", InferenceConfig(tmp_path / "none"))
 
 
 def test_a_bug_in_one_case_leaves_the_others(
@@ -73,7 +73,7 @@ def test_a_bug_in_one_case_leaves_the_others(
         return real(volumes, n4, anatomy)
 
     monkeypatch.setattr(pipeline, "prepare", broken)
-    failures = cohort.run(tmp_path / "in", tmp_path / "out", InferenceConfig(weights, "cpu"))
+    failures = batch.run(tmp_path / "in", tmp_path / "out", InferenceConfig(weights, "cpu"))
     assert len(failures) == 1 and failures[0].startswith("a: unexpected KeyError: ")
     assert "\n" not in failures[0] and "[" not in failures[0]
     assert [p.relative_to(tmp_path / "out").as_posix() for p in sorted((tmp_path / "out").rglob("*.nii.gz"))] == [

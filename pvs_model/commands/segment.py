@@ -12,10 +12,8 @@ import signal
 import sys
 from pathlib import Path
 
-from pvs_model.cohort import Reports, tell, tell_stopped
-from pvs_model.cohort import run as run_folder
-from pvs_model.cohort.commands import add_options, options_of
-from pvs_model.cohort.inputs import dry_run
+from pvs_model.batch import Reports, inputs, report_failures, report_interrupted
+from pvs_model.batch import run as run_folder
 from pvs_model.config import InferenceConfig, default_weights
 from pvs_model.errors import PVSError
 
@@ -27,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of ``segment``."""
     parser.add_argument("--input", type=Path, default=Path("/input"), help="folder of cases (default: /input)")
     parser.add_argument("--output", type=Path, default=Path("/output"), help="folder for masks (default: /output)")
-    add_options(parser, default_weights())
+    inputs.add_arguments(parser, default_weights())
     parser.add_argument(
         "--ground-truth", type=Path, default=GROUND_TRUTH, help="with predictions.json: folder of reference masks"
     )
@@ -51,13 +49,13 @@ def run(args: argparse.Namespace) -> int:
     config = InferenceConfig(**{name: getattr(args, name) for name in InferenceConfig.__annotations__})
     reports = Reports(args.report, args.probability) if args.report else None
     try:
-        options = options_of(args)
+        options = inputs.options_from(args)
         if args.dry_run:
-            return dry_run(args.input, args.output, args.layout, options, reports, args.resume)
-        failures = run_folder(args.input, args.output, config, args.layout, options, reports)
+            return inputs.dry_run(args.input, args.output, args.layout, options, reports, args.resume, args.part)
+        failures = run_folder(args.input, args.output, config, args.layout, options, reports, args.part)
     except KeyboardInterrupt:
-        return tell_stopped()
-    return tell(failures)
+        return report_interrupted()
+    return report_failures(failures)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -309,7 +309,7 @@ def test_inference_code_contains_no_name_of_a_model() -> None:
     root = Path(__file__).parents[2]
     names = {*MODELS, *ARCHITECTURES, *(ensemble.name for ensemble in ENSEMBLES)} - {"3d", "2d", "ours"}
     files = [root / "process.py", root / "pvs_model" / "pipeline.py"]
-    for package in ("inference", "preprocessing", "cohort"):
+    for package in ("inference", "preprocessing", "batch"):
         files += (root / "pvs_model" / package).glob("*.py")
     assert len(files) > 10
     for path in files:

@@ -1,4 +1,4 @@
-"""What a run takes and passes over, told before it runs and while it does; and what a mask was made from."""
+"""Which files a run uses, which part of the cases it takes, and which images a mask was made from."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ from typing import Any
 
 import nibabel as nib
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pvs_model import cli
+from pvs_model.batch import Part
 from pvs_model.commands import segment
 
 ROOT = Path(__file__).parent.parent
@@ -57,16 +60,16 @@ def odd(tmp_path: Path) -> Path:
 def test_a_dry_run_says_what_would_be_done_and_why(odd: Path, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "out"
     assert segment.main(["--input", str(odd), "--output", str(out), "--weights", "none", "--dry-run"]) == 1
-    told = capsys.readouterr().out.splitlines()
-    assert told[0] == f"{odd}: 3 cases (epvs)"
-    assert told[1:4] == [
+    messages = capsys.readouterr().out.splitlines()
+    assert messages[0] == f"{odd}: 3 cases (epvs)"
+    assert messages[1:4] == [
         f"P1: {out / 'P1' / 'P1_pred.nii.gz'}",
         '  T1w   P1/3_t1_mprage.nii.gz  ("t1")',
         '  FLAIR P1/7_t2_spc_da-fl.nii.gz  ("da fl")',
     ]
-    assert told[4].startswith("P2: cannot be run: ") and "T1.nii, T1.nii.gz for T1w" in told[4]
-    assert told[5].startswith("P3: cannot be run: ") and "a link that leads nowhere (/outside)" in told[5]
-    assert sorted(told[7:]) == sorted([
+    assert messages[4].startswith("P2: cannot be run: ") and "T1.nii, T1.nii.gz for T1w" in messages[4]
+    assert messages[5].startswith("P3: cannot be run: ") and "a link that leads nowhere (/outside)" in messages[5]
+    assert sorted(messages[7:]) == sorted([
         "  derivatives  (other data)",
         "  notes.txt  (no image)",
         "  P1/FLAIR  (empty)",
@@ -77,7 +80,7 @@ def test_a_dry_run_says_what_would_be_done_and_why(odd: Path, tmp_path: Path, ca
         '  P1/dwi.nii.gz  (another kind of scan ("dwi"))',
         '  P1/P1_PVS.nii.gz  (a mask, label or map ("pvs"))',
     ])  # fmt: skip
-    assert told[6] == "passed over: 9" and not out.exists()
+    assert messages[6] == "unused: 9" and not out.exists()
 
 
 def test_a_dry_run_of_good_cases_and_of_none(write_body: WriteBody, tmp_path: Path, capsys: Any) -> None:
@@ -97,18 +100,72 @@ def test_a_folder_of_many_files_and_names_of_all_kinds(tmp_path: Path, capsys: A
         (root / name).touch()
     (root / "loop").symlink_to(root)
     assert segment.main(["--input", str(root), "--output", str(tmp_path / "out"), "--dry-run"]) == 0
-    told = capsys.readouterr().out
-    assert "  dicom/IM0000 and 29 more  (no image)\n" in told and "Ü 1/a\\nb.txt" in told
+    messages = capsys.readouterr().out
+    assert "  dicom/IM0000 and 29 more  (no image)\n" in messages and "Ü 1/a\\nb.txt" in messages
 
 
-def test_a_run_names_what_it_passes_over(
+def test_a_run_names_unused_files(
     write_body: WriteBody, weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_body(tmp_path / "in" / "a" / "a_{}.nii.gz", ("T2w",))
     shutil.copyfile(tmp_path / "in" / "a" / "a_T2w.nii.gz", tmp_path / "in" / "a" / "t1_tra_KM.nii.gz")
     with caplog.at_level(logging.INFO):
         assert run(tmp_path / "in", tmp_path / "out", weights) == 0
-    assert "passed over: a/t1_tra_KM.nii.gz (--dry-run says why)" in caplog.messages
+    assert "unused: a/t1_tra_KM.nii.gz (--dry-run says why)" in caplog.messages
+
+
+# ---- --part and report ---------------------------------------------------------------------------------------------
+
+
+@given(names=st.sets(st.text("ab1", min_size=1)), count=st.integers(1, 9))
+def test_parts_are_disjoint_and_cover_all_cases(names: set[str], count: int) -> None:
+    cases = sorted(names)
+    parts = [Part.parse(f"{index}/{count}").select(cases) for index in range(1, count + 1)]
+    assert sorted(name for part in parts for name in part) == cases
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1 and all(part == sorted(part) for part in parts)
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/2/3", "-1/2"])
+def test_a_part_that_does_not_exist(text: str, capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        segment.main([f"--part={text}"])
+    assert f"argument --part: expected K/N with K from 1 to N, got {text}" in capsys.readouterr().err
+
+
+def test_parts_give_what_one_run_gives(write_body: WriteBody, weights: Path, tmp_path: Path, capsys: Any) -> None:
+    """A job array over one folder; the reports of its parts are joined afterwards."""
+    source, whole, parts = tmp_path / "in", tmp_path / "whole", tmp_path / "parts"
+    for number, name in enumerate("abc"):
+        write_body(source / name / f"{name}_{{}}.nii.gz", ("T2w",), spacing_mm=(1.0, 1.0, 1.0 + 0.1 * number))
+    (source / "c" / "c_T2w.nii.gz").write_bytes(b"no image")
+    assert run(source, whole / "out", weights, "--report", str(whole / "rep")) == 1
+    for index, code in ((3, 1), (1, 0), (4, 0), (2, 0)):
+        more = ("--report", str(parts / "rep"), "--part", f"{index}/4")
+        assert run(source, parts / "out", weights, *more) == code
+    assert hashes(parts / "out") == hashes(whole / "out")
+    tables = ("burden.csv", "pvs.csv", "index.html")
+    for name in tables:
+        (parts / "rep" / name).unlink()
+    capsys.readouterr()
+    assert cli.main(["report", str(parts / "rep")]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: c: ") and err.count("\n") == 1
+    for name in tables[:2]:
+        assert (parts / "rep" / name).read_bytes() == (whole / "rep" / name).read_bytes()
+    assert all(f">{name}<" in (parts / "rep" / "index.html").read_text() for name in "abc")
+
+
+def test_a_dry_run_of_a_part(write_body: WriteBody, tmp_path: Path, capsys: Any) -> None:
+    for name in "ab":
+        write_body(tmp_path / "in" / name / f"{name}_{{}}.nii.gz", ("T2w",))
+    assert cli.main(["cohort", str(tmp_path / "in"), str(tmp_path / "out"), "--dry-run", "--part", "2/2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines if "_pred.nii.gz" in line] == ["b"] and lines[-1] == "unused: nothing"
+
+
+def test_a_folder_without_reports(tmp_path: Path, capsys: Any) -> None:
+    assert cli.main(["report", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}: expected a folder of reports with cases/*.json, got none\n"
 
 
 # ---- one call per subject, and what a mask was made from -----------------------------------------------------------
@@ -170,7 +227,7 @@ def test_a_case_without_a_name_does_not_replace_another(
             assert code == 0
             before = hashes(output), hashes(report / "cases")
     assert code == 1 and (hashes(output), hashes(report / "cases")) == before
-    assert "found that of others without a name" in capsys.readouterr().err
+    assert "got that of other images without a name" in capsys.readouterr().err
     assert run(tmp_path / "1" / "input", output, weights, *more) == 0  # its own it may replace
 
 
