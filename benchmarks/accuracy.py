@@ -38,6 +38,7 @@ from benchmarks.cases import (
     write_json,
 )
 from pvs_model.burden.measure import measure
+from pvs_model.datasets.simulated_cases import read_record
 from pvs_model.evaluation.metrics import clusters
 from pvs_model.inference.device import choose_device
 from pvs_model.inference.weights import Weights
@@ -45,7 +46,6 @@ from pvs_model.nets.text import prompt
 from pvs_model.pipeline import predict_maps
 from pvs_model.preprocessing.network_grid import choose_configuration
 from pvs_model.synth.engine import label_coverage
-from pvs_model.training.cases import read_record
 from pvs_model.types import SEQUENCES, FloatArray
 
 #: Edges of the bins of the second table: diameters in mm, contrast-to-noise ratios.

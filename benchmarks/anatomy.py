@@ -17,12 +17,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pvs_model.anatomy.predict import find_regions, load_network
+from pvs_model.anatomy.inference import find_regions, load_network
 from pvs_model.anatomy.regions import CLASS, values_of
+from pvs_model.datasets.label_maps import find_label_maps
 from pvs_model.evaluation.metrics import dice
-from pvs_model.training.anatomy_maps import Head, load_head, targets_of
-from pvs_model.training.anatomy_scans import ScanParams, render
-from pvs_model.training.data import label_maps
+from pvs_model.training.anatomy.label_maps import LabelMap, class_targets, load_label_map
+from pvs_model.training.anatomy.scans import ScanParams, render
 from pvs_model.types import SEQUENCES, Volume
 from pvs_model.volume.geometry import to_ras
 from pvs_model.volume.io import read
@@ -43,12 +43,12 @@ def real_cases(folder: Path) -> Iterator[Case]:
     for image, labels in REAL.items():
         if (folder / image).is_file() and (folder / labels).is_file():
             ids = np.rint(to_ras(read(folder / labels))[0].data).astype(np.int32)
-            reference = targets_of(ids, labels)
+            reference = class_targets(ids, labels)
             reference[reference == CLASS["CSF"]] = 0  # FreeSurfer labels little of it
             yield f"real {image}", to_ras(read(folder / image))[0], reference
 
 
-def simulated_cases(heads: Sequence[Head], name: str, strip: str) -> Iterator[Case]:
+def simulated_cases(heads: Sequence[LabelMap], name: str, strip: str) -> Iterator[Case]:
     """Simulates every head in every sequence and thickness."""
     for sequence in SEQUENCES:
         for thickness in SLICES_MM:
@@ -57,7 +57,7 @@ def simulated_cases(heads: Sequence[Head], name: str, strip: str) -> Iterator[Ca
                 yield f"{name} {sequence} {thickness} mm", volume, reference
 
 
-def simulated(head: Head, sequence: str, thickness: int, strip: str, seed: int) -> tuple[Volume, Classes]:
+def simulated(head: LabelMap, sequence: str, thickness: int, strip: str, seed: int) -> tuple[Volume, Classes]:
     """Simulates a scan of 1 x 1 x ``thickness`` mm and its classes by majority."""
     rng = np.random.default_rng(seed)
     a, b, c = (float(v) for v in rng.uniform(-10, 10, 3))
@@ -110,11 +110,11 @@ def main() -> int:
 
     def cases() -> Iterator[Case]:
         if options.held_out:
-            heads = [load_head(path) for path in label_maps(options.data / "anatomies")[-3:]]
+            heads = [load_label_map(path) for path in find_label_maps(options.data / "anatomies")[-3:]]
             yield from simulated_cases(heads, "held-out heads", "no")
             return
         yield from real_cases(options.data / "real" / "single")
-        heads = [load_head(path) for path in label_maps(options.data / "anatomies_validation")]
+        heads = [load_label_map(path) for path in find_label_maps(options.data / "anatomies_validation")]
         yield from simulated_cases(heads, "other brains", "csf")
 
     print(table(cases(), options.weights))

@@ -32,6 +32,8 @@ from pvs_model.burden.regions import REGIONS as NAMED
 from pvs_model.burden.regions import burden_of, regions_of
 from pvs_model.config import InferenceConfig
 from pvs_model.datasets.labelled_cases import read_mask
+from pvs_model.datasets.simulated_cases import AnyCase, CaseSpec, plain_scan
+from pvs_model.datasets.simulated_sets import DatasetPlan, HeadModels, write_set
 from pvs_model.evaluation.agreement_statistics import intraclass, spearman
 from pvs_model.layouts import choose
 from pvs_model.preprocessing.prepare import estimate_anatomy
@@ -39,8 +41,6 @@ from pvs_model.synth.anatomy import Anatomy
 from pvs_model.synth.case import acquire_case, simulate, whole_scene
 from pvs_model.synth.engine import Scene, SceneParams, Triple, render
 from pvs_model.synth.protocols import THICK_SLICE_MM, Protocol, protocol_named
-from pvs_model.training.cases import AnyCase, Order, plain_scan
-from pvs_model.training.sets import Heads, Plan, write_set
 
 REGIONS = ("CSO", "BG", ALL)
 #: Lowest and highest density of the cases with PVS, per cm3 of tissue.
@@ -88,17 +88,17 @@ def with_densities(scene: SceneParams, centrum: float, basal: float) -> ScenePar
     return replace(scene, pvs_centrum=centrum, pvs_basal=basal, pvs_other=min(other, centrum))
 
 
-def plan_cohort(protocol: Protocol, cases: int, heads: Heads) -> Plan:
+def plan_cohort(protocol: Protocol, cases: int, heads: HeadModels) -> DatasetPlan:
     """Plans the cases of one protocol, with alternating heads."""
 
-    def make(order: Order) -> AnyCase:
+    def make(order: CaseSpec) -> AnyCase:
         head = heads.find(order.source)
         scene = with_densities(whole_scene(head, order.seed, protocol.grid_mm), *densities(order.seed - SEED, cases))
         scan = plain_scan(order.seed, protocol.dimensions, protocol.acquired())
         return simulate(head, order.seed, protocol.grid_mm, scene=scene, scan=scan)
 
-    orders = [Order(f"sub{k:02d}", heads.name(k), protocol.name, SEED + k) for k in range(cases)]
-    return Plan(orders, make)
+    specs = [CaseSpec(f"sub{k:02d}", heads.name(k), protocol.name, SEED + k) for k in range(cases)]
+    return DatasetPlan(specs, make)
 
 
 def averaged(scene: Scene, factors: tuple[int, int, int]) -> Scene:
@@ -130,7 +130,7 @@ def averaged(scene: Scene, factors: tuple[int, int, int]) -> Scene:
     )
 
 
-def plan_retest(heads: Heads, subject: int) -> Plan:
+def plan_retest(heads: HeadModels, subject: int) -> DatasetPlan:
     """Plans one subject under ``PROTOCOLS``; it is rendered once."""
     source = heads.name(subject)
     rendered: list[tuple[SceneParams, Scene]] = []
@@ -142,7 +142,7 @@ def plan_retest(heads: Heads, subject: int) -> Plan:
             rendered.append((params, render(params, head)))
         return rendered[0]
 
-    def make(order: Order) -> AnyCase:
+    def make(order: CaseSpec) -> AnyCase:
         params, scene = subject_of(heads.find(source))
         voxel_mm = PROTOCOLS[order.protocol]
         scene = averaged(scene, tuple(round(v / FINE_MM) for v in voxel_mm))  # type: ignore[arg-type]
@@ -152,7 +152,7 @@ def plan_retest(heads: Heads, subject: int) -> Plan:
         return case
 
     names = list(PROTOCOLS)
-    return Plan([Order(f"scan{k:02d}", source, name, SEED + 900 + k) for k, name in enumerate(names)], make)
+    return DatasetPlan([CaseSpec(f"scan{k:02d}", source, name, SEED + 900 + k) for k, name in enumerate(names)], make)
 
 
 # ---- measurements ------------------------------------------------------------------------------------------------
@@ -290,7 +290,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", choices=("cases", "masks"), help="stop after this step")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
-    heads = Heads(options.anatomies, options.work / ".cache")
+    heads = HeadModels(options.anatomies, options.work / ".cache")
     if options.experiment == "cohort":
         plans = {name: plan_cohort(protocol_named(name), options.cases, heads) for name in options.protocol}
     else:
@@ -303,7 +303,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.only == "masks":
         return 0
     sets = {
-        name: list(tqdm(measured_pairs(options.work / name, masks[name], options.weights), total=len(plan.orders)))
+        name: list(tqdm(measured_pairs(options.work / name, masks[name], options.weights), total=len(plan.specs)))
         for name, plan in plans.items()
     }
     write_json(options.json, {name: [as_json(p) for p in pairs] for name, pairs in sets.items()})
@@ -311,7 +311,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(cohort_table(sets))
     else:
         (plan,), (pairs,) = plans.values(), sets.values()
-        print(retest_table(dict(zip([order.protocol for order in plan.orders], pairs, strict=True))))
+        print(retest_table(dict(zip([order.protocol for order in plan.specs], pairs, strict=True))))
     return 0
 
 

@@ -20,12 +20,12 @@ import numpy.typing as npt
 
 from pvs_model.config import shipped_weights
 from pvs_model.datasets.labelled_cases import beside, read_labels
+from pvs_model.datasets.simulated_cases import MAPS
 from pvs_model.evaluation.metrics import detection, official, overlap, voxels, without_ignored
 from pvs_model.files import write_text
 from pvs_model.inference.postprocess import remove_small_components, to_mask
 from pvs_model.layouts import choose
 from pvs_model.preprocessing.prepare import Prepared, estimate_anatomy, prepare, read
-from pvs_model.training.cases import MAPS
 from pvs_model.types import SEQUENCES, FloatArray, Volume
 from pvs_model.volume import io
 from pvs_model.volume.geometry import to_ras

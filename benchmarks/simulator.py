@@ -28,15 +28,15 @@ from scipy import ndimage
 
 from pvs_model.burden.morphology import Shape, shape_of
 from pvs_model.config import SUBJECTS
+from pvs_model.datasets.insertion_sites import core_of, robust
+from pvs_model.datasets.label_maps import find_label_maps, load_anatomy
+from pvs_model.datasets.real_scans import load_real_scans
+from pvs_model.datasets.simulated_cases import plain_scan, simulate_protocol
 from pvs_model.inference.postprocess import MIN_COMPONENT_MM3
 from pvs_model.synth.anatomy import INDEX, PVS_HOSTS, is_tissue, to_tissues
 from pvs_model.synth.engine import Scan, Scene, acquire, draw_scan, draw_scene, draw_voxel, render
 from pvs_model.synth.protocols import protocol_named
 from pvs_model.synth.visibility import label_visible
-from pvs_model.training.backgrounds import load_backgrounds
-from pvs_model.training.cases import plain_scan, simulate_protocol
-from pvs_model.training.data import label_maps, load_anatomy
-from pvs_model.training.hosts import core_of, robust
 from pvs_model.types import SEQUENCES, Volume
 from pvs_model.volume.geometry import to_ras
 from pvs_model.volume.intensity import correct_bias, foreground
@@ -55,7 +55,7 @@ RATIOS = {"GM/WM": "cortex", "CSF/WM": "ventricle", "putamen/WM": "putamen"}
 
 def speed(args: argparse.Namespace) -> None:
     """Measures scenes and scans per second for each side of a cubic patch of about 1 mm."""
-    paths = label_maps(args.anatomies)[: args.heads]
+    paths = find_label_maps(args.anatomies)[: args.heads]
     anatomies = [load_anatomy(path, args.cache).to(args.device) for path in paths]
     print(f"device {args.device}, {torch.get_num_threads()} CPU thread(s), {args.repeats} repeats")
     print("| patch | scene rendered, s | scenes/s | scan, s | scans/s | its labels, s | share |")
@@ -101,7 +101,7 @@ def _timed(work: Callable[[], Made], device: str) -> tuple[float, Made]:
 def signal(args: argparse.Namespace) -> None:
     """Prints ratios to white matter and noise per sequence: real scans, then percentiles of draws."""
     rows: dict[str, dict[str, float]] = {}
-    for scan in load_backgrounds(args.real, args.anatomies, args.cache) if args.real else []:
+    for scan in load_real_scans(args.real, args.anatomies, args.cache) if args.real else []:
         inside = foreground(scan.images[next(c for c in range(3) if scan.present[c])])
         for channel, name in enumerate(SEQUENCES):
             if scan.present[channel]:
@@ -180,7 +180,7 @@ SITES = {
 
 def burden(args: argparse.Namespace) -> None:
     """Prints sizes of labelled simulated clusters beside measured ones."""
-    paths = label_maps(args.anatomies)
+    paths = find_label_maps(args.anatomies)
     values: dict[str, list[float]] = {name: [] for name in MEASURED_7T}
     for number in range(args.patches):
         voxel = (SEVEN_TESLA_MM,) * 3

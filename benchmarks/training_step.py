@@ -29,21 +29,20 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     from pvs_model.nets.memory import keep_freed_memory
     from pvs_model.nets.zoo import MODELS
     from pvs_model.synth.phantom import phantom
-    from pvs_model.training.data import PatchStream
-    from pvs_model.training.loop import networks_of
+    from pvs_model.training.checkpoint import TrainingState
+    from pvs_model.training.config import TrainingConfig, autocast
     from pvs_model.training.losses import DeepSupervision
-    from pvs_model.training.precision import precision
-    from pvs_model.training.settings import TrainingConfig
-    from pvs_model.training.state import State
+    from pvs_model.training.segmentation import build_networks
+    from pvs_model.training.simulated_patches import SimulatedPatches
 
     torch.set_num_threads(1)
     if args.keep_memory:
         keep_freed_memory()
     config, device = MODELS[args.network].config, torch.device("cpu")
-    network, average = networks_of(config, TrainingConfig(), device, None)
+    network, average = build_networks(config, TrainingConfig(), device, None)
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-4)
-    state, loss_of = State(network, average, optimiser), DeepSupervision()
-    stream = PatchStream([phantom(0)], config, args.patch, seed=1, refresh=6)
+    state, loss_of = TrainingState(network, average, optimiser), DeepSupervision()
+    stream = SimulatedPatches([phantom(0)], config, args.patch, seed=1, refresh_interval=6)
     text, mask = torch.randn(args.batch, 20, config.text_width), torch.ones(args.batch, 20, dtype=torch.bool)
     seconds: dict[str, list[float]] = {part: [] for part in PARTS}
     began_system = began = 0.0
@@ -52,7 +51,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         clock = [time.process_time()]
         batch = stream.batch(args.batch)
         clock.append(time.process_time())
-        with precision(device, args.precision):
+        with autocast(device, args.precision):
             logits = network(batch.images, text, mask)
         loss = loss_of(logits, batch.target)
         clock.append(time.process_time())

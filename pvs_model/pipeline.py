@@ -124,8 +124,8 @@ class Segmenter:
         import SimpleITK  # noqa: F401
         from scipy import ndimage  # noqa: F401
 
-        from pvs_model.anatomy import contrast  # noqa: F401
-        from pvs_model.anatomy.predict import load_network
+        from pvs_model.anatomy import contrast_check  # noqa: F401
+        from pvs_model.anatomy.inference import load_network
         from pvs_model.inference import postprocess, sliding_window  # noqa: F401
         from pvs_model.volume import intensity, io, registration  # noqa: F401
 

@@ -142,7 +142,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 bias = network.heads[0].logit.bias  # type: ignore[union-attr]
                 bias -= network(views, torch.randn(len(views), 4, 384)).median()
             checkpoint.save(files[-1], network, facts)
-        release(folder, kind, files, threshold=0.5, window=40, overlap=0.25, data="none: random weights", scores={})
+        release(folder, kind, files, threshold=0.5, roi_size=40, overlap=0.25, data="none: random weights", scores={})
         for file in files:
             file.unlink()
     return folder

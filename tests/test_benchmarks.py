@@ -27,9 +27,9 @@ from benchmarks.cases import (
 from benchmarks.specificity import PLACES, centres, count_by_place, find_scans, places_of
 from benchmarks.speed import STAGES, measure, summary, weights_with
 from pvs_model.anatomy.regions import Anatomy as Regions
+from pvs_model.datasets.simulated_cases import write_case
 from pvs_model.errors import VolumeError
 from pvs_model.synth.anatomy import Anatomy
-from pvs_model.training.cases import write_case
 
 
 @pytest.fixture(scope="module")

@@ -66,7 +66,7 @@ def test_the_burden_benchmark_end_to_end(
             labels[read_mask(next(folder.glob(f"*_{name}.nii.gz"))).inside] = value
         return Anatomy(labels, labels > 0)
 
-    monkeypatch.setattr(benchmarks.burden.Heads, "find", lambda self, name: anatomy)
+    monkeypatch.setattr(benchmarks.burden.HeadModels, "find", lambda self, name: anatomy)
     monkeypatch.setattr(benchmarks.burden, "run", run)
     monkeypatch.setattr(benchmarks.burden, "estimate_anatomy", find)
     monkeypatch.setattr(benchmarks.burden, "protocol_named", lambda name: on_grid((3.0, 3.0, 3.0)))

@@ -18,14 +18,14 @@ from benchmarks.networks.cost import measure, peak_mib
 from benchmarks.networks.plan import Budget, Job, evaluation_sets, plan_jobs, select_models
 from benchmarks.networks.run import Benchmark, BenchmarkResult, Setup, check_budget, run_benchmark
 from pvs_model.config import NetworkConfig
+from pvs_model.datasets.simulated_sets import HeadModels
 from pvs_model.errors import PVSError
 from pvs_model.nets.text import TextCache
 from pvs_model.nets.zoo import MODELS
 from pvs_model.synth.anatomy import Anatomy
-from pvs_model.training import loop, recorder
-from pvs_model.training.material import Material
+from pvs_model.training import loop, segmentation
 from pvs_model.training.prompts import CONSTANT_PROMPT
-from pvs_model.training.sets import Heads
+from pvs_model.training.sampling import FoldData
 
 CPU = torch.device("cpu")
 #: A training takes a second; the scores of these networks mean nothing.
@@ -70,7 +70,7 @@ def test_every_first_seed_comes_before_any_second_and_equal_seconds_last() -> No
 
 
 def test_equal_seconds_are_as_many_steps_as_fit(tmp_path: Path) -> None:
-    setup = Setup(Material(), Heads(None, None), [], tmp_path, tmp_path, CPU)
+    setup = Setup(FoldData(), HeadModels(None, None), [], tmp_path, tmp_path, CPU)
     benchmark = Benchmark(setup, replace(SMALL_BUDGET, steps=100), tmp_path, {})
     costs = {"3d": {"step_seconds": 0.3}, "dynunet-3d": {"step_seconds": 0.4}}
     job = Job(MODELS["dynunet-3d"], 0, "seconds")
@@ -122,8 +122,8 @@ def test_peak_memory_of_a_call() -> None:
 # ---- a complete benchmark ------------------------------------------------------------------------------------------
 
 
-class ToyHeads(Heads):
-    """Heads that are all one small phantom."""
+class ToyHeads(HeadModels):
+    """HeadModels that are all one small phantom."""
 
     def __init__(self, anatomy: Anatomy) -> None:
         super().__init__(None, None)
@@ -157,9 +157,9 @@ def small(anatomy: Anatomy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         monkeypatch.setattr(module, "THIN", ("sg70",))
         monkeypatch.setattr(module, "THICK", ("shanghai_skyra",))
     monkeypatch.setattr("benchmarks.networks.cost.WINDOW", {2: 32, 3: 16})
-    monkeypatch.setattr(loop, "TextEncoder", Cached)
-    monkeypatch.setattr(recorder, "can_plot", lambda: False)
-    return Setup(Material([anatomy], [anatomy]), ToyHeads(anatomy), [], tmp_path, Path("none"), CPU)
+    monkeypatch.setattr(segmentation, "TextEncoder", Cached)
+    monkeypatch.setattr(loop, "can_plot", lambda: False)
+    return Setup(FoldData([anatomy], [anatomy]), ToyHeads(anatomy), [], tmp_path, Path("none"), CPU)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -249,11 +249,11 @@ def test_at_least_two_label_maps_are_needed(
         (tmp_path / f"{k}.nii.gz").touch()
     splits: list[tuple[list[str], list[str]]] = []
 
-    def setup(material: Material, *_: Any) -> None:
+    def setup(material: FoldData, *_: Any) -> None:
         splits.append(([str(a) for a in material.anatomies], [str(a) for a in material.held_out_anatomies]))
         raise PVSError("enough")
 
-    monkeypatch.setattr("pvs_model.training.data.load_anatomy", lambda path, cache: path.name)
+    monkeypatch.setattr("pvs_model.datasets.label_maps.load_anatomy", lambda path, cache: path.name)
     monkeypatch.setattr(run, "Setup", setup)
     arguments = ["--networks", "3d", "--anatomies", str(tmp_path), "--output", str(tmp_path / "out")]
     assert command.main([*arguments, "--encoder", str(tmp_path), "--device", "cpu"]) == 2

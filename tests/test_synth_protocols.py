@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pvs_model.datasets.simulated_cases import plain_scan, simulate_protocol
 from pvs_model.errors import PVSError
 from pvs_model.synth.anatomy import Anatomy
 from pvs_model.synth.case import simulate, whole_scene
 from pvs_model.synth.protocols import PROTOCOLS, TABLE_2, on_grid, protocol_named
-from pvs_model.training.cases import plain_scan, simulate_protocol
 
 #: Table 2 as printed: reference sequence, then T1w, T2w, T2-FLAIR as "x y z" in mm.
 PRINTED = {

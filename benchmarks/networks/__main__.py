@@ -72,29 +72,30 @@ def run(args: argparse.Namespace) -> int:
     select_models(args.networks)  # rejects unknown names before the slow imports
     from benchmarks.networks.report import write_report
     from benchmarks.networks.run import Setup, run_benchmark
+    from pvs_model.datasets.label_maps import find_label_maps, load_anatomy
+    from pvs_model.datasets.real_scans import load_real_scans
+    from pvs_model.datasets.simulated_sets import HeadModels
     from pvs_model.inference.device import choose_device
     from pvs_model.nets.text import find_encoder
     from pvs_model.synth.phantom import phantom
-    from pvs_model.training.backgrounds import load_backgrounds
-    from pvs_model.training.data import label_maps, load_anatomy
-    from pvs_model.training.material import Material, split
-    from pvs_model.training.sets import Heads
+    from pvs_model.training.sampling import FoldData, split
 
     encoder = args.encoder or find_encoder()
     if encoder is None:
         raise PVSError("--encoder: expected the folder of a BERT encoder, got none, and none is installed")
     cache = args.cache or args.output / "cache"
     if args.anatomies is not None:
-        maps = label_maps(args.anatomies)
+        maps = find_label_maps(args.anatomies)
         if len(maps) < 2:
             raise PVSError(f"{args.anatomies}: expected at least 2 label maps, one to choose thresholds on, got 1")
         used, held_out = split(maps, 0, min(FOLDS, len(maps)), "label maps")
-        material = Material([load_anatomy(p, cache) for p in used], [load_anatomy(p, cache) for p in held_out])
+        material = FoldData([load_anatomy(p, cache) for p in used], [load_anatomy(p, cache) for p in held_out])
     else:
         heads = [phantom(seed) for seed in range(PHANTOMS + HELD_OUT_PHANTOMS)]
-        material = Material(heads[:PHANTOMS], heads[PHANTOMS:])
-    scans = load_backgrounds(args.backgrounds, args.anatomies, cache) if args.backgrounds else []
-    setup = Setup(material, Heads(args.validation, cache), scans, args.weights, encoder, choose_device(args.device))
+        material = FoldData(heads[:PHANTOMS], heads[PHANTOMS:])
+    scans = load_real_scans(args.backgrounds, args.anatomies, cache) if args.backgrounds else []
+    test_heads, device = HeadModels(args.validation, cache), choose_device(args.device)
+    setup = Setup(material, test_heads, scans, args.weights, encoder, device)
     result = run_benchmark(setup, args.networks, budget, args.output, args.minutes)
     for path in write_report(args.output, result):
         print(path)

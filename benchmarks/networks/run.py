@@ -28,18 +28,18 @@ from benchmarks.networks.plan import (
     select_models,
 )
 from benchmarks.networks.recipes import ENSEMBLES, EnsembleSpec
+from pvs_model.datasets.simulated_sets import HeadModels, plan_insertions, plan_simulated, write_set
 from pvs_model.errors import PVSError, first_line
 from pvs_model.inference.weights import Weights
 from pvs_model.nets.text import prompt
 from pvs_model.nets.zoo import MODELS, ModelSpec
 from pvs_model.pipeline import predict_probability
 from pvs_model.synth.background import Background
-from pvs_model.training.loop import train
-from pvs_model.training.material import Material, Shared
+from pvs_model.training.config import TrainingConfig
 from pvs_model.training.prompts import CONSTANT_PROMPT
 from pvs_model.training.release import release
-from pvs_model.training.sets import Heads, plan_heads, plan_mixes, write_set
-from pvs_model.training.settings import TrainingConfig
+from pvs_model.training.sampling import FoldData, SampleCache
+from pvs_model.training.segmentation import train
 
 log = logging.getLogger(__name__)
 
@@ -65,8 +65,8 @@ class Setup:
         device: Device of training and inference.
     """
 
-    material: Material
-    heads: Heads
+    material: FoldData
+    heads: HeadModels
     scans: Sequence[Background]
     anatomy: Path
     encoder: Path
@@ -158,10 +158,10 @@ def make_sets(setup: Setup, models: Sequence[ModelSpec], budget: Budget, folder:
         if protocol in names:
             # Sets start with different heads, so that a small number of cases is not one head throughout.
             seed = FIRST_SEED + 101 * number
-            write_set(folder / protocol, plan_heads(budget.cases, seed, protocol, setup.heads), sheet=False)
+            write_set(folder / protocol, plan_simulated(budget.cases, seed, protocol, setup.heads), sheet=False)
             sets[protocol] = folder / protocol
     if REAL in names and setup.scans:
-        plan = plan_mixes(budget.cases * len(setup.scans), FIRST_SEED, setup.scans, INSERTION_CONTRAST)
+        plan = plan_insertions(budget.cases * len(setup.scans), FIRST_SEED, setup.scans, INSERTION_CONTRAST)
         write_set(folder / "real", plan, sheet=False)
         sets[REAL] = folder / "real"
     return sets
@@ -172,7 +172,7 @@ class Benchmark:
 
     def __init__(self, setup: Setup, budget: Budget, output: Path, sets: dict[str, Path]) -> None:
         self.setup, self.budget, self.output, self.sets = setup, budget, output, sets
-        self.shared = Shared()
+        self.cache = SampleCache()
         self._cases: dict[tuple[str, bool], list[LabelledCase]] = {}
 
     def measure_costs(self, models: Sequence[ModelSpec]) -> dict[str, Record]:
@@ -220,13 +220,13 @@ class Benchmark:
         model, budget, steps = job.model, self.budget, self.number_of_steps(job, costs)
         training = TrainingConfig(
             steps=steps, batch=budget.batch, patch=budget.patch_size(model), seed=job.seed,
-            warm_up=min(100, steps // 10), save_every=max(200, steps // 10), minutes=minutes,
+            warmup_steps=min(100, steps // 10), save_every=max(200, steps // 10), max_minutes=minutes,
             validation_patches=budget.validation_patches,
             **model.training,  # type: ignore[arg-type]
         )  # fmt: skip
         facts = train(
             model.config, training, self.setup.material, folder, self.setup.encoder, self.setup.device,
-            shared=self.shared, show=False,
+            cache=self.cache, show=False,
         )  # fmt: skip
         if facts["steps"] < steps:
             return None

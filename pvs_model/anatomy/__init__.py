@@ -1,1 +1,1 @@
-"""Brain mask and regions of one scan of any contrast, resolution and orientation, with or without the skull."""
+"""Brain mask and regions of a scan of any contrast, resolution and orientation, with or without the skull."""

@@ -1,33 +1,26 @@
-"""The network: MONAI's U-Net on a folded grid, one class per structure and one channel for the side; and its file."""
+"""Defines the anatomy network: MONAI's U-Net on a folded grid, a class per structure and a channel for the side."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pvs_model.anatomy.regions import CLASSES
-from pvs_model.errors import WeightsError
+from pvs_model.nets.checkpoint import load_as
 
 #: Working resolution in mm, isotropic.
 SPACING_MM = 2.0
 
-#: Side of the cells over which the signal of a class is local, voxels.
+#: Side of the cells over which the mean signal of a class is local, voxels.
 CELL = 16
-#: Of the signal within a class, of a range of 1.
-LEAST_VARIANCE = 0.03**2
-
-CONFIG_KEY = "config"
+#: Minimum variance of the signal within a class, for a range of 1.
+MIN_VARIANCE = 0.03**2
 
 
 @dataclass(frozen=True)
@@ -35,10 +28,10 @@ class AnatomyConfig:
     """Shape of the network.
 
     Attributes:
-        widths: channels per level, the finest at twice ``SPACING_MM``.
-        classes: structures and background.
-        guides: channels that the U-Net hands to the borders besides the classes.
-        border_width: channels of the convolution that draws borders.
+        widths: Channels per level, the finest at twice ``SPACING_MM``.
+        classes: Number of structures and background.
+        guides: Channels from the U-Net to the border convolution, in addition to the classes.
+        border_width: Channels of the border convolution.
     """
 
     widths: tuple[int, ...] = (32, 64, 112, 144)
@@ -48,7 +41,7 @@ class AnatomyConfig:
 
     @property
     def multiple(self) -> int:
-        """What the sides of an input must be multiples of."""
+        """Divisor of the sides of an input."""
         return 2 ** len(self.widths)
 
     def to_json(self) -> str:
@@ -56,18 +49,18 @@ class AnatomyConfig:
 
     @staticmethod
     def from_json(text: str) -> AnatomyConfig:
-        """Raises: TypeError, ValueError or KeyError for anything but what ``to_json`` wrote."""
+        """Parses what ``to_json`` wrote; raises TypeError, ValueError or KeyError for anything else."""
         fields = json.loads(text)
         return AnatomyConfig(**{**fields, "widths": tuple(fields["widths"])})
 
 
 class AnatomyNet(nn.Module):
-    """An image (B, 1, x, y, z) -> logits (B, classes + 1, x, y, z): classes, then "right rather than left".
+    """Maps an image (B, 1, x, y, z) to logits (B, classes + 1, x, y, z): classes, then right against left.
 
-    A U-Net finds what lies where on a grid folded by two: every 2 x 2 x 2 voxels become 8 channels and every voxel
-    is one of 8 channels again, so that its convolutions run on an eighth of the voxels. What it says is where classes
-    may be; how bright each of them is in this very scan follows from it (``likelihoods``), and one convolution over
-    both draws the borders. So no contrast has to be learnt by heart.
+    A U-Net works on a grid folded by two: 2 x 2 x 2 voxels become 8 channels and are unfolded again, so that its
+    convolutions run on an eighth of the voxels. Its output is a prior of the classes, from which the signal of each
+    class in this scan follows (``likelihoods``); a convolution over both refines the borders. So the network need not
+    memorise contrasts.
     """
 
     def __init__(self, config: AnatomyConfig) -> None:
@@ -106,18 +99,18 @@ class AnatomyNet(nn.Module):
 
 @torch.no_grad()
 def likelihoods(image: Tensor, logits: Tensor, rounds: int = 2) -> Tensor:
-    """Log-likelihood of each voxel's signal under each class, as a mixture of Gaussians fitted to this image.
+    """Computes the log-likelihood of each voxel's signal under each class, by Gaussians fitted to this image.
 
-    Expectation and maximisation (Ashburner and Friston 2005, doi:10.1016/j.neuroimage.2005.02.018) with the softmax of
-    ``logits`` as prior. In the last round the means follow the coil's field: they are local, over ``CELL`` voxels.
+    Expectation maximisation (Ashburner and Friston 2005, doi:10.1016/j.neuroimage.2005.02.018) with the softmax of
+    ``logits`` as prior. In the last round the means follow the bias field: they are local, over ``CELL`` voxels.
 
     Args:
         image: (B, 1, x, y, z), 0 to 1.
         logits: (B, classes, x, y, z).
-        rounds: of the fit.
+        rounds: Number of iterations.
 
     Returns:
-        float32 (B, classes, x, y, z), in -6 to 6. No gradient passes.
+        float32 (B, classes, x, y, z), between -6 and 6, without gradient.
     """
     signal, prior = image.float(), logits.float()
     volume = signal[0].numel()
@@ -132,60 +125,15 @@ def likelihoods(image: Tensor, logits: Tensor, rounds: int = 2) -> Tensor:
             nearby = (F.avg_pool3d(share * signal, CELL, ceil_mode=True) + 0.02 * mean) / (weight + 0.02)
             local = F.interpolate(nearby, size=signal.shape[2:], mode="trilinear")
         off = (signal - local).square_()
-        variance = ((share * off).sum((2, 3, 4), keepdim=True) + 1e-4 * volume * 0.01) / total + LEAST_VARIANCE
+        variance = ((share * off).sum((2, 3, 4), keepdim=True) + 1e-4 * volume * 0.01) / total + MIN_VARIANCE
         out = (off.div_(-2 * variance) - 0.5 * (variance / 0.01).log()).clamp_(-6, 6)
     return out
 
 
-def fill(network: AnatomyNet, tensors: Mapping[str, Tensor]) -> None:
-    """Sets the parameters by their names.
-
-    Raises:
-        ValueError: when the names or the shapes are not exactly those of the network.
-    """
-    own = dict(network.named_parameters())
-    if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in tensors.items()}:
-        raise ValueError(f"{len(tensors)} parameters that are not those of {network.config}")
-    with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(tensors[name])
-
-
-def save(path: Path, network: AnatomyNet, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes parameters as float16 with the config in the metadata, beside the place first, then moved.
-
-    Raises:
-        WeightsError: for a parameter that is not finite in float16.
-    """
-    tensors = {
-        name: tensor.detach().to("cpu", torch.float16).contiguous() for name, tensor in network.named_parameters()
-    }  # not the state_dict: MONAI's network lists its blocks twice
-    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
-    if broken:
-        raise WeightsError(f"{path}: expected finite parameters, found {broken[0]} (of {len(broken)}) not finite")
-    partial = path.with_name(f"{path.name}.partial")
-    save_file(tensors, partial, metadata={**(metadata or {}), CONFIG_KEY: network.config.to_json()})
-    partial.chmod(0o644)  # safetensors leaves it to the owner alone; the container runs as another user
-    os.replace(partial, path)
-
-
 def load(path: Path, sha256: str | None = None, device: torch.device | str = "cpu") -> AnatomyNet:
-    """Builds the network that a file describes and fills it; float32, in eval mode.
+    """Builds the network that a weights file describes and fills it; float32, in eval mode.
 
     Raises:
-        WeightsError: for a file that is missing, damaged, has another checksum or is of another network.
+        WeightsError: The file is missing, damaged, has another checksum, or is of another network.
     """
-    if not path.is_file():
-        raise WeightsError(f"{path}: expected the weights of the anatomy network, found none")
-    if sha256 is not None:
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
-        if found != sha256.lower():
-            raise WeightsError(f"{path}: expected sha256 {sha256}, found {found}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            network = AnatomyNet(AnatomyConfig.from_json((file.metadata() or {})[CONFIG_KEY]))
-            fill(network, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"{path}: expected the weights of an anatomy network, found {first}") from error
-    return network.to(device).eval()
+    return load_as(lambda text: AnatomyNet(AnatomyConfig.from_json(text)), path, sha256, device)

@@ -1,4 +1,4 @@
-"""What the regions are called, which values they have in a label map, and which of them make up a larger one."""
+"""Defines the regions: names, values in label maps, and larger regions."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Structure:
     """One class of the network.
 
     Attributes:
-        name: as the field says it.
-        abbreviation: for tables; ``L-`` or ``R-`` goes before it where there are two sides.
-        left: value on the left, or on both sides alike. FreeSurfer's, where it has the structure.
-        right: value on the right; None for what lies in the middle.
+        name: Anatomical name.
+        abbreviation: For tables; prefixed with ``L-`` or ``R-`` for paired structures.
+        left: Value on the left, or of a midline structure. That of FreeSurfer where it has the structure.
+        right: Value on the right; None for midline structures.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Structure:
     right: int | None = None
 
 
-#: In the order of the network's classes; class 0 is everything else.
+#: Structures in the order of the network's classes; class 0 is everything else.
 STRUCTURES = (
     Structure("cerebral white matter", "CSO", 2, 41),
     Structure("cerebral cortex", "CTX", 3, 42),
@@ -47,12 +47,12 @@ STRUCTURES = (
     Structure("cerebellum", "CBL", 8, 47),
     Structure("other cerebrospinal fluid", "CSF", 24),
 )
-#: Number of classes with the background.
+#: Number of classes, including background.
 CLASSES = len(STRUCTURES) + 1
-#: Class of each structure by its abbreviation.
+#: Class of each structure by abbreviation.
 CLASS = {structure.abbreviation: k for k, structure in enumerate(STRUCTURES, 1)}
 
-#: Larger regions, by the abbreviations of their parts.
+#: Larger regions, by abbreviations of their structures.
 REGIONS: dict[str, tuple[str, ...]] = {
     "BG": ("CAU", "PUT", "PAL", "THA", "IC"),
     "ventricles": ("LV", "V34"),
@@ -65,7 +65,7 @@ REGIONS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Label:
-    """One value of a label map."""
+    """Value of a label map."""
 
     value: int
     name: str
@@ -73,7 +73,7 @@ class Label:
 
 
 def label_table() -> list[Label]:
-    """Every value that ``Anatomy.labels`` can have, rising, the background first."""
+    """Lists all values of ``Anatomy.labels`` in rising order, background first."""
     rows = [Label(0, "background", "BKG")]
     for s in STRUCTURES:
         if s.right is None:
@@ -85,23 +85,22 @@ def label_table() -> list[Label]:
 
 
 def values_of(name: str) -> tuple[int, ...]:
-    """Values that make up a region.
+    """Returns the values of a region.
 
     Args:
-        name: a key of ``REGIONS``, or an abbreviation of ``label_table``, with or without its side. A side may stand
-            before a region, too: ``L-BG``.
+        name: Key of ``REGIONS`` or abbreviation of ``label_table``, with or without a side such as in ``L-BG``.
 
     Raises:
-        KeyError: for a name that there is not.
+        KeyError: The name is unknown.
     """
     side, _, bare = name.rpartition("-")
     if side not in ("", "L", "R") or (bare not in REGIONS and bare not in CLASS):
-        raise KeyError(f"expected a region, one of {', '.join((*REGIONS, *CLASS))}, found {name!r}")
+        raise KeyError(f"expected a region, one of {', '.join((*REGIONS, *CLASS))}, got {name!r}")
     parts = [STRUCTURES[CLASS[part] - 1] for part in REGIONS.get(bare, (bare,))]
     if side:
         parts = [s for s in parts if s.right is not None]
         if not parts:
-            raise KeyError(f"expected a region with two sides, found {name!r}")
+            raise KeyError(f"expected a region with two sides, got {name!r}")
     values: list[int] = []
     for s in parts:
         if side != "R":
@@ -112,7 +111,7 @@ def values_of(name: str) -> tuple[int, ...]:
 
 
 def to_labels(classes: npt.NDArray[np.integer], right: Bool) -> Labels:
-    """Classes of the network and the side of each voxel -> values of the label table; any shape."""
+    """Converts classes of the network and sides to values of the label table; any shape."""
     table = np.zeros((2, CLASSES), np.uint8)
     for k, s in enumerate(STRUCTURES, 1):
         table[:, k] = s.left, s.left if s.right is None else s.right
@@ -121,24 +120,24 @@ def to_labels(classes: npt.NDArray[np.integer], right: Bool) -> Labels:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """Brain and regions of one scan, on its own grid and in the stored order of its voxels.
+    """Brain and regions of one scan, on its grid and in the stored order of its voxels.
 
     Attributes:
         labels: uint8 (x, y, z), values of ``label_table``.
-        brain: bool (x, y, z), parenchyma and ventricles without holes; every region but CSF lies in it.
+        brain: bool (x, y, z), parenchyma and ventricles without holes; contains every region except CSF.
     """
 
     labels: Labels
     brain: Bool
 
     def mask(self, name: str) -> Bool:
-        """Where a region lies, bool (x, y, z).
+        """Mask of a region, bool (x, y, z).
 
         Args:
-            name: "brain" for the attribute itself, else as ``values_of``: "BG", "CSO", "HIP", "MID", "L-BG", ...
+            name: "brain" for the attribute itself, else as in ``values_of``: "BG", "CSO", "HIP", "MID", "L-BG", ...
 
         Raises:
-            KeyError: for a name that there is not.
+            KeyError: The name is unknown.
         """
         if name == "brain":
             return self.brain

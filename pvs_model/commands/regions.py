@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     if not has_anatomy(args.weights):
         raise WeightsError(f"{args.weights}: expected the anatomy network ({ANATOMY}), got none")
     scans, failures = _scans(args.scans)
-    from pvs_model.anatomy.predict import write_regions
+    from pvs_model.anatomy.inference import write_regions
     from pvs_model.inference.device import choose_device
 
     device = choose_device(args.device)

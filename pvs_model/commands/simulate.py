@@ -31,24 +31,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Simulates the cases that are not complete yet."""
+    from pvs_model.datasets import simulated_sets as sets
+    from pvs_model.datasets.real_scans import load_real_scans
     from pvs_model.synth.protocols import on_grid
-    from pvs_model.training import sets
-    from pvs_model.training.backgrounds import load_backgrounds
 
     _check(args)
-    heads = sets.Heads(args.anatomies, args.cache)
+    heads = sets.HeadModels(args.anatomies, args.cache)
     scans = []
     if args.backgrounds:
-        scans = load_backgrounds(args.backgrounds, args.anatomies, args.cache or args.output / ".cache")
+        scans = load_real_scans(args.backgrounds, args.anatomies, args.cache or args.output / ".cache")
     if args.replay:
         plan = sets.plan_replays(args.replay, heads, scans)
     elif scans:
-        plan = sets.plan_mixes(args.count, args.seed, scans, tuple(args.contrast), args.pvs)
+        plan = sets.plan_insertions(args.count, args.seed, scans, tuple(args.contrast), args.pvs)
     else:
         protocol = on_grid(tuple(args.voxel_mm)) if args.voxel_mm else args.protocol or "1mm"
-        plan = sets.plan_heads(args.count, args.seed, protocol, heads, args.pvs)
+        plan = sets.plan_simulated(args.count, args.seed, protocol, heads, args.pvs)
     made = sets.write_set(args.output, plan, args.overwrite or bool(args.replay), sheet=not args.replay)
-    print(f"{args.output}: {made} cases made, {len(plan.orders) - made} already present")
+    print(f"{args.output}: {made} cases made, {len(plan.specs) - made} already present")
     return 0
 
 

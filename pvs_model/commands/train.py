@@ -7,12 +7,13 @@ import json
 import logging
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pvs_model.config import NetworkConfig, default_weights
 from pvs_model.errors import PVSError, WeightsError
 from pvs_model.nets.zoo import MODELS, ModelSpec
-from pvs_model.training.settings import (
+from pvs_model.training.config import (
+    FINE_TUNING,
     FINE_TUNING_RATE,
     LEARNING_RATE,
     LOSSES,
@@ -23,7 +24,7 @@ from pvs_model.training.settings import (
 )
 
 if TYPE_CHECKING:
-    from pvs_model.training.material import Material
+    from pvs_model.training.sampling import FoldData
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,9 +96,15 @@ def _add_training_arguments(parser: argparse.ArgumentParser) -> None:
         help="auto: bfloat16 on GPUs and on CPUs with instructions for it",
     )  # fmt: skip
     add("--seed", type=int, default=default.seed)
-    add("--minutes", type=float, default=default.minutes, help="time limit; repeat the command to continue")
+    add(
+        "--minutes", type=float, dest="max_minutes", default=default.max_minutes, metavar="MINUTES",
+        help="time limit; repeat the command to continue",
+    )  # fmt: skip
     add("--save-every", type=int, default=default.save_every, metavar="STEPS", help="interval of saved states")
-    add("--refresh", type=int, default=default.refresh, metavar="SAMPLES", help="interval of new scenes")
+    add(
+        "--refresh", type=int, dest="refresh_interval", default=default.refresh_interval, metavar="SAMPLES",
+        help="interval of new scenes",
+    )  # fmt: skip
     add(
         "--workers", type=int, default=default.workers, metavar="N",
         help="processes that render scenes ahead (default: %(default)s, in the loop); the samples stay the same",
@@ -106,7 +113,7 @@ def _add_training_arguments(parser: argparse.ArgumentParser) -> None:
         "--simulate-on", choices=SIMULATE_ON, default=default.simulate_on,
         help="device: simulate where the network is (other random numbers than on the CPU)",
     )  # fmt: skip
-    add("--shard-mib", type=float, default=default.shard_mib, metavar="MIB", help="largest file of the state")
+    add("--shard-mib", type=float, help=argparse.SUPPRESS)  # ignored: the state is one file
     add("--device", choices=("auto", "cuda", "cpu"), default="auto")
 
 
@@ -114,8 +121,8 @@ def run(args: argparse.Namespace) -> int:
     """Trains until the last step or the time limit and prints the result as JSON."""
     from pvs_model.inference.device import choose_device
     from pvs_model.nets.text import find_encoder
-    from pvs_model.training.distributed import joined
-    from pvs_model.training.loop import train
+    from pvs_model.training.distributed import init_distributed
+    from pvs_model.training.segmentation import train
 
     encoder, model = args.encoder or find_encoder(), MODELS[args.network]
     if encoder is None:
@@ -124,23 +131,22 @@ def run(args: argparse.Namespace) -> int:
     training = _training_config(args, model)
     if args.start is not None:
         _check_start(args.start, args.network, model.config)
-    with joined(choose_device(args.device)) as (ranks, device):
-        if not ranks.first:
+    with init_distributed(choose_device(args.device)) as (context, device):
+        if not context.is_first:
             logging.getLogger().setLevel(logging.WARNING)  # one process logs for all
         data = _load_data(args, model.config)
-        result = train(model.config, training, data, args.output, encoder, device, args.start, ranks)
-        if ranks.first:
+        result = train(model.config, training, data, args.output, encoder, device, args.start, context)
+        if context.is_first:
             print(json.dumps(result))
     return 0
 
 
 def _training_config(args: argparse.Namespace, model: ModelSpec) -> TrainingConfig:
     """The user's options, and what the network prescribes."""
-    prescribed = dict(model.training)
-    rate = prescribed.pop("learning_rate", LEARNING_RATE)
+    prescribed: dict[str, Any] = dict(model.training) | (FINE_TUNING if args.start else {})
     options = {f.name: getattr(args, f.name) for f in fields(TrainingConfig) if hasattr(args, f.name)}
-    if args.learning_rate is None:
-        options["learning_rate"] = FINE_TUNING_RATE if args.start else float(rate)
+    if options.pop("learning_rate") is not None:
+        prescribed["learning_rate"] = args.learning_rate
     return TrainingConfig(**{**options, **prescribed})
 
 
@@ -151,10 +157,10 @@ def _check(args: argparse.Namespace, network: NetworkConfig) -> None:
             f"--patch, --batch, --steps: expected a multiple of {divisor} that is at least {2 * divisor}, and at "
             f"least 1 for the others, got {args.patch}, {args.batch}, {args.steps}"
         )
-    if not 0 <= args.case_share <= 1 or not 0 <= args.scan_share < 1 or args.workers < 0 or not args.shard_mib > 0:
+    if not 0 <= args.case_share <= 1 or not 0 <= args.scan_share < 1 or args.workers < 0:
         raise PVSError(
-            "--case-share, --scan-share, --workers, --shard-mib: expected 0 to 1, 0 to 1, at least 0, and above 0, "
-            f"got {args.case_share}, {args.scan_share}, {args.workers}, {args.shard_mib}"
+            "--case-share, --scan-share, --workers: expected 0 to 1, 0 to 1, and at least 0, "
+            f"got {args.case_share}, {args.scan_share}, {args.workers}"
         )
     if args.workers and args.simulate_on == "device":
         raise PVSError("--workers: expected 0 with --simulate-on device, because workers render on the CPU")
@@ -188,11 +194,11 @@ def _check_start(path: Path, name: str, network: NetworkConfig) -> None:
         raise WeightsError(f"{path}: expected weights of the network {name}, got those of another: {differences}{hint}")
 
 
-def _load_data(args: argparse.Namespace, network: NetworkConfig) -> Material:
+def _load_data(args: argparse.Namespace, network: NetworkConfig) -> FoldData:
     """Training and validation data of the fold."""
+    from pvs_model.datasets.label_maps import find_label_maps, load_anatomy
     from pvs_model.datasets.labelled_cases import LabelledCase, load_cases
-    from pvs_model.training.data import label_maps, load_anatomy
-    from pvs_model.training.material import Material, split
+    from pvs_model.training.sampling import FoldData, split
 
     if args.anatomies is None and args.cases is None:
         raise PVSError("--anatomies, --cases: expected label maps to simulate from, labelled cases, or both; got none")
@@ -201,11 +207,11 @@ def _load_data(args: argparse.Namespace, network: NetworkConfig) -> Material:
     used: list[Path] = []
     held_out: list[Path] = []
     if args.anatomies is not None and args.held_out is not None:
-        used, held_out = label_maps(args.anatomies), label_maps(args.held_out)
+        used, held_out = find_label_maps(args.anatomies), find_label_maps(args.held_out)
         names = {path.name for path in held_out}
         used = [path for path in used if path.name not in names]
     elif args.anatomies is not None:
-        used, held_out = split(label_maps(args.anatomies), args.fold, args.folds, "label maps")
+        used, held_out = split(find_label_maps(args.anatomies), args.fold, args.folds, "label maps")
     cases: list[LabelledCase] = []
     held_out_cases: list[LabelledCase] = []
     if args.cases is not None:
@@ -213,10 +219,10 @@ def _load_data(args: argparse.Namespace, network: NetworkConfig) -> Material:
         cases, held_out_cases = split(usable, args.fold, args.folds, "labelled cases")
     scans = []
     if args.scans is not None:
-        from pvs_model.training.real_scans import load_scans
+        from pvs_model.training.real_scan_patches import load_unlabelled_scans
 
-        scans = load_scans(args.scans, default_weights(), args.cache)
-    return Material(
+        scans = load_unlabelled_scans(args.scans, default_weights(), args.cache)
+    return FoldData(
         anatomies=[load_anatomy(path, args.cache) for path in used],
         held_out_anatomies=[load_anatomy(path, args.cache) for path in held_out],
         cases=cases,

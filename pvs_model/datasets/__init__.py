@@ -1,1 +1,1 @@
-"""Cases with labels, prepared as inference prepares them."""
+"""Data to train and to test on: simulated and labelled cases, real scans with inserted PVS, label maps."""

@@ -59,7 +59,7 @@ def regions_of(case: CaseFiles, reference: MaskImage, regions: Regions) -> Regio
     image = can_be_estimated(case, reference, regions)
     if image is None:
         return RegionMasks({})
-    from pvs_model.anatomy.predict import find_regions
+    from pvs_model.anatomy.inference import find_regions
 
     if regions.weights is None:
         return RegionMasks({})

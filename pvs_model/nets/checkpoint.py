@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 from pvs_model.config import NetworkConfig
 from pvs_model.errors import WeightsError
@@ -19,8 +21,28 @@ from pvs_model.nets.model import build
 #: Metadata key of the ``NetworkConfig`` as JSON.
 CONFIG_KEY = "config"
 
+Network = TypeVar("Network", bound=nn.Module)
 
-def save(path: Path | str, network: SegmentationNet, metadata: Mapping[str, str] | None = None) -> None:
+
+def tensors_of(network: nn.Module) -> dict[str, torch.Tensor]:
+    """Returns the state dict of a network; tensors with several names appear under the first one only."""
+    names = {name for name, _ in (*network.named_parameters(), *network.named_buffers())}
+    return {name: tensor for name, tensor in network.state_dict().items() if name in names}
+
+
+def fill(network: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Copies tensors into a network by their names.
+
+    Raises:
+        RuntimeError: If the names or shapes are not exactly those of the network.
+    """
+    missing, unknown = tensors_of(network).keys() - tensors.keys(), tensors.keys() - network.state_dict().keys()
+    if missing or unknown:
+        raise RuntimeError(f"missing parameters {sorted(missing)[:3]}, unknown parameters {sorted(unknown)[:3]}")
+    network.load_state_dict(tensors, strict=False)
+
+
+def save(path: Path | str, network: nn.Module, metadata: Mapping[str, str] | None = None) -> None:
     """Writes the parameters of a network as float16, with its config and ``metadata``.
 
     The file is replaced atomically: an interrupted call leaves an older file intact.
@@ -31,13 +53,15 @@ def save(path: Path | str, network: SegmentationNet, metadata: Mapping[str, str]
     """
     if metadata and CONFIG_KEY in metadata:
         raise ValueError(f"the metadata key {CONFIG_KEY!r} is reserved")
-    tensors = {name: _to_half(tensor) for name, tensor in network.state_dict().items()}
+    tensors = {name: _to_half(tensor) for name, tensor in tensors_of(network).items()}
     invalid = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     if invalid:
         raise WeightsError(f"{path}: expected finite parameters, got {len(invalid)} others, first {invalid[0]}")
 
+    config: Any = network.config
+
     def write(part: Path) -> None:
-        save_file(tensors, part, metadata={**(metadata or {}), CONFIG_KEY: network.config.to_json()})
+        save_file(tensors, part, metadata={**(metadata or {}), CONFIG_KEY: config.to_json()})
         part.chmod(0o644)  # safetensors makes it readable to its owner only; the container runs as another user
 
     write_atomically(Path(path), write, WeightsError)
@@ -63,9 +87,20 @@ def read_metadata(path: Path | str) -> dict[str, str]:
 
 
 def load(path: Path | str, sha256: str | None = None, device: torch.device | str = "cpu") -> SegmentationNet:
+    """Builds the segmentation network of a weights file and loads its parameters; see ``load_as``."""
+    return load_as(lambda text: build(NetworkConfig.from_json(text)), path, sha256, device)
+
+
+def load_as(
+    build_network: Callable[[str], Network],
+    path: Path | str,
+    sha256: str | None = None,
+    device: torch.device | str = "cpu",
+) -> Network:
     """Builds the network that a weights file describes and loads its parameters.
 
     Args:
+        build_network: Builds a network from its config in JSON.
         path: File written by ``save``.
         sha256: Expected checksum in hexadecimal; None to accept any.
         device: Device of the network.
@@ -85,12 +120,12 @@ def load(path: Path | str, sha256: str | None = None, device: torch.device | str
             raise WeightsError(f"{path}: expected sha256 {sha256}, got {checksum}")
     metadata = read_metadata(path)
     try:
-        network = build(NetworkConfig.from_json(metadata[CONFIG_KEY]))
+        network = build_network(metadata[CONFIG_KEY])
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{path}: expected the config of a known network, got {error!r}") from error
     try:
         with safe_open(path, framework="pt") as file:
-            network.load_state_dict({name: file.get_tensor(name) for name in file.keys()}, strict=True)  # noqa: SIM118
+            fill(network, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     except (SafetensorError, RuntimeError) as error:
-        raise WeightsError(f"{path}: the parameters do not match the network ({error})") from error
+        raise WeightsError(f"{path}: expected the parameters of its network, got others ({error})") from error
     return network.to(device).eval()

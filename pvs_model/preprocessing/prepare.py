@@ -82,7 +82,7 @@ def estimate_anatomy(volumes: dict[str, Volume], weights: Path, device: Any = "c
         VolumeError: No brain was detected.
         WeightsError: The weights of the anatomy network are damaged or missing.
     """
-    from pvs_model.anatomy.predict import find_regions
+    from pvs_model.anatomy.inference import find_regions
     from pvs_model.volume import geometry
 
     grid, _ = geometry.to_ras_grid(volumes[geometry.choose_reference(volumes)].grid)
@@ -185,7 +185,7 @@ def _check_contrast(name: str, source: Path | None, volume: Volume, anatomy: Ana
     Raises:
         VolumeError: The contrast contradicts the sequence's name, and the parcellation is reliable.
     """
-    from pvs_model.anatomy.contrast import CONTRADICTS, contrast_warning
+    from pvs_model.anatomy.contrast_check import CONTRADICTS, contrast_warning
 
     warning = contrast_warning(name, volume.data, anatomy)
     if reliable and contrast_warning(name, volume.data, anatomy, CONTRADICTS):

@@ -1,1 +1,1 @@
-"""Training from simulated scans: data, losses, and one loop."""
+"""Training of the segmentation and anatomy networks: samples, losses, and one loop."""

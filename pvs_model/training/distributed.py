@@ -1,4 +1,4 @@
-"""Several processes that train one network together, one per GPU, as torchrun starts them."""
+"""Trains one network in several processes, one per GPU, as torchrun starts them."""
 
 from __future__ import annotations
 
@@ -15,72 +15,72 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pvs_model.errors import DeviceError
 
-#: The first process validates alone while the others wait in their next step.
-PATIENCE = timedelta(hours=1)
+#: Time limit of collective operations: the first process validates alone while the others wait in their next step.
+TIMEOUT = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
-class Ranks:
-    """Which of ``count`` processes this one is. The first one alone validates and writes."""
+class DistributedContext:
+    """Rank of this process among ``count`` processes. The first one alone validates and writes."""
 
     rank: int = 0
     count: int = 1
 
     @property
-    def first(self) -> bool:
+    def is_first(self) -> bool:
         return self.rank == 0
 
-    def number(self, own: int) -> int:
-        """The number among all processes' samples of this process's ``own``-th: none is drawn by two."""
-        return own * self.count + self.rank
+    def global_index(self, index: int) -> int:
+        """Maps an index of this process's samples to a global one; no two processes share one."""
+        return index * self.count + self.rank
 
 
-ALONE = Ranks()
+SINGLE_PROCESS = DistributedContext()
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
-    """The processes of this run, and the device of this one; leaves them at the end.
+def init_distributed(device: torch.device) -> Iterator[tuple[DistributedContext, torch.device]]:
+    """Joins the process group that torchrun started, gives this process's device, and leaves the group at the end.
 
-    torchrun tells each process its place in the environment (RANK, WORLD_SIZE, LOCAL_RANK); a process
-    that torchrun did not start is alone. Gradients travel by NCCL between GPUs, by Gloo between CPUs.
+    Without torchrun (RANK, WORLD_SIZE and LOCAL_RANK in the environment) there is a single process. Gradients travel by
+    NCCL between GPUs and by Gloo between CPUs.
 
     Raises:
-        DeviceError: when more processes are started than there are GPUs.
+        DeviceError: There are more processes than GPUs.
     """
     if not (dist.is_available() and dist.is_torchelastic_launched()):
-        yield ALONE, device
+        yield SINGLE_PROCESS, device
         return
     if device.type == "cuda":
-        index, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-        if index >= there:
-            raise DeviceError(f"--nproc-per-node: expected at most one process per GPU ({there}), found more")
+        index, available = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if index >= available:
+            raise DeviceError(f"--nproc-per-node: expected at most one process per GPU ({available}), got more")
         device = torch.device("cuda", index)
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
-        yield Ranks(dist.get_rank(), dist.get_world_size()), device
+        yield DistributedContext(dist.get_rank(), dist.get_world_size()), device
     finally:
         dist.destroy_process_group()
 
 
-def averaging(network: nn.Module, device: torch.device, ranks: Ranks) -> nn.Module:
-    """The network, its gradients averaged over all processes in the backward pass; itself when alone."""
-    if ranks.count == 1:
+def wrap_ddp(network: nn.Module, device: torch.device, context: DistributedContext) -> nn.Module:
+    """Wraps the network so that the backward pass averages gradients over processes; a single process gets it back."""
+    if context.count == 1:
         return network
     return DistributedDataParallel(network, device_ids=[device.index] if device.type == "cuda" else None)
 
 
-def any_rank(flag: bool, device: torch.device, ranks: Ranks) -> bool:
-    """Whether a flag is raised in any process: all are told the same, and all must ask."""
-    if ranks.count == 1:
+def any_rank(flag: bool, device: torch.device, context: DistributedContext) -> bool:
+    """Whether a flag is set in any process. Every process must call it."""
+    if context.count == 1:
         return flag
-    told = torch.tensor(float(flag), device=device)
-    dist.all_reduce(told, dist.ReduceOp.MAX)
-    return bool(told)
+    shared = torch.tensor(float(flag), device=device)
+    dist.all_reduce(shared, dist.ReduceOp.MAX)
+    return bool(shared)
 
 
-def wait_for_all(ranks: Ranks) -> None:
-    """Go on when every process has come here."""
-    if ranks.count > 1:
+def barrier(context: DistributedContext) -> None:
+    """Waits for every process."""
+    if context.count > 1:
         dist.barrier()

@@ -1,136 +1,181 @@
-"""The training loop: draw, predict, compare, step; keep an average of the weights; resume exactly."""
+"""Trains any network: draws samples, steps, averages the weights, validates, saves and resumes exactly."""
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from pvs_model.config import NetworkConfig
-from pvs_model.errors import WeightsError
 from pvs_model.nets import checkpoint
-from pvs_model.nets.base import SegmentationNet
 from pvs_model.nets.memory import keep_freed_memory
-from pvs_model.nets.model import build
-from pvs_model.nets.text import TextEncoder
-from pvs_model.training.distributed import ALONE, Ranks, any_rank, averaging, wait_for_all
-from pvs_model.training.logbook import Pace
-from pvs_model.training.losses import DeepSupervision
-from pvs_model.training.material import Material, Shared, samples_of, validation_of
-from pvs_model.training.precision import precision
-from pvs_model.training.prompts import Prompts
-from pvs_model.training.recorder import Recorder, reached
-from pvs_model.training.settings import TrainingConfig, learning_rate
-from pvs_model.training.state import MIB, State, pack
-from pvs_model.training.validation import validate
+from pvs_model.training.checkpoint import Progress, TrainingState
+from pvs_model.training.config import LoopConfig, learning_rate
+from pvs_model.training.distributed import SINGLE_PROCESS, DistributedContext, any_rank, barrier, wrap_ddp
+from pvs_model.training.run_log import CsvLog, Throughput, can_plot, plot
 
 log = logging.getLogger(__name__)
 
 
-def networks_of(
-    config: NetworkConfig, training: TrainingConfig, device: torch.device, start: Path | None
-) -> tuple[SegmentationNet, SegmentationNet]:
-    """A network and the average that is kept of it, equal at first; all processes begin with the same weights."""
-    torch.manual_seed(training.seed)
-    network, average = build(config).to(device), build(config).to(device)
-    if start is not None:
-        loaded = checkpoint.load(start)
-        if loaded.config != config:
-            raise WeightsError(f"{start}: expected weights of {config}, found {loaded.config}")
-        network.load_state_dict(loaded.state_dict())
-    average.load_state_dict(network.state_dict())
-    return network, average
+class Sampler(Protocol):
+    """An endless stream of samples, continued from anywhere by setting ``sample_index``."""
+
+    sample_index: int
+
+    def batch(self, size: int) -> Any:
+        """Draws the next ``size`` samples."""
 
 
-def train(
-    config: NetworkConfig,
-    training: TrainingConfig,
-    material: Material,
+class Task(Protocol):
+    """What the loop trains."""
+
+    @property
+    def network(self) -> nn.Module:
+        """Network to train."""
+
+    @property
+    def average(self) -> nn.Module:
+        """Its averaged copy, equal at first."""
+
+    @property
+    def weights_file(self) -> str:
+        """Name of the weights file in the folder of the run."""
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """Names of the scores of ``validate``."""
+
+    def begin(self) -> Progress:
+        """Progress of a run that begins."""
+
+    def open_sampler(self, context: DistributedContext) -> AbstractContextManager[Sampler]:
+        """Opens the training samples of one process."""
+
+    def loss(self, model: nn.Module, samples: Any, step: int) -> Tensor:
+        """Loss of samples; ``model`` is the network, wrapped for several processes."""
+
+    def validate(self) -> dict[str, float]:
+        """Scores of the averaged network."""
+
+    def result(self, progress: Progress, scores: Mapping[str, float]) -> dict[str, float]:
+        """Outcome so far, kept with the weights."""
+
+
+def run(
+    task: Task,
+    config: LoopConfig,
     output: Path,
-    encoder: Path,
     device: torch.device,
-    start: Path | None = None,
-    ranks: Ranks = ALONE,
-    shared: Shared | None = None,
+    context: DistributedContext = SINGLE_PROCESS,
     show: bool = True,
 ) -> dict[str, float]:
-    """Train one network.
+    """Trains until the last step or the time limit.
 
     Args:
-        config: the network.
-        training: how to train.
-        material: what to train and to validate on.
-        output: folder for the state (``state.json`` and its shards), ``network.safetensors``, ``log.csv`` and
-            ``log.png``; a state in it is resumed.
-        encoder: folder of the BERT encoder.
-        device: where to train.
-        start: weights to begin from when there is no state to resume.
-        ranks: which of the processes that train together this one is.
-        shared: samples of other trainings in this process, to be used again.
-        show: whether to draw a progress bar.
+        task: What to train.
+        config: How to train.
+        output: Folder for the state, the weights, ``log.csv`` and ``log.png``; a state in it is resumed.
+        device: Device of the task's network.
+        context: Processes that train together.
+        show: Whether to show a progress bar.
 
     Returns:
-        what was reached: steps, validation Dice, the threshold that gave it, samples per second. Of a run that
-        is finished already, what it had reached. Empty but in the first process.
+        The task's result and the samples per second; for a run that is already finished, those it ended with. Empty
+        except in the first process.
 
     Raises:
-        WeightsError: when ``start`` or the state is of another network.
-        PVSError: when a worker process was killed.
+        WeightsError: The state in the folder is damaged or of another network.
     """
     output.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
-    network, average = networks_of(config, training, device, start)
     optimiser = torch.optim.AdamW(
-        network.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay, betas=(0.9, 0.99)
+        task.network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, betas=config.betas
     )
-    state = State(network, average, optimiser)
-    pack(state.tensors(), int(training.shard_mib * MIB))  # what cannot be saved is told now, not after hours
-    if state.load(output) and ranks.first:
+    state = TrainingState(task.network, task.average, optimiser)
+    if not state.load(output):
+        state.progress = task.begin()
+    elif context.is_first:
         log.info("resumed at step %d", state.progress.step)
-    if state.progress.step >= training.steps:
-        return reached(output) if ranks.first else {}
+    if state.progress.step >= config.steps:
+        return load_results(output / task.weights_file) if context.is_first else {}
 
-    prompts = Prompts(TextEncoder(encoder), training.prompts == "constant")
-    loss_of, model = DeepSupervision(training.loss), averaging(network, device, ranks)
-    recorder, facts = None, {}
-    if ranks.first:
-        checks = validation_of(material, config, training, shared)
-        recorder = Recorder(
-            output, training, state, lambda: validate(average, checks, prompts, device, training.precision)
-        )
-    bar = tqdm(total=training.steps, initial=state.progress.step, mininterval=5, disable=not (ranks.first and show))
-    with bar, samples_of(material, config, training, device, ranks, shared) as samples:
-        samples.visits = state.progress.visits // ranks.count
-        network.train()
-        pace, clock, done = Pace(), time.monotonic() - state.progress.seconds, False
-        limit = state.progress.seconds + training.minutes * 60
+    model = wrap_ddp(task.network, device, context)
+    recorder = _Recorder(task, config, state, output) if context.is_first else None
+    result: dict[str, float] = {}
+    bar = tqdm(total=config.steps, initial=state.progress.step, mininterval=5, disable=not (context.is_first and show))
+    with bar, task.open_sampler(context) as sampler:
+        sampler.sample_index = state.progress.samples // context.count
+        task.network.train()
+        throughput, clock, done = Throughput(), time.monotonic() - state.progress.seconds, False
+        limit = state.progress.seconds + config.max_minutes * 60
         while not done:
-            with pace.waiting(training.batch * ranks.count):
-                batch = samples.batch(training.batch)
-            tokens, mask = prompts(batch.prompts, device)
-            rate = learning_rate(state.progress.step, training)
+            with throughput.waiting(config.batch * context.count):
+                samples = sampler.batch(config.batch)
+            rate = learning_rate(state.progress.step, config)
             for group in optimiser.param_groups:
                 group["lr"] = rate
-            with precision(device, training.precision):
-                logits = model(batch.images, tokens, mask)
-            loss = loss_of(logits, batch.target)
+            loss = task.loss(model, samples, state.progress.step)
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), training.clip)
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(task.network.parameters(), config.max_grad_norm)
             optimiser.step()
-            state.advance(samples.visits * ranks.count, float(loss.detach()), time.monotonic() - clock, training.ema)
+            drawn, seconds = sampler.sample_index * context.count, time.monotonic() - clock
+            state.advance(drawn, float(loss.detach()), seconds, config.ema_decay)
             bar.update()
 
             step = state.progress.step
-            late = math.isfinite(limit) and any_rank(state.progress.seconds >= limit, device, ranks)
-            done = late or step >= training.steps
-            if recorder is not None and (done or step % training.save_every == 0):
-                facts = recorder.save(rate, *pace.measured())
-                bar.set_postfix(loss=f"{state.progress.loss:.3f}", dice=f"{facts['dice']:.3f}", at=facts["threshold"])
-                pace.restart()
-    wait_for_all(ranks)  # whoever goes on finds everything written
-    return facts
+            late = math.isfinite(limit) and any_rank(state.progress.seconds >= limit, device, context)
+            done = late or step >= config.steps
+            if recorder is not None and (done or step % config.save_every == 0):
+                result = recorder.save(rate, throughput.measured())
+                bar.set_postfix({"loss": round(state.progress.loss or 0.0, 3), **result})
+                throughput.restart()
+    barrier(context)  # the other processes go on once everything is written
+    return result
+
+
+class _Recorder:
+    """Validates, and writes the log, the weights and the state of a run."""
+
+    def __init__(self, task: Task, config: LoopConfig, state: TrainingState, output: Path) -> None:
+        self.task, self.config, self.state, self.output = task, config, state, output
+        self.log = CsvLog(output / "log.csv", state.progress.step, task.scores)
+        self.draws = can_plot()
+
+    def save(self, rate: float, throughput: Mapping[str, float]) -> dict[str, float]:
+        """Saves everything after a validation. Returns the result that is kept with the weights."""
+        progress, scores = self.state.progress, self.task.validate()
+        measured = {name: round(value, 3) for name, value in throughput.items()}
+        result = self.task.result(progress, scores) | {"samples_per_second": measured["samples_per_second"]}
+        row = {
+            "step": progress.step,
+            "seconds": round(progress.seconds, 1),
+            "loss": round(progress.loss or 0.0, 4),
+            "learning_rate": rate,
+        }
+        self.log.add(row | scores | measured)
+        metadata = {"training": json.dumps(asdict(self.config)), "facts": json.dumps(result)}
+        checkpoint.save(self.output / self.task.weights_file, self.task.average, metadata)
+        self.state.save(self.output)  # last: from here on, the run resumes at this step
+        if self.draws:
+            plot(self.log.path, self.output / "log.png")
+        return result
+
+
+def load_results(weights: Path) -> dict[str, float]:
+    """Reads the result that a run kept with its weights.
+
+    Raises:
+        WeightsError: The file is missing or damaged.
+    """
+    result: dict[str, float] = json.loads(checkpoint.read_metadata(weights)["facts"])
+    return result

@@ -1,4 +1,4 @@
-"""Dice and cross-entropy with deep supervision on max-pooled labels, and the loss of the fluid fraction."""
+"""Computes Dice and cross-entropy with deep supervision on max-pooled labels, and the loss of the fluid fraction."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pvs_model.training.settings import LOSSES
+from pvs_model.training.config import LOSSES
 
-#: Share of the voxels, those with the largest cross-entropy, that ``dice-topk`` takes the mean of.
+#: Fraction of the voxels, those with the largest cross-entropy, that ``dice-topk`` averages.
 TOP_SHARE = 0.1
-#: Weight of the fluid fraction's loss: nearly all voxels hold none, so its mean is small.
+#: Weight of the loss of the fluid fraction, whose mean is small because nearly all voxels hold no fluid.
 FLUID_WEIGHT = 5.0
 
 
@@ -21,7 +21,7 @@ def soft_dice_loss(logit: Tensor, label: Tensor, keep: Tensor) -> Tensor:
 
     Args:
         logit, label: (B, 1, *spatial).
-        keep: (B, 1, *spatial), 0 where voxels are ignored, else 1.
+        keep: (B, 1, *spatial), 0 for ignored voxels, else 1.
     """
     probability = logit.sigmoid() * keep
     overlap = (probability * label).sum()
@@ -29,7 +29,7 @@ def soft_dice_loss(logit: Tensor, label: Tensor, keep: Tensor) -> Tensor:
 
 
 def cross_entropy(logit: Tensor, label: Tensor, keep: Tensor) -> Tensor:
-    """Mean cross-entropy over the voxels that are kept; shapes as for ``soft_dice_loss``. Labels may be soft."""
+    """Mean cross-entropy over voxels that are not ignored; shapes as for ``soft_dice_loss``. Labels may be soft."""
     entropy = F.binary_cross_entropy_with_logits(logit, label, reduction="none")
     return (entropy * keep).sum() / keep.sum().clamp_min(1)
 
@@ -37,9 +37,8 @@ def cross_entropy(logit: Tensor, label: Tensor, keep: Tensor) -> Tensor:
 def top_cross_entropy(logit: Tensor, label: Tensor, keep: Tensor) -> Tensor:
     """Mean cross-entropy of the tenth of the voxels where it is largest.
 
-    Part of the loss of the challenge's winner (nnU-Net's ``DiceTopK10``). It looks only at what the network finds
-    hard, so its probabilities are less calibrated than those of plain cross-entropy: the threshold has to be
-    chosen again (docs/method.md).
+    Part of the loss of the challenge's winner (nnU-Net's ``DiceTopK10``). It uses hard voxels only, so probabilities
+    are less calibrated than those of plain cross-entropy and the threshold has to be chosen again (docs/method.md).
     """
     entropy = (F.binary_cross_entropy_with_logits(logit, label, reduction="none") * keep).flatten()
     return entropy.topk(max(1, int(TOP_SHARE * len(entropy))), sorted=False).values.mean()
@@ -48,20 +47,20 @@ def top_cross_entropy(logit: Tensor, label: Tensor, keep: Tensor) -> Tensor:
 class DeepSupervision(nn.Module):
     """Mean of Dice + cross-entropy over scales, finer scales weighing more (1, 1/2, 1/4, ...).
 
-    Labels are reduced by max-pooling, so that a tube one voxel wide survives at every scale: the
-    multi-scale highlighted foreground of MfNS-De (Cai et al. 2024, section 2.4). Voxels to ignore are, too, but where
-    a label is among them. The cross-entropy of ``dice-ce`` is not weighted, which keeps probabilities calibrated for
-    one fixed threshold. Where the first logits have a second channel, its cross-entropy with the fluid fraction is
-    added: a proper scoring rule, so that its sigmoid estimates the expected fraction.
+    Labels are max-pooled, so that a tube one voxel wide survives at every scale: the multi-scale highlighted foreground
+    of MfNS-De (Cai et al. 2024, section 2.4). Ignored voxels are max-pooled too, except where a label is among them.
+    The cross-entropy of ``dice-ce`` is unweighted, which keeps probabilities calibrated for one fixed threshold. If the
+    first logits have a second channel, its cross-entropy with the fluid fraction is added: a proper scoring rule, so
+    that its sigmoid estimates the expected fraction.
     """
 
     def __init__(self, loss: str = "dice-ce") -> None:
         """
         Args:
-            loss: one of ``settings.LOSSES``.
+            loss: One of ``config.LOSSES``.
 
         Raises:
-            ValueError: for another loss.
+            ValueError: For another loss.
         """
         super().__init__()
         if loss not in LOSSES:
@@ -69,9 +68,14 @@ class DeepSupervision(nn.Module):
         self.entropy = cross_entropy if loss == "dice-ce" else top_cross_entropy
 
     def forward(self, logits: Sequence[Tensor], target: Tensor) -> Tensor:
-        """Logits: list of (B, 1 or 2, *spatial / 2^s); target (B, 3, *spatial) as ``data.Batch``. Returns a scalar.
+        """Computes the loss.
 
-        A target (B, 1, *spatial) is a label alone: nothing is ignored.
+        Args:
+            logits: One (B, 1 or 2, *spatial / 2^s) per scale s.
+            target: (B, 3, *spatial) as in ``Batch``, or (B, 1, *spatial) for a label alone.
+
+        Returns:
+            Scalar float32.
         """
         label = target[:, :1]
         ignore = target[:, 1:2] if target.shape[1] > 1 else torch.zeros_like(label)
@@ -79,10 +83,11 @@ class DeepSupervision(nn.Module):
         total = logits[0].new_zeros((), dtype=torch.float32)
         weights = [0.5**s for s in range(len(logits))]
         for scale, (logit, weight) in enumerate(zip(logits, weights, strict=True)):
-            wanted, out = (pool(x, 2**scale) if scale else x for x in (label, ignore))
-            keep = 1 - out * (1 - wanted)
-            seen = logit[:, :1].float()
-            total = total + weight * (soft_dice_loss(seen, wanted, keep) + self.entropy(seen, wanted, keep))
+            pooled, ignored = (pool(x, 2**scale) if scale else x for x in (label, ignore))
+            keep = 1 - ignored * (1 - pooled)
+            mask_logit = logit[:, :1].float()
+            dice = soft_dice_loss(mask_logit, pooled, keep)
+            total = total + weight * (dice + self.entropy(mask_logit, pooled, keep))
         total = total / sum(weights)
         if logits[0].shape[1] > 1 and target.shape[1] > 2:
             fluid = target[:, 2:]

@@ -1,17 +1,19 @@
-"""Put trained networks into a weights folder: files, checksums, thresholds and where they come from."""
+"""Releases trained networks into a weights folder: files, checksums, thresholds and provenance."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pvs_model.anatomy.network import load as load_anatomy_network
 from pvs_model.config import MANIFEST, SLICES, TRAINED_RANGE, NetworkConfig, shipped_weights
 from pvs_model.errors import WeightsError
 from pvs_model.files import sha256_of, write_atomically, write_text
-from pvs_model.inference.weights import COMBINE, FORMAT
+from pvs_model.inference.weights import ANATOMY, COMBINE, FORMAT
 from pvs_model.nets import checkpoint
 
 #: Embeddings of the standard prompts, beside the shipped weights.
@@ -20,44 +22,44 @@ SHIPPED_TEXT = shipped_weights() / "text.safetensors"
 
 def release(
     folder: Path,
-    kind: str,
+    configuration: str,
     networks: Sequence[Path],
     threshold: float,
-    window: int,
+    roi_size: int,
     overlap: float,
     data: str,
     scores: dict[str, Any],
     groups: Sequence[str] | None = None,
     combine: str = "mean",
 ) -> None:
-    """Copy networks into a weights folder as one ensemble and write its entry in the manifest.
+    """Copies networks into a weights folder as one ensemble and writes its entry in the manifest.
 
     Args:
-        folder: the weights folder; other entries of its manifest are kept.
-        kind: "3d" or "2d".
-        networks: files that ``checkpoint.save`` wrote, one per fold.
-        threshold: probability from which a voxel is PVS.
-        window: side of the sliding window.
-        overlap: of neighbouring windows, a share.
-        data: what it was trained on, in words.
-        scores: what was measured, in any JSON.
-        groups: of each network; probabilities are averaged within a group. None: all are one.
-        combine: "mean" or "maximum" of the groups' probabilities.
+        folder: Weights folder; other entries of its manifest are kept.
+        configuration: "3d" or "2d".
+        networks: Files that ``checkpoint.save`` wrote, one per fold.
+        threshold: Probability from which a voxel is PVS.
+        roi_size: Side of the sliding window.
+        overlap: Overlap of neighbouring windows, a fraction.
+        data: Description of the training data.
+        scores: Measured scores, in any JSON.
+        groups: Group of each network; probabilities are averaged within a group. None: all are one group.
+        combine: "mean" or "maximum" of the probabilities of groups.
 
     Raises:
-        ValueError: when there is not one group per network, or groups cannot be combined so.
-        WeightsError: when a file holds no trained network, or one for other scans.
+        ValueError: There is not one group per network, or ``combine`` is unknown.
+        WeightsError: A file holds no trained network, or one for other scans.
     """
     if groups is not None and len(groups) != len(networks):
         raise ValueError(f"groups must be one per network, got {len(groups)} for {len(networks)}")
     if combine not in COMBINE:
         raise ValueError(f"combine must be one of {COMBINE}, got {combine!r}")
-    described = [_described(source) for source in networks]
-    _check_kind(kind, networks, [config for config, _, _ in described])
+    metadata = [_read(source) for source in networks]
+    _check_configuration(configuration, networks, [config for config, _, _ in metadata])
     manifest = _manifest(folder)
     members = []
-    for fold, (source, (config, training, facts)) in enumerate(zip(networks, described, strict=True)):
-        target = folder / f"{kind}_fold{fold}.safetensors"
+    for fold, (source, (config, training, facts)) in enumerate(zip(networks, metadata, strict=True)):
+        target = folder / f"{configuration}_fold{fold}.safetensors"
         _copy(source, target)
         members.append(
             {
@@ -72,11 +74,11 @@ def release(
         )
         if groups is not None:
             members[-1]["group"] = groups[fold]
-    (low, high), (thin, thick) = TRAINED_RANGE[kind]
-    manifest["ensembles"][kind] = {
+    (low, high), (thin, thick) = TRAINED_RANGE[configuration]
+    manifest["ensembles"][configuration] = {
         "members": members,
         "threshold": threshold,
-        "window": window,
+        "window": roi_size,
         "overlap": overlap,
         "spacing_mm": [low, high],
         "thickness_mm": [thin, thick],
@@ -84,7 +86,7 @@ def release(
         "scores": scores,
     }
     if combine != "mean":
-        manifest["ensembles"][kind]["combine"] = combine
+        manifest["ensembles"][configuration]["combine"] = combine
     text = folder / SHIPPED_TEXT.name
     if not text.is_file():  # a new folder: the prompts are the same for every network
         _copy(SHIPPED_TEXT, text)
@@ -92,11 +94,40 @@ def release(
     _write_manifest(folder, manifest)
 
 
-def add_anatomy(folder: Path) -> None:
-    """Copies the shipped anatomy network into a weights folder that has none: without it no skull is taken off.
+def release_anatomy(folder: Path, source: Path, data: str, scores: dict[str, Any]) -> None:
+    """Copies the network of an anatomy training into a weights folder and writes its entry in the manifest.
+
+    Args:
+        folder: Weights folder; other entries of its manifest are kept.
+        source: ``anatomy.safetensors`` of a run.
+        data: Description of the training data.
+        scores: Measured scores, in any JSON.
 
     Raises:
-        WeightsError: it cannot be written.
+        WeightsError: The source is not an anatomy network.
+    """
+    network = load_anatomy_network(source)
+    metadata = checkpoint.read_metadata(source)
+    facts, training = json.loads(metadata["facts"]), json.loads(metadata["training"])
+    _copy(source, folder / ANATOMY)
+    entry = {
+        "file": ANATOMY,
+        "sha256": sha256_of(folder / ANATOMY),
+        "network": asdict(network.config),
+        "steps": facts["steps"],
+        "minutes": facts["minutes"],
+        "seed": training["seed"],
+        "data": data,
+        "scores": scores,
+    }
+    _write_manifest(folder, {**_manifest(folder), "anatomy": entry})
+
+
+def add_anatomy(folder: Path) -> None:
+    """Copies the shipped anatomy network, which skull-stripping needs, into a weights folder that has none.
+
+    Raises:
+        WeightsError: It cannot be written.
     """
     manifest = _manifest(folder)
     shipped = SHIPPED_TEXT.parent
@@ -107,29 +138,30 @@ def add_anatomy(folder: Path) -> None:
     _write_manifest(folder, {**manifest, "anatomy": entry})
 
 
-def _described(path: Path) -> tuple[NetworkConfig, dict[str, Any], dict[str, Any]]:
-    """The configuration of a trained network, how it was trained, and what came of it."""
+def _read(path: Path) -> tuple[NetworkConfig, dict[str, Any], dict[str, Any]]:
+    """Reads the configuration, the training and the result of a trained network."""
     metadata = checkpoint.read_metadata(path)
     try:
         config = NetworkConfig.from_json(metadata[checkpoint.CONFIG_KEY])
         return config, json.loads(metadata["training"]), json.loads(metadata["facts"])
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(
-            f"{path}: expected a network that `train` wrote (network.safetensors), found other weights"
+            f"{path}: expected a network that `train` wrote (network.safetensors), got other weights"
         ) from error
 
 
-def _check_kind(kind: str, paths: Sequence[Path], configs: Sequence[NetworkConfig]) -> None:
-    """Refuse networks that cannot see the scans that an ensemble is for."""
+def _check_configuration(configuration: str, paths: Sequence[Path], configs: Sequence[NetworkConfig]) -> None:
+    """Rejects networks that cannot read the scans that an ensemble is for."""
     for path, config in zip(paths, configs, strict=True):
-        if kind == "3d" and config.dimensions == 2 and not config.view:
+        if configuration == "3d" and config.dimensions == 2 and not config.view:
             raise WeightsError(
-                f"{path}: expected a 3D network, or a 2D one of a view, for slices {SLICES[kind]}, found a 2D network "
-                "of slices as acquired: release it with --network 2d"
+                f"{path}: expected a 3D network, or a 2D one of a view, for slices {SLICES[configuration]}, got a 2D "
+                "network of slices as acquired: release it with --network 2d"
             )
-    if kind == "2d" and all(config.dimensions == 3 for config in configs):
+    if configuration == "2d" and all(config.dimensions == 3 for config in configs):
         raise WeightsError(
-            f"{paths[0]}: expected a 2D network for slices {SLICES[kind]}, found a 3D one: release it with --network 3d"
+            f"{paths[0]}: expected a 2D network for slices {SLICES[configuration]}, got a 3D one: release it with "
+            "--network 3d"
         )
 
 
@@ -140,7 +172,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError) as error:
-        raise WeightsError(f"{path}: expected the manifest of the weights, found {error!r}") from error
+        raise WeightsError(f"{path}: expected the manifest of the weights, got {error!r}") from error
 
 
 def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
@@ -148,7 +180,7 @@ def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy a file for everybody to read; one that lies there already stays."""
+    """Copies a file and makes it readable to everyone; copying a file onto itself does nothing."""
 
     def fill(part: Path) -> None:
         shutil.copyfile(source, part)

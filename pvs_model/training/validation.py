@@ -1,4 +1,4 @@
-"""Voxel-wise Dice on fixed patches that are never trained on, at every threshold."""
+"""Computes voxel-wise Dice on fixed held-out patches at every threshold."""
 
 from __future__ import annotations
 
@@ -6,20 +6,23 @@ import torch
 from torch import Tensor
 
 from pvs_model.nets.base import SegmentationNet
-from pvs_model.training.data import Batch
-from pvs_model.training.precision import precision
+from pvs_model.training.batch import Batch
+from pvs_model.training.config import autocast
 from pvs_model.training.prompts import Prompts
 
 THRESHOLDS = torch.arange(0.1, 0.95, 0.05)
 
 
 def dice_counts(probability: Tensor, target: Tensor, thresholds: Tensor) -> Tensor:
-    """(thresholds, 3): true positives, predicted and labelled voxels, for Dice over many patches at once.
+    """Counts voxels for Dice over many patches at once.
 
     Args:
         probability: (B, 1, *spatial).
-        target: (B, 1 or more, *spatial), as in ``data.Batch``: the label, then the voxels that are left out.
+        target: (B, 1 or more, *spatial), as in ``Batch``: label, then ignored voxels.
         thresholds: (thresholds,).
+
+    Returns:
+        (thresholds, 3): true positives, predicted and labelled voxels.
     """
     keep = target[:, 1] < 0.5 if target.shape[1] > 1 else torch.ones_like(target[:, 0], dtype=torch.bool)
     hit = probability[:, 0][keep][None] >= thresholds[:, None]
@@ -29,14 +32,14 @@ def dice_counts(probability: Tensor, target: Tensor, thresholds: Tensor) -> Tens
 
 @torch.no_grad()
 def validate(
-    network: SegmentationNet, batches: list[Batch], prompts: Prompts, device: torch.device, wanted: str = "auto"
+    network: SegmentationNet, batches: list[Batch], prompts: Prompts, device: torch.device, precision: str = "auto"
 ) -> Tensor:
-    """Dice over all patches, one value per entry of ``THRESHOLDS``; ``wanted`` is a precision."""
+    """Computes Dice over all patches, one value per entry of ``THRESHOLDS``."""
     network.eval()
     counts = torch.zeros(len(THRESHOLDS), 3, dtype=torch.float64)
     for batch in batches:
         tokens, mask = prompts(batch.prompts, device)
-        with precision(device, wanted):
+        with autocast(device, precision):
             logits = network(batch.images.to(device), tokens, mask)
         counts += dice_counts(logits.float().sigmoid().cpu(), batch.target.cpu(), THRESHOLDS)
     network.train()

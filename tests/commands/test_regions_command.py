@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pvs_model.anatomy import predict
+from pvs_model.anatomy import inference
 from pvs_model.cli import main
 from pvs_model.errors import VolumeError
 
@@ -21,13 +21,13 @@ def seen(own_weights: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, 
     (own_weights / "anatomy.safetensors").write_bytes(b"stands in")
     calls: list[tuple[str, Path]] = []
 
-    def write(scan: Path, folder: Path, weights: Path, device: Any) -> predict.Written:
+    def write(scan: Path, folder: Path, weights: Path, device: Any) -> inference.Written:
         if scan.read_bytes() == b"broken":
             raise VolumeError(f"{scan}: expected a complete image, found a damaged one")
         calls.append((scan.name, folder))
-        return predict.Written(folder / "brain", folder / "regions", folder / "table")
+        return inference.Written(folder / "brain", folder / "regions", folder / "table")
 
-    monkeypatch.setattr(predict, "write_regions", write)
+    monkeypatch.setattr(inference, "write_regions", write)
     return calls
 
 

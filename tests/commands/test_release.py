@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pvs_model import cli
-from pvs_model.anatomy.predict import load_network
+from pvs_model.anatomy.inference import load_network
 from pvs_model.commands import segment
 from pvs_model.config import MANIFEST
 from pvs_model.errors import WeightsError
@@ -56,10 +56,10 @@ def test_an_anatomy_network_of_ones_own_stays(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "kind", "said"),
     [
-        ("3d_fold0", "2d", "expected a 2D network for slices of 2.5 mm or more, found a 3D one: release it with"),
-        ("2d_fold0", "3d", "expected a 3D network, or a 2D one of a view, for slices below 2.5 mm, found a 2D network"),
-        ("anatomy", "3d", "expected a network that `train` wrote (network.safetensors), found other weights"),
-        ("text", "3d", "expected a network that `train` wrote (network.safetensors), found other weights"),
+        ("3d_fold0", "2d", "expected a 2D network for slices of 2.5 mm or more, got a 3D one: release it with"),
+        ("2d_fold0", "3d", "expected a 3D network, or a 2D one of a view, for slices below 2.5 mm, got a 2D network"),
+        ("anatomy", "3d", "expected a network that `train` wrote (network.safetensors), got other weights"),
+        ("text", "3d", "expected a network that `train` wrote (network.safetensors), got other weights"),
     ],
 )
 def test_what_is_for_other_scans_is_refused(tmp_path: Path, capsys: Any, file: str, kind: str, said: str) -> None:

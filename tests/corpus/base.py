@@ -66,10 +66,10 @@ class Base:
 @cache
 def base() -> Base:
     """Simulate it: the toy head of the tests, made small, with many PVS."""
+    from pvs_model.datasets.simulated_cases import plain_scan
     from pvs_model.synth.anatomy import build
     from pvs_model.synth.case import simulate
     from pvs_model.synth.engine import draw_scene
-    from pvs_model.training.cases import plain_scan
     from tests.conftest import toy_labels
 
     scene = replace(

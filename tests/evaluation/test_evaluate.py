@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pytest
 import SimpleITK as sitk
 
+from pvs_model.anatomy import inference
 from pvs_model.cli import main
 from pvs_model.errors import PVSError
 from pvs_model.evaluation import evaluate as module
@@ -191,7 +192,6 @@ def test_regions_are_estimated_from_an_image_on_the_truths_grid(
     folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The network is stood in for: what it finds is its own tests' matter."""
-    from pvs_model.anatomy import predict
 
     class Halves:
         def __init__(self, shape: tuple[int, ...]) -> None:
@@ -203,7 +203,7 @@ def test_regions_are_estimated_from_an_image_on_the_truths_grid(
             return out
 
     seen = []
-    monkeypatch.setattr(predict, "find_regions", lambda volume, weights: seen.append(volume.source) or Halves(SHAPE))
+    monkeypatch.setattr(inference, "find_regions", lambda volume, weights: seen.append(volume.source) or Halves(SHAPE))
     truth, predictions = folders
     before = evaluate(truth, predictions, workers=1)
     for path in [*truth.rglob("*_BG.nii.gz"), *truth.rglob("*_CSO.nii.gz")]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pvs_model.config import NETWORK_3D, NetworkConfig
+from pvs_model.datasets.simulated_cases import plain_scan
 from pvs_model.inference.device import choose_device
 from pvs_model.inference.postprocess import to_mask
 from pvs_model.inference.weights import Weights
@@ -20,7 +21,6 @@ from pvs_model.preprocessing.network_grid import choose_configuration
 from pvs_model.preprocessing.prepare import prepare
 from pvs_model.synth.anatomy import Anatomy
 from pvs_model.synth.case import simulate
-from pvs_model.training.cases import plain_scan
 from pvs_model.types import SEQUENCES, Volume
 
 SHIPPED = Path(__file__).resolve().parents[2] / "weights"

@@ -1,0 +1,172 @@
+"""Saves and resumes the state of a training: ``state.safetensors``, replaced in one step.
+
+Runs of earlier versions left ``state.json`` and the shards that it names; they are resumed too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pvs_model.errors import WeightsError
+from pvs_model.files import write_atomically
+from pvs_model.nets.checkpoint import fill, tensors_of
+
+STATE = "state.safetensors"
+#: Index of the shards that earlier versions wrote.
+SHARDS = "state.json"
+
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Progress of a run.
+
+    Attributes:
+        step: Number of steps taken.
+        samples: Number of samples drawn, by all processes together.
+        seconds: Time spent so far, over all sittings.
+        loss: Running mean; None before the first step.
+        earlier_steps, earlier_minutes: Steps and time behind the weights that the run began with.
+    """
+
+    step: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+    loss: float | None = None
+    earlier_steps: int = 0
+    earlier_minutes: float = 0.0
+
+    @staticmethod
+    def parse(values: Mapping[str, Any]) -> Progress:
+        """Reads the metadata of a state, of this version or an earlier one."""
+        step, earlier = int(values["step"]), values.get("earlier", {})
+        return Progress(
+            step=step,
+            samples=int(values.get("samples", values.get("visits", step))),
+            seconds=float(values.get("seconds", 0.0)),
+            loss=values.get("loss"),
+            earlier_steps=int(values.get("earlier_steps", earlier.get("steps", 0))),
+            earlier_minutes=float(values.get("earlier_minutes", earlier.get("minutes", 0.0))),
+        )
+
+
+class TrainingState:
+    """State of a run: weights, averaged weights, moments of the optimiser, and progress."""
+
+    def __init__(self, network: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+        self.network, self.average, self.optimiser = network, average, optimiser
+        self.progress = Progress()
+
+    def advance(self, samples: int, loss: float, seconds: float, ema_decay: float) -> None:
+        """Counts a step that the optimiser has taken, and updates the averaged weights.
+
+        Args:
+            samples: Number of samples drawn so far, by all processes together.
+            loss: Loss of this step.
+            seconds: Time spent so far.
+            ema_decay: Decay of the average; smaller in the first steps, whose weights are far off.
+        """
+        step, mean = self.progress.step + 1, self.progress.loss
+        mean = loss if mean is None else 0.98 * mean + 0.02 * loss
+        earlier = self.progress.earlier_steps, self.progress.earlier_minutes
+        self.progress = Progress(step, samples, seconds, mean, *earlier)
+        decay = min(ema_decay, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for averaged, current in zip(self.average.parameters(), self.network.parameters(), strict=True):
+                averaged.lerp_(current, 1 - decay)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by name, on the CPU: ``network.``, ``average.`` and ``optimiser.<moment>.`` + parameter."""
+        tensors: dict[str, Tensor] = {}
+        for prefix, network in (("network.", self.network), ("average.", self.average)):
+            tensors |= {prefix + name: value for name, value in tensors_of(network).items()}
+        for name, parameter in self.network.named_parameters():
+            for moment, value in self.optimiser.state.get(parameter, {}).items():
+                tensors[f"optimiser.{moment}.{name}"] = torch.as_tensor(value, dtype=torch.float32)
+        return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+
+    def save(self, folder: Path) -> None:
+        """Writes the state into a folder, in place of an older one.
+
+        Raises:
+            WeightsError: It cannot be written.
+        """
+        metadata = {"facts": json.dumps(asdict(self.progress))}
+
+        def write(part: Path) -> None:
+            save_file(self.tensors(), part, metadata=metadata)
+            part.chmod(0o644)  # safetensors makes it readable to its owner only
+
+        write_atomically(folder / STATE, write, WeightsError)
+        for old in [folder / SHARDS, *folder.glob("state-*.safetensors")]:
+            old.unlink(missing_ok=True)
+
+    def load(self, folder: Path) -> bool:
+        """Resumes the state of a folder. Returns whether there is one.
+
+        Raises:
+            WeightsError: It is damaged or of another network.
+        """
+        path = folder / STATE if (folder / STATE).is_file() else folder / SHARDS
+        if not path.is_file():
+            return False
+        try:
+            self.progress, tensors = read_state(folder)
+            self._fill(tensors)
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            first = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise WeightsError(f"{path}: expected the state of a run of this network, got {first}") from error
+        return True
+
+    def _fill(self, tensors: Mapping[str, Tensor]) -> None:
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+
+        fill(self.network, part("network."))
+        fill(self.average, part("average."))
+        parameters = dict(self.network.named_parameters())
+        for moment in MOMENTS:
+            for name, value in part(f"optimiser.{moment}.").items():
+                parameter = parameters[name]
+                self.optimiser.state[parameter][moment] = value if moment == "step" else value.to(parameter.device)
+
+
+def read_state(folder: Path) -> tuple[Progress, dict[str, Tensor]]:
+    """Reads the progress and the tensors of a state; of two, left by a killed save, the one that is further.
+
+    Raises:
+        OSError, SafetensorError, ValueError, KeyError, TypeError: It is missing or damaged.
+    """
+    single, sharded = folder / STATE, folder / SHARDS
+    if not sharded.is_file():
+        return _read_progress(single), load_file(single)
+    index = json.loads(sharded.read_text())
+    if single.is_file() and _read_progress(single).step >= int(index["step"]):
+        return _read_progress(single), load_file(single)
+    return Progress.parse(index), dict(_join(folder / shard for shard in index["shards"]))
+
+
+def _read_progress(path: Path) -> Progress:
+    with safe_open(path, framework="pt") as file:
+        return Progress.parse(json.loads(file.metadata()["facts"]))
+
+
+def _join(shards: Iterator[Path]) -> Iterator[tuple[str, Tensor]]:
+    """Tensors of shards by name; large ones were cut along their first axis into ``<name>#0``, ``<name>#1``, ..."""
+    pieces: dict[str, dict[int, Tensor]] = {}
+    for shard in shards:
+        for key, tensor in load_file(shard).items():
+            name, _, number = key.partition("#")
+            pieces.setdefault(name, {})[int(number or 0)] = tensor
+    for name, parts in pieces.items():
+        yield name, parts[0] if len(parts) == 1 else torch.cat([parts[k] for k in range(len(parts))])

@@ -1,0 +1,143 @@
+"""Configures the training of a network, and the learning rate and precision that follow."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pvs_model.nets.precision import cpu_has_bfloat16
+
+LOSSES = ("dice-ce", "dice-topk")
+SCHEDULES = ("cosine", "polynomial")
+PRECISIONS = ("auto", "bfloat16", "float32")
+SIMULATE_ON = ("cpu", "device")
+LABELS = ("visibility", "coverage")
+PROMPTS = ("varied", "constant")
+
+#: Learning rates from random weights and from trained ones, which large steps would spoil.
+LEARNING_RATE, FINE_TUNING_RATE = 1.5e-3, 3e-4
+#: Defaults of a training that begins from trained weights: they need no curriculum, and know what a prompt is.
+FINE_TUNING: dict[str, Any] = {"learning_rate": FINE_TUNING_RATE, "clear_samples": 0, "region_warmup": 0}
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """What the training loop needs to know, for any network.
+
+    Attributes:
+        steps: Total number of optimisation steps.
+        batch: Samples per step and process.
+        learning_rate: Peak, reached after ``warmup_steps``; then it falls by ``schedule``.
+        betas: Decay rates of AdamW's moments.
+        max_grad_norm: Norm to which gradients are clipped.
+        ema_decay: Decay of the averaged weights per step.
+        max_minutes: Time limit; a run that reaches it leaves a state to resume.
+        save_every: Steps between validations, each of which saves the state.
+        schedule: One of ``SCHEDULES``.
+        precision: One of ``PRECISIONS``.
+
+    Raises:
+        ValueError: For an unknown choice.
+    """
+
+    steps: int = 4000
+    batch: int = 1
+    learning_rate: float = LEARNING_RATE
+    weight_decay: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.99)
+    warmup_steps: int = 100
+    max_grad_norm: float = 5.0
+    ema_decay: float = 0.997
+    seed: int = 0
+    max_minutes: float = math.inf
+    save_every: int = 200
+    schedule: str = "cosine"
+    precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        self.check(schedule=SCHEDULES, precision=PRECISIONS)
+
+    def check(self, **choices: tuple[str, ...]) -> None:
+        """Raises a ValueError for a field whose value is not among its choices."""
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True)
+class TrainingConfig(LoopConfig):
+    """How a segmentation network is trained.
+
+    Attributes:
+        patch: Side of a patch, voxels.
+        scene_buffer: Number of scenes kept.
+        refresh_interval: Samples between new scenes.
+        region_share: Fraction of the prompts that ask for a region.
+        validation_patches: Number of patches of held-out heads, and as many of held-out cases.
+        loss: One of ``LOSSES``.
+        workers: Worker processes that render scenes; 0 renders them in the loop.
+        simulate_on: "cpu", or "device" to render and scan where the network is.
+        case_share: Fraction of the samples from labelled cases when there are anatomies too.
+        scan_share: Fraction of the samples from unlabelled real scans when there are any.
+        prompts: One of ``PROMPTS``: "varied" name the sequences present and the region asked for; "constant" is one
+            prompt for all.
+        labels: One of ``LABELS``: what an annotator would see (``synth.visibility``), or what tubes fill.
+        coverage: With labels by coverage, fraction of a voxel from which it is labelled; None for the default.
+        region_warmup: Samples before the first prompt that asks for a region.
+        clear_samples: Number of first samples from scenes with wide and bright PVS (a curriculum).
+
+    Raises:
+        ValueError: For an unknown choice.
+    """
+
+    patch: int = 48
+    scene_buffer: int = 300
+    refresh_interval: int = 3
+    region_share: float = 0.2
+    validation_patches: int = 16
+    loss: str = "dice-ce"
+    workers: int = 0
+    simulate_on: str = "cpu"
+    case_share: float = 0.5
+    scan_share: float = 0.15
+    prompts: str = "varied"
+    labels: str = "visibility"
+    coverage: float | None = None
+    region_warmup: int = 2000
+    clear_samples: int = 1500
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check(loss=LOSSES, simulate_on=SIMULATE_ON, prompts=PROMPTS, labels=LABELS)
+        if self.workers and self.simulate_on == "device":
+            raise ValueError("workers render on the CPU: simulate_on='device' allows none")
+
+
+def learning_rate(step: int, config: LoopConfig) -> float:
+    """Linear warm-up, then half a cosine down to a hundredth, or nnU-Net's (1 - t)^0.9 down to 0."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    t = min(1.0, (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps))
+    if config.schedule == "polynomial":
+        return config.learning_rate * float((1 - t) ** 0.9)
+    return config.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * t)))
+
+
+def autocast(device: torch.device, precision: str = "auto") -> torch.autocast:
+    """Autocast context of a training on a device.
+
+    Args:
+        device: Device of the network.
+        precision: "bfloat16", "float32", or "auto": bfloat16 on a GPU and on a CPU with instructions for it (1.7 times
+            as fast there, slower elsewhere), float32 on others.
+
+    Raises:
+        ValueError: For another precision.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {PRECISIONS}, got {precision!r}")
+    fast = precision == "bfloat16" or (precision == "auto" and (device.type == "cuda" or cpu_has_bfloat16()))
+    return torch.autocast(device.type, torch.bfloat16, enabled=fast)

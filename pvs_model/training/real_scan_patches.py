@@ -1,0 +1,347 @@
+"""Draws patches of unlabelled real scans: inserted PVS are foreground, tissue that holds none is background.
+
+Simulated heads have smooth cortex and plain sulci; real ones show mimics of PVS. The anatomy network marks where PVS
+cannot be: cortex, fluid, cerebellum and everything outside the brain, away from their borders, are background. PVS
+inserted into white matter and deep nuclei (``synth.background``) are foreground where they are visible. All other
+tissue is ignored by the loss, for it may hold real PVS that nobody has marked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+from torch import Tensor
+
+from pvs_model.anatomy.inference import find_regions
+from pvs_model.anatomy.regions import CLASS, STRUCTURES, Anatomy
+from pvs_model.config import THICK_SLICE_MM, NetworkConfig
+from pvs_model.datasets.insertion_sites import find_insertion_sites
+from pvs_model.errors import PVSError, VolumeError
+from pvs_model.files import write_atomically
+from pvs_model.layouts.base import entries
+from pvs_model.layouts.names import group
+from pvs_model.nets.slices import stack_slices
+from pvs_model.nets.text import TRAINING_TEMPLATES, prompt
+from pvs_model.synth import artefacts
+from pvs_model.synth.anatomy import BASAL_GANGLIA, CENTRUM_SEMIOVALE, INDEX, OTHER_BRAIN
+from pvs_model.synth.background import Background, MixParams, grow, local_tissue, noise_of
+from pvs_model.synth.engine import LEAST_NOISE
+from pvs_model.synth.params import Triple, draw_scene
+from pvs_model.synth.visibility import label_visible
+from pvs_model.training.batch import UNKNOWN, Batch, flip
+from pvs_model.training.simulated_patches import MARGIN
+from pvs_model.types import SEQUENCES, Volume
+from pvs_model.volume.geometry import choose_reference, resample_onto, to_ras, widened
+from pvs_model.volume.intensity import correct_bias, foreground
+from pvs_model.volume.io import read
+
+log = logging.getLogger(__name__)
+
+#: Tissue of the simulator for each structure of the anatomy network; everything else is "other".
+TISSUES_OF = {
+    "CSO": "white_matter", "CTX": "cortex", "CAU": "caudate", "PUT": "putamen", "PAL": "pallidum", "THA": "thalamus",
+    "IC": "white_matter", "HIP": "hippocampus", "AMY": "cortex", "VDC": "ventral_dc", "LV": "ventricle",
+    "V34": "ventricle", "MID": "brainstem", "BST": "brainstem", "CBL": "cerebellum_gm", "CSF": "csf",
+}  # fmt: skip
+#: Structures that may hold PVS: voxels within ``SURE_MM`` of them are not certain background.
+MAY_HOLD_PVS = ("CSO", "CAU", "PUT", "PAL", "THA", "IC", "HIP", "AMY", "VDC", "MID", "BST")
+SURE_MM = 1.2
+#: Fractions of the patches around insertion sites, without the skull, and without some of the sequences.
+IN_TISSUE, STRIPPED, DROPPED = 0.6, 0.75, 0.4
+#: Slice thickness to which thin slices are averaged for 2D networks, mm.
+SLABS_MM = (3.0, 7.0)
+#: Slices of a 2D patch, of which the middle one is labelled.
+SLICES = 3
+#: Increased when the content of the cache changes.
+CACHE_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class UnlabelledScan:
+    """Unlabelled scan with its parcellation. Arrays (x, y, z) are in RAS+ order.
+
+    Attributes:
+        background: Images, tissues and insertion sites.
+        certain: bool, voxels that are background for certain.
+        head, brain: bool, foreground of the reference with and without the skull.
+        levels: (2, 3, 2) mean and deviation of each sequence within the head, then within the brain, as at inference.
+    """
+
+    background: Background
+    certain: npt.NDArray[np.bool_]
+    head: npt.NDArray[np.bool_]
+    brain: npt.NDArray[np.bool_]
+    levels: npt.NDArray[np.float64]
+
+    @property
+    def thickness_mm(self) -> float:
+        """Slice thickness: the largest voxel spacing."""
+        return max(self.background.voxel_mm)
+
+
+def load_unlabelled_scans(folders: Sequence[Path], weights: Path, cache: Path | None = None) -> list[UnlabelledScan]:
+    """Loads every usable scan in some folders and their subfolders.
+
+    Files of different sequences in one folder are one scan; if a sequence occurs twice, each file is a scan.
+
+    Args:
+        folders: Folders of images whose names contain the sequence, or single image files.
+        weights: Weights folder with the anatomy network.
+        cache: Folder for parcellations (about ten seconds each).
+
+    Raises:
+        VolumeError: There is no usable scan.
+    """
+    scans = []
+    for images in _group_files(folders):
+        name = next(iter(images.values())).name
+        try:
+            scans.append(load_unlabelled_scan(images, weights, cache))
+        except PVSError as error:
+            log.warning("%s: left out: %s", name, error)
+    if not scans:
+        places = ", ".join(map(str, folders))
+        raise VolumeError(f"{places}: expected T1w, T2w or FLAIR images, got none that can be used")
+    return scans
+
+
+def _group_files(folders: Sequence[Path]) -> list[dict[str, Path]]:
+    """Groups files into scans, each by sequence."""
+    out: list[dict[str, Path]] = []
+    for folder in folders:
+        if folder.is_file():
+            out += [{name: folder} for name in group([folder])]
+            continue
+        for place in [folder, *sorted(p for p in folder.rglob("*") if p.is_dir())]:
+            files = group(path for path in entries(place) if path.is_file())
+            if all(len(paths) == 1 for paths in files.values()):
+                out += [{name: paths[0] for name, paths in files.items()}] if files else []
+            else:
+                out += [{name: path} for name, paths in files.items() for path in paths]
+    return out
+
+
+def load_unlabelled_scan(images: dict[str, Path], weights: Path, cache: Path | None = None) -> UnlabelledScan:
+    """Loads one scan on the grid of its reference sequence.
+
+    Raises:
+        VolumeError: An image cannot be read, or shows no brain.
+    """
+    volumes = {name: to_ras(read(path))[0] for name, path in images.items()}
+    reference = choose_reference(volumes)
+    grid = volumes[reference].grid
+    anatomy = _parcellate(volumes[reference], images[reference], weights, cache)
+    stack = np.zeros((3, *grid.shape), np.float32)
+    for channel, name in enumerate(SEQUENCES):
+        if name in volumes:
+            stack[channel] = resample_onto(volumes[name], grid).data
+    present = tuple(name in volumes for name in SEQUENCES)
+    return unlabelled_scan(images[reference].name, stack, present, anatomy, volumes[reference])
+
+
+def _parcellate(volume: Volume, path: Path, weights: Path, cache: Path | None) -> Anatomy:
+    from safetensors.numpy import load_file, save_file
+
+    if cache is None:
+        return find_regions(volume, weights)
+    digest = hashlib.sha256(f"{CACHE_FORMAT}".encode() + path.read_bytes()).hexdigest()[:12]
+    cached = cache / f"scan-{path.name}-{digest}.safetensors"
+    if not cached.is_file():
+        anatomy = find_regions(volume, weights)
+        content = {"labels": np.ascontiguousarray(anatomy.labels), "brain": anatomy.brain.astype(np.uint8)}
+        write_atomically(cached, lambda part: save_file(content, part))
+    arrays = load_file(cached)
+    return Anatomy(arrays["labels"], arrays["brain"] > 0)
+
+
+def unlabelled_scan(
+    name: str, images: npt.NDArray[np.float32], present: tuple[bool, ...], anatomy: Anatomy, reference: Volume
+) -> UnlabelledScan:
+    """Prepares a scan from arrays: tissues, regions, insertion sites, certain background and intensity levels.
+
+    Args:
+        name: Name of the scan.
+        images: (3, x, y, z), raw, on the grid of the reference; zeros for a missing sequence.
+        present: Whether each sequence is present.
+        anatomy: Parcellation on the same grid.
+        reference: Sequence whose grid it is.
+
+    Raises:
+        VolumeError: There is no insertion site, or thick slices are not axial.
+    """
+    spacing = reference.spacing_mm
+    if max(spacing[:2]) >= THICK_SLICE_MM:
+        raise VolumeError(f"{name}: expected axial slices where they are thick, got a spacing of {spacing}")
+    tissues = np.full(anatomy.labels.shape, INDEX["other"], np.uint8)
+    may_hold = np.zeros(anatomy.labels.shape, bool)
+    for short, tissue in TISSUES_OF.items():
+        structure = STRUCTURES[CLASS[short] - 1]
+        here = np.isin(anatomy.labels, [v for v in (structure.left, structure.right) if v is not None])
+        tissues[here] = INDEX[tissue]
+        if short in MAY_HOLD_PVS:
+            may_hold |= here
+    regions = np.where(anatomy.mask("parenchyma"), OTHER_BRAIN, 0).astype(np.uint8)
+    regions[anatomy.mask("CSO")] = CENTRUM_SEMIOVALE
+    regions[anatomy.mask("BG")] = BASAL_GANGLIA
+    head = foreground(reference.data)
+    brain = head & widened(anatomy.brain | anatomy.mask("intracranial"), 1.0, spacing)
+    available = (present[0], present[1], present[2])
+    corrected = images.copy()
+    for channel in np.flatnonzero(available):
+        corrected[channel] = correct_bias(Volume(images[channel], reference.affine), brain).data
+    sites = find_insertion_sites(images, corrected, available, tissues, brain & anatomy.brain, spacing)
+    if not sites.mask.any():
+        raise VolumeError(f"{name}: expected white matter or deep nuclei that PVS can be inserted into, got none")
+    distance = ndimage.distance_transform_edt(~may_hold, sampling=[s if s < THICK_SLICE_MM else 1e3 for s in spacing])
+    levels = np.zeros((2, 3, 2))
+    for row, mask in enumerate((head, brain)):
+        for channel in np.flatnonzero(available):
+            inside = images[channel][mask & (images[channel] != 0)].astype(np.float64)
+            values = np.clip(inside, *np.percentile(inside, (0.5, 99.5))) if len(inside) else np.zeros(1)
+            levels[row, channel] = values.mean(), max(float(values.std()), 1e-6)
+    background = Background(name, images, available, tissues, regions, sites.mask, sites.fluid, reference.affine)
+    return UnlabelledScan(background, distance > SURE_MM, head, brain, levels)
+
+
+class RealScanPatches:
+    """Random patches of real scans with inserted PVS, each a function of its number alone."""
+
+    def __init__(self, scans: Sequence[UnlabelledScan], config: NetworkConfig, patch: int, seed: int) -> None:
+        """
+        Args:
+            scans: Scans of any slice thickness. 3D networks use those below 2.5 mm, 2D networks all (thin slices are
+                averaged).
+            config: Network that the patches are for.
+            patch: Side of a patch, voxels.
+            seed: Seed of every draw.
+
+        Raises:
+            VolumeError: The network can use none of the scans.
+        """
+        self.scans = [s for s in scans if config.dimensions == 2 or s.thickness_mm < THICK_SLICE_MM]
+        if not self.scans:
+            raise VolumeError("--scans: expected scans with slices below 2.5 mm for a 3D network, got none")
+        self.config, self.patch, self.seed = config, patch, seed
+
+    def sample(self, number: int) -> Batch:
+        """Draws one patch by its number: position, sequences, inserted PVS, blur, noise, contrast and prompt."""
+        seed = self.seed * 5_000_011 + number
+        rng = random.Random(seed)
+        scan = rng.choice(self.scans)
+        available = [c for c in range(3) if scan.background.present[c]]
+        present = rng.sample(available, rng.randint(1, len(available))) if rng.random() < DROPPED else available
+        spacing, merged = scan.background.voxel_mm, 1
+        if self.config.dimensions == 2 and spacing[2] < THICK_SLICE_MM:
+            merged = max(2, round(rng.uniform(*SLABS_MM) / spacing[2]))
+        side = self.patch + 2 * MARGIN
+        sides = (side, side, SLICES * merged if self.config.dimensions == 2 else side)
+        piece = self._crop(scan, sides, rng)
+        voxel: Triple = (spacing[0], spacing[1], spacing[2] * merged)
+        images, cnr, fluid = self._acquire(piece, present, merged, voxel, seed, rng)
+
+        def merge(mask: npt.NDArray[np.bool_]) -> Tensor:
+            return -F.max_pool3d(-torch.from_numpy(mask)[None, None].float(), (1, 1, merged))[0, 0]  # the whole slab
+
+        label, faint = label_visible(cnr, voxel, fluid)
+        certain = merge(piece.certain) > 0
+        ignore = (~certain & ~label) | faint
+        target = torch.stack([label.float(), ignore.float(), torch.where(ignore, torch.tensor(UNKNOWN), fluid)])
+        stripped = rng.random() < STRIPPED
+        row, mask = (1, piece.brain) if stripped else (0, piece.head)
+        inside = F.avg_pool3d(torch.from_numpy(mask)[None, None].float(), (1, 1, merged))[0, 0] >= 0.5
+        for c in range(3):
+            if c not in present:
+                images[c] = 0
+                continue
+            mean, deviation = scan.levels[row, c]
+            z = (images[c] - float(mean)) / float(deviation) * float(np.exp(rng.gauss(0, 0.15))) + rng.gauss(0, 0.15)
+            images[c] = torch.where(inside & (images[c] != 0), z.clamp(-4, 8), torch.zeros_like(z))
+        crop = [slice(s, s + self.patch) for s in (rng.randint(0, 2 * MARGIN) for _ in range(self.config.dimensions))]
+        if self.config.dimensions == 2:
+            middle = SLICES // 2
+            images = stack_slices(images[:, crop[0], crop[1]], self.config.neighbour_slices)[middle]
+            target = target[:, crop[0], crop[1], middle]
+        else:
+            images, target = (x[(slice(None), *crop)] for x in (images, target))
+        images, target = flip(images, target, rng)
+        names = [SEQUENCES[c] for c in sorted(present)]
+        text = prompt(names, max(voxel), "brain", rng.choice(TRAINING_TEMPLATES))
+        return Batch(images.contiguous()[None], target.contiguous()[None], [text])
+
+    def _crop(self, scan: UnlabelledScan, sides: tuple[int, int, int], rng: random.Random) -> UnlabelledScan:
+        """Crops a box of a scan, padded with zeros beyond the scan."""
+        whole = scan.background
+        where = whole.hosts if rng.random() < IN_TISSUE else scan.head
+        flat = np.flatnonzero(where)
+        centre = np.unravel_index(int(flat[rng.randrange(len(flat))]), where.shape)
+        low = [int(c) - n // 2 + rng.randint(-n // 6, n // 6) for c, n in zip(centre, sides, strict=True)]
+
+        def cut(array: Any, fill: int = 0) -> Any:
+            inner, pad = [], []
+            for start, n, length in zip(low, sides, array.shape[-3:], strict=True):
+                a, b = min(max(0, start), length), min(max(0, start + n), length)
+                inner.append(slice(a, b))
+                pad.append((min(n, max(0, -start)), n - (b - a) - min(n, max(0, -start))))
+            before = [(0, 0)] * (array.ndim - 3)
+            return np.pad(array[(..., *inner)], [*before, *pad], constant_values=fill)
+
+        part = replace(
+            whole, images=cut(whole.images), tissues=cut(whole.tissues, INDEX["other"]), regions=cut(whole.regions),
+            hosts=cut(whole.hosts),
+        )  # fmt: skip
+        return UnlabelledScan(part, cut(scan.certain, 1), cut(scan.head), cut(scan.brain), scan.levels)
+
+    def _acquire(
+        self, piece: UnlabelledScan, present: Sequence[int], merged: int, voxel: Triple, seed: int, rng: random.Random
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Inserts PVS and degrades the images a little.
+
+        Returns:
+            Images (3, x, y, z), contrast-to-noise ratio and fluid fraction (x, y, z).
+        """
+        part = piece.background
+        x, y, z = part.hosts.shape
+        drawn = draw_scene(seed, (x, y, z), part.voxel_mm, empty_share=0.15)
+        scene = replace(
+            drawn, flip=False, scale=(1.0, 1.0, 1.0), elastic_mm=0.0, lesion_burden=0.0, lesion_dots=0.0, lacunes=0.0,
+            cavities=0.0, islands=0.0, sheets=0.0, folia=0.0, voids=0.0, bridges=0.0,
+        )  # fmt: skip
+        psf = (rng.uniform(0.2, 0.6), rng.uniform(0.2, 0.6), rng.uniform(0.2, 0.6))
+        coverage, signal, _ = grow(part, MixParams(scene, (0.15, 1.0), psf))
+        generator = torch.Generator().manual_seed(seed)
+
+        def merge(values: Tensor) -> Tensor:
+            return F.avg_pool3d(values[None], (1, 1, merged))[0]
+
+        shape = (x, y, z // merged)
+        images, cnr = torch.zeros(3, *shape), torch.zeros(shape)
+        hosts = merge(torch.from_numpy(part.hosts)[None].float())[0].numpy() > 0.5
+        worse = rng.uniform(0.2, 0.7) if rng.random() < 0.3 else 0.0
+        ratio = rng.uniform(1.2, 2.0) if rng.random() < 0.2 else 1.0
+        for c in present:
+            image = part.images[c]
+            blur = tuple(0.0 if v >= THICK_SLICE_MM else psf[c] for v in part.voxel_mm)
+            share = artefacts.blur(torch.from_numpy(signal)[None], blur)  # type: ignore[arg-type]
+            contrast = np.float32(part.fluid[c]) - local_tissue(image, part.hosts, part.voxel_mm)
+            layers = merge(torch.cat([torch.from_numpy(image)[None], share * torch.from_numpy(contrast)]))
+            in_plane = (worse, worse, 0.0 if voxel[2] >= THICK_SLICE_MM else worse)
+            layers = artefacts.blur(layers, in_plane)
+            layers = artefacts.regrid(layers, ratio, ratio / 2, 0)
+            scale = float(np.median(np.abs(contrast[part.hosts]))) if part.hosts.any() else 0.0
+            added = scale * rng.uniform(0.0, 0.06) if rng.random() < 0.5 else 0.0
+            noise = max(np.hypot(noise_of(layers[0].numpy(), hosts), added), LEAST_NOISE * scale, 1e-6)
+            cnr = torch.maximum(cnr, layers[1].abs() / float(noise))
+            drawn_noise = torch.randn(shape, generator=generator) * added
+            images[c] = torch.where(layers[0] != 0, layers.sum(0) + drawn_noise, layers[0])
+        return images, cnr, merge(torch.from_numpy(coverage)[None])[0]
