@@ -19,7 +19,7 @@ from torch import Tensor
 from pvs_model.anatomy.intensity import background_of, normalise
 from pvs_model.anatomy.label_refinement import refine_labels
 from pvs_model.anatomy.network import SPACING_MM, AnatomyNet, load
-from pvs_model.anatomy.regions import CLASS, CLASSES, Anatomy, Bool, label_table, values_of
+from pvs_model.anatomy.regions import CLASS, CLASSES, Anatomy, Bool, Labels, label_table, values_of
 from pvs_model.errors import VolumeError, WeightsError
 from pvs_model.files import write_text
 from pvs_model.inference.device import autocast
@@ -38,6 +38,8 @@ _FINE_MM = 0.75
 MIN_BRAIN_ML = 20.0
 #: Erosion that cuts bridges between brain and scalp, voxels.
 _BRIDGE = 2
+#: Minimum size of a brain component, as a fraction of the largest.
+_MIN_BRAIN_PART = 0.05
 #: Compact structures, whose components below this fraction of the largest one are removed.
 _MIN_FRAGMENT = 0.2
 _COMPACT = ("CAU", "PUT", "PAL", "THA", "IC", "HIP", "AMY", "MID", "BST", "CBL")
@@ -82,6 +84,7 @@ def find_regions(
         labels = inverse(resample_labels(probability, affine, canonical, canonical.grid))
     else:
         labels = resample_labels(probability, affine, volume, grid)
+    labels = remove_brain_fragments(labels)
     return Anatomy(labels, _filled(np.isin(labels, values_of("brain"))))
 
 
@@ -267,6 +270,30 @@ def _component_with(mask: Bool, seed: Bool) -> Bool:
     table[np.unique(labels[seed & mask])] = True
     table[0] = False
     return np.asarray(table[labels])
+
+
+def remove_brain_fragments(labels: Labels) -> Labels:
+    """Removes brain labels outside the largest connected component of the brain.
+
+    On thick slices, label refinement scatters hundreds of small brain components over dura and scalp. Components of at
+    least ``_MIN_BRAIN_PART`` of the largest are kept: a gap between slices, or between hemispheres, may divide a brain.
+
+    Args:
+        labels: uint8 (x, y, z), values of ``label_table``.
+
+    Returns:
+        A copy without the brain labels of the other components; labels that are not of the brain are unchanged.
+    """
+    from scipy import ndimage
+
+    components, number = ndimage.label(np.isin(labels, values_of("brain")))
+    if number < 2:
+        return labels
+    sizes = np.bincount(components.ravel())
+    sizes[0] = 0
+    removed = sizes < _MIN_BRAIN_PART * sizes.max()
+    removed[0] = False
+    return np.where(removed[components], np.uint8(0), labels)
 
 
 def _fragments(mask: Bool) -> Bool:

@@ -18,6 +18,7 @@ from pvs_model.anatomy.inference import (
     find_regions,
     keep_brain_component,
     load_network,
+    remove_brain_fragments,
     working_image,
     write_regions,
     write_table,
@@ -237,6 +238,25 @@ def test_without_a_brain_one_sentence_says_so() -> None:
     volume = Volume(np.zeros((1, 1, 1), np.float32), np.eye(4), Path("knee.nii"))
     with pytest.raises(VolumeError, match=r"^knee.nii: expected a brain in the image, got 1 ml that might be one$"):
         keep_brain_component(probability, volume)
+
+
+def test_scattered_brain_labels_are_removed_and_parts_of_a_divided_brain_stay() -> None:
+    labels = np.zeros((40, 30, 20), np.uint8)
+    labels[5:25, 5:25, 2:18] = 2  # 6400 voxels
+    labels[15:18, 10:13, 6:9] = 4  # the ventricle is part of the brain
+    labels[27:29, 5:25, 2:18] = 42  # 640 voxels, a tenth: beyond a gap
+    labels[31:33, 5:15, 2:18] = 41  # 320 voxels, a twentieth: kept
+    labels[35:37, 5:15, 2:17] = 3  # 300 voxels: removed
+    labels[0, 0, 0] = 3
+    labels[38:, 28:, :] = 24  # other CSF is not of the brain
+    kept = remove_brain_fragments(labels)
+    expected = labels.copy()
+    expected[35:37, 5:15, 2:17] = expected[0, 0, 0] = 0
+    assert np.array_equal(kept, expected) and kept.dtype == np.uint8
+    assert labels[0, 0, 0] == 3, "the input is unchanged"
+    whole = np.where(labels == 2, labels, 0)
+    assert np.array_equal(remove_brain_fragments(whole), whole)
+    assert not remove_brain_fragments(np.zeros((3, 3, 3), np.uint8)).any()
 
 
 # ---- the network's file ------------------------------------------------------------------------------------------
