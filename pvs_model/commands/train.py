@@ -56,6 +56,15 @@ def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
         help="anatomies and cases K, K + FOLDS, ... are held out for validation",
     )  # fmt: skip
     add("--folds", type=int, default=5)
+    add(
+        "--ensemble", type=int, metavar="N",
+        help="one common training on all label maps but those of --held-out, then N members from it, each on its own "
+        "fold; from a copy of the code in --output, at low priority",
+    )  # fmt: skip
+    add(
+        "--member-steps", type=int, default=3000, metavar="STEPS",
+        help="with --ensemble: steps of each member (default: %(default)s); --steps are those of the common training",
+    )  # fmt: skip
     add("--encoder", type=Path, help="folder of a BERT encoder (default: the installed one)")
     add("--cache", type=Path, help="folder for prepared anatomies and cases")
     add("--output", type=Path, required=True, help="folder of the run; a state in it is resumed")
@@ -122,12 +131,15 @@ def run(args: argparse.Namespace) -> int:
     from pvs_model.inference.device import choose_device
     from pvs_model.nets.text import find_encoder
     from pvs_model.training.distributed import init_distributed
+    from pvs_model.training.ensemble import continue_from_copy, plan_stages, train_ensemble
     from pvs_model.training.segmentation import train
 
     encoder, model = args.encoder or find_encoder(), MODELS[args.network]
     if encoder is None:
         raise PVSError("--encoder: expected the folder of a BERT encoder, got none, and none is installed")
     _check(args, model.config)
+    if args.ensemble is not None:
+        continue_from_copy(args.output)
     training = _training_config(args, model)
     if args.start is not None:
         _check_start(args.start, args.network, model.config)
@@ -135,6 +147,10 @@ def run(args: argparse.Namespace) -> int:
         if not context.is_first:
             logging.getLogger().setLevel(logging.WARNING)  # one process logs for all
         data = _load_data(args, model.config)
+        if args.ensemble is not None:
+            stages = plan_stages(training, args.ensemble, args.member_steps)
+            print(json.dumps(train_ensemble(model.config, stages, data, args.output, encoder, device, args.start)))
+            return 0
         result = train(model.config, training, data, args.output, encoder, device, args.start, context)
         if context.is_first:
             print(json.dumps(result))
@@ -161,6 +177,11 @@ def _check(args: argparse.Namespace, network: NetworkConfig) -> None:
         raise PVSError(
             "--case-share, --scan-share, --workers: expected 0 to 1, 0 to 1, and at least 0, "
             f"got {args.case_share}, {args.scan_share}, {args.workers}"
+        )
+    if args.ensemble is not None and (args.ensemble < 2 or args.member_steps < 1 or args.held_out is None):
+        raise PVSError(
+            "--ensemble, --member-steps, --held-out: expected at least 2 members of at least 1 step, and label maps "
+            f"to hold out, got {args.ensemble}, {args.member_steps}, {args.held_out}"
         )
     if args.workers and args.simulate_on == "device":
         raise PVSError("--workers: expected 0 with --simulate-on device, because workers render on the CPU")

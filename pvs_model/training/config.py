@@ -36,6 +36,7 @@ class LoopConfig:
         ema_decay: Decay of the averaged weights per step.
         max_minutes: Time limit; a run that reaches it leaves a state to resume.
         save_every: Steps between validations, each of which saves the state.
+        save_minutes: Longest time between two of them.
         schedule: One of ``SCHEDULES``.
         precision: One of ``PRECISIONS``.
 
@@ -54,6 +55,7 @@ class LoopConfig:
     seed: int = 0
     max_minutes: float = math.inf
     save_every: int = 200
+    save_minutes: float = 10.0
     schedule: str = "cosine"
     precision: str = "auto"
 

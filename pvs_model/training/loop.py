@@ -116,7 +116,7 @@ def run(
         sampler.sample_index = state.progress.samples // context.count
         task.network.train()
         throughput, clock, done = Throughput(), time.monotonic() - state.progress.seconds, False
-        limit = state.progress.seconds + config.max_minutes * 60
+        limit, saved = state.progress.seconds + config.max_minutes * 60, time.monotonic()
         while not done:
             with throughput.waiting(config.batch * context.count):
                 samples = sampler.batch(config.batch)
@@ -135,8 +135,10 @@ def run(
             step = state.progress.step
             late = math.isfinite(limit) and any_rank(state.progress.seconds >= limit, device, context)
             done = late or step >= config.steps
-            if recorder is not None and (done or step % config.save_every == 0):
+            overdue = time.monotonic() - saved >= config.save_minutes * 60
+            if recorder is not None and (done or overdue or step % config.save_every == 0):
                 result = recorder.save(rate, throughput.measured())
+                saved = time.monotonic()
                 bar.set_postfix({"loss": round(state.progress.loss or 0.0, 3), **result})
                 throughput.restart()
     barrier(context)  # the other processes go on once everything is written
