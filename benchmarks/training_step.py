@@ -61,7 +61,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
         optimiser.step()
         clock.append(time.process_time())
-        state.advance(stream.visits, float(loss.detach()), 0.0, 0.997)
+        state.advance(stream.sample_index, float(loss.detach()), 0.0, 0.997)
         clock.append(time.process_time())
         for part, (a, b) in zip(PARTS, itertools.pairwise(clock), strict=True):
             seconds[part].append(b - a)
@@ -73,6 +73,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         step()
     share = (os.times().system - began_system) / (time.process_time() - began)
     out: dict[str, Any] = {part: statistics.median(values) for part, values in seconds.items()} | {"kernel": share}
+    out["samples"] = statistics.mean(seconds["samples"])  # one in six renders a scene
     if args.operators:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
             step()
