@@ -13,6 +13,7 @@ coverage`` scores against the older labels: a voxel is PVS where tubes fill 0.4 
 from __future__ import annotations
 
 import itertools
+import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -38,14 +39,13 @@ from benchmarks.cases import (
     write_json,
 )
 from pvs_model.burden.measure import measure
-from pvs_model.datasets.simulated_cases import read_record
 from pvs_model.evaluation.metrics import clusters
 from pvs_model.inference.device import choose_device
 from pvs_model.inference.weights import Weights
 from pvs_model.nets.text import prompt
 from pvs_model.pipeline import predict_maps
 from pvs_model.preprocessing.network_grid import choose_configuration
-from pvs_model.synth.engine import label_coverage
+from pvs_model.simulation.render import labelling_threshold
 from pvs_model.types import SEQUENCES, FloatArray
 
 #: Edges of the bins of the second table: diameters in mm, contrast-to-noise ratios.
@@ -73,7 +73,7 @@ def maps_of(
 
 def label_by_coverage(case: LabelledCase) -> LabelledCase:
     """Labels a simulated case by coverage; nothing is ignored."""
-    reference = case.maps["FLUID"] >= label_coverage(case.prepared.grid.spacing_mm)
+    reference = case.maps["FLUID"] >= labelling_threshold(case.prepared.grid.spacing_mm)
     return replace(case, reference=reference, ignore=np.zeros_like(reference))
 
 
@@ -132,7 +132,7 @@ def main() -> None:
         for stored in load_cases(folder, args.count):
             case = label_by_coverage(stored) if args.labels == "coverage" else stored
             record = folder / case.name / f"{Path(case.name).name}_simulation.json"
-            name = read_record(record).order.protocol if args.by_protocol else set_name
+            name = json.loads(record.read_text())["protocol"] if args.by_protocol else set_name
             grid = case.prepared.grid
             configuration = choose_configuration(grid)
             probability, fluid = maps_of(case, weights, device, sequences, args.mirror)

@@ -30,17 +30,18 @@ from pvs_model.burden.measure import measure
 from pvs_model.burden.records import ALL, BOTH, Burden
 from pvs_model.burden.regions import REGIONS as NAMED
 from pvs_model.burden.regions import burden_of, regions_of
-from pvs_model.config import InferenceConfig
+from pvs_model.config import THICK_SLICE_MM, InferenceConfig
 from pvs_model.datasets.labelled_cases import read_mask
 from pvs_model.datasets.simulated_cases import AnyCase, CaseSpec, plain_scan
 from pvs_model.datasets.simulated_sets import DatasetPlan, HeadModels, write_set
 from pvs_model.evaluation.agreement_statistics import intraclass, spearman
 from pvs_model.layouts import choose
 from pvs_model.preprocessing.prepare import estimate_anatomy
-from pvs_model.synth.anatomy import Anatomy
-from pvs_model.synth.case import acquire_case, simulate, whole_scene
-from pvs_model.synth.engine import Scene, SceneParams, Triple, render
-from pvs_model.synth.protocols import THICK_SLICE_MM, Protocol, protocol_named
+from pvs_model.simulation.head import HeadModel
+from pvs_model.simulation.parameters import SceneParams, Triple
+from pvs_model.simulation.protocols import Protocol, protocol_named
+from pvs_model.simulation.render import Scene, render
+from pvs_model.simulation.subject import acquire_case, simulate, whole_scene
 
 REGIONS = ("CSO", "BG", ALL)
 #: Lowest and highest density of the cases with PVS, per cm3 of tissue.
@@ -109,19 +110,19 @@ def averaged(scene: Scene, factors: tuple[int, int, int]) -> Scene:
 
     x, y, z = (s * f for s, f in zip(scene.voxel_mm, factors, strict=True))
     middle = tuple(slice(f // 2, n // f * f, f) for f, n in zip(factors, scene.regions.shape, strict=True))
-    coverage = mean(scene.coverage)
+    fraction = mean(scene.pvs_fraction)
     # The voxels that PVS reach, on the coarse grid, and the mean of what they displace there.
-    fine = np.unravel_index(scene.pvs_index.numpy(), tuple(scene.coverage.shape))
+    fine = np.unravel_index(scene.pvs_index.numpy(), tuple(scene.pvs_fraction.shape))
     coarse = [i // f for i, f in zip(fine, factors, strict=True)]
-    inside = np.all([i < n for i, n in zip(coarse, coverage.shape, strict=True)], axis=0)
-    flat = np.ravel_multi_index([i[inside] for i in coarse], tuple(coverage.shape))
+    inside = np.all([i < n for i, n in zip(coarse, fraction.shape, strict=True)], axis=0)
+    flat = np.ravel_multi_index([i[inside] for i in coarse], tuple(fraction.shape))
     index, position = np.unique(flat, return_inverse=True)
     displaced = torch.zeros(len(scene.fractions), len(index))
     displaced.index_add_(1, torch.from_numpy(position), scene.displaced.float()[:, torch.from_numpy(inside)])
     return replace(
         scene,
         fractions=torch.stack([mean(part) for part in scene.fractions]),
-        coverage=coverage,
+        pvs_fraction=fraction,
         pvs_index=torch.from_numpy(index).to(torch.int32),
         displaced=(displaced / float(np.prod(factors))).half(),
         diameter=F.max_pool3d(scene.diameter[None, None].float(), factors)[0, 0].to(torch.uint8),
@@ -135,7 +136,7 @@ def plan_retest(heads: HeadModels, subject: int) -> DatasetPlan:
     source = heads.name(subject)
     rendered: list[tuple[SceneParams, Scene]] = []
 
-    def subject_of(head: Anatomy) -> tuple[SceneParams, Scene]:
+    def subject_of(head: HeadModel) -> tuple[SceneParams, Scene]:
         if not rendered:
             params = whole_scene(head, SEED + 500 + subject, (FINE_MM,) * 3)
             params = with_densities(params, 0.3, 0.8)

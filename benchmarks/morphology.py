@@ -27,8 +27,8 @@ from skimage.morphology import skeletonize
 
 from pvs_model.burden.measure import measure
 from pvs_model.burden.morphology import Shape, centre_line, shape_of, tube_width
-from pvs_model.synth.engine import label_coverage
-from pvs_model.synth.vessels import Tubes, paint
+from pvs_model.simulation.render import labelling_threshold
+from pvs_model.simulation.tubes import Tubes, voxelise
 
 Floats = npt.NDArray[np.float64]
 Triple = tuple[float, float, float]
@@ -89,13 +89,15 @@ def draw(seed: int, voxel_mm: Triple, form: str) -> Tube:
     points += voxel * (1 + rng.uniform(size=3)) - low
     (x, y, z), (a, b, c) = shape, np.round(voxel / FINE_MM).astype(int)
     radii = torch.full((1, len(points)), width / 2)
-    fine, _, _ = paint(
+    fine, _, _ = voxelise(
         Tubes(torch.tensor(points[None], dtype=torch.float32), radii, torch.ones_like(radii)),
         (int(x * a), int(y * b), int(z * c)),
         torch.full((3,), FINE_MM),
     )
     filled = fine.view(x, a, y, b, z, c).mean((1, 3, 5)).numpy()
-    return Tube(filled >= label_coverage(voxel_mm), length, width, math.pi / 4 * width**2 * (length - width / 3), ahead)
+    return Tube(
+        filled >= labelling_threshold(voxel_mm), length, width, math.pi / 4 * width**2 * (length - width / 3), ahead
+    )
 
 
 def measured(tube: Tube, voxel_mm: Triple) -> Measured | int:

@@ -29,14 +29,16 @@ from scipy import ndimage
 from pvs_model.burden.morphology import Shape, shape_of
 from pvs_model.config import SUBJECTS
 from pvs_model.datasets.insertion_sites import core_of, robust
-from pvs_model.datasets.label_maps import find_label_maps, load_anatomy
+from pvs_model.datasets.label_maps import find_label_maps, load_head_model
 from pvs_model.datasets.real_scans import load_real_scans
 from pvs_model.datasets.simulated_cases import plain_scan, simulate_protocol
 from pvs_model.inference.postprocess import MIN_COMPONENT_MM3
-from pvs_model.synth.anatomy import INDEX, PVS_HOSTS, is_tissue, to_tissues
-from pvs_model.synth.engine import Scan, Scene, acquire, draw_scan, draw_scene, draw_voxel, render
-from pvs_model.synth.protocols import protocol_named
-from pvs_model.synth.visibility import label_visible
+from pvs_model.simulation.acquisition import Scan, acquire
+from pvs_model.simulation.head import INDEX, PVS_TISSUES, is_tissue, to_tissues
+from pvs_model.simulation.parameters import draw_scan, draw_scene, draw_voxel
+from pvs_model.simulation.protocols import protocol_named
+from pvs_model.simulation.render import Scene, render
+from pvs_model.simulation.visibility import label_visible
 from pvs_model.types import SEQUENCES, Volume
 from pvs_model.volume.geometry import to_ras
 from pvs_model.volume.intensity import correct_bias, foreground
@@ -56,7 +58,7 @@ RATIOS = {"GM/WM": "cortex", "CSF/WM": "ventricle", "putamen/WM": "putamen"}
 def speed(args: argparse.Namespace) -> None:
     """Measures scenes and scans per second for each side of a cubic patch of about 1 mm."""
     paths = find_label_maps(args.anatomies)[: args.heads]
-    anatomies = [load_anatomy(path, args.cache).to(args.device) for path in paths]
+    anatomies = [load_head_model(path, args.cache).to(args.device) for path in paths]
     print(f"device {args.device}, {torch.get_num_threads()} CPU thread(s), {args.repeats} repeats")
     print("| patch | scene rendered, s | scenes/s | scan, s | scans/s | its labels, s | share |")
     print("|---|---|---|---|---|---|---|")
@@ -72,7 +74,7 @@ def speed(args: argparse.Namespace) -> None:
             bare = replace(scene, pvs_index=scene.pvs_index[:0], displaced=scene.displaced[:, :0])
             without, _ = _timed(partial(_redraw, bare, repeat), args.device)
             seconds, scan = _timed(partial(_redraw, scene, repeat), args.device)
-            more, _ = _timed(partial(label_visible, scan.cnr, voxel, scene.coverage.float() / 255), args.device)
+            more, _ = _timed(partial(label_visible, scan.cnr, voxel, scene.pvs_fraction.float() / 255), args.device)
             scans.append(seconds + more)
             labels.append(seconds + more - without)
         a, b, c = (statistics.median(values[1:]) for values in (scenes, scans, labels))  # the first one warms up
@@ -106,12 +108,12 @@ def signal(args: argparse.Namespace) -> None:
         for channel, name in enumerate(SEQUENCES):
             if scan.present[channel]:
                 image = correct_bias(Volume(scan.images[channel], scan.affine), inside).data
-                rows[f"{scan.name} {name}"] = measured(image, scan.tissues, scan.hosts)
+                rows[f"{scan.name} {name}"] = measured(image, scan.tissues, scan.insertion_sites)
     for image_path, labels_path in args.labelled or []:
         volume, labels = (to_ras(read(Path(path)))[0] for path in (image_path, labels_path))
         tissues = to_tissues(np.rint(labels.data).astype(np.int32), labels_path)
         corrected = correct_bias(volume, foreground(volume.data)).data
-        rows[f"{Path(image_path).name} T1w"] = measured(corrected, tissues, is_tissue(tissues, *PVS_HOSTS))
+        rows[f"{Path(image_path).name} T1w"] = measured(corrected, tissues, is_tissue(tissues, *PVS_TISSUES))
     columns = [*RATIOS, "noise/contrast"]
     print(f"| scan | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
     for name, values in rows.items():
@@ -186,7 +188,7 @@ def burden(args: argparse.Namespace) -> None:
         voxel = (SEVEN_TESLA_MM,) * 3
         seed = args.seed + number
         scene = draw_scene(seed, (128, 128, 128), voxel, target="centrum", empty_share=0.0, subject="thin")
-        head = load_anatomy(paths[number % len(paths)], args.cache)
+        head = load_head_model(paths[number % len(paths)], args.cache)
         scan = acquire(render(scene, head), plain_scan(seed, 3))
         for shape in clusters(label_visible(scan.cnr, voxel)[0].numpy(), voxel, whole=True):
             for name, value in zip(values, (shape.width_mm, shape.length_mm, shape.volume_mm3), strict=True):
@@ -204,7 +206,7 @@ def burden(args: argparse.Namespace) -> None:
         for subject in SUBJECTS:
             for number in range(args.heads):
                 seed = args.seed + number
-                head = load_anatomy(paths[seed % len(paths)], args.cache)
+                head = load_head_model(paths[seed % len(paths)], args.cache)
                 case = simulate_protocol(head, seed, protocol_named(name), subject)
                 voxel_mm3 = float(abs(np.linalg.det(case.affine[:3, :3])))
                 count = ndimage.label(case.pvs.label, np.ones((3, 3, 3)))[1]

@@ -28,7 +28,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
     from pvs_model.nets.memory import keep_freed_memory
     from pvs_model.nets.zoo import MODELS
-    from pvs_model.synth.phantom import phantom
+    from pvs_model.simulation.phantom import make_phantom
     from pvs_model.training.checkpoint import TrainingState
     from pvs_model.training.config import TrainingConfig, autocast
     from pvs_model.training.losses import DeepSupervision
@@ -42,7 +42,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     network, average = build_networks(config, TrainingConfig(), device, None)
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-4)
     state, loss_of = TrainingState(network, average, optimiser), DeepSupervision()
-    stream = SimulatedPatches([phantom(0)], config, args.patch, seed=1, refresh_interval=6)
+    stream = SimulatedPatches([make_phantom(0)], config, args.patch, seed=1, refresh_interval=6)
     text, mask = torch.randn(args.batch, 20, config.text_width), torch.ones(args.batch, 20, dtype=torch.bool)
     seconds: dict[str, list[float]] = {part: [] for part in PARTS}
     began_system = began = 0.0

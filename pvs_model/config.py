@@ -12,7 +12,7 @@ THICK_SLICE_MM = 2.5
 #: Slices of each configuration, for messages.
 SLICES = {"3d": "below 2.5 mm", "2d": "of 2.5 mm or more"}
 #: Spacings in mm that training covers by configuration: (lowest, highest) in plane and through plane
-#: (``synth.engine.draw_voxel``).
+#: (``simulation.parameters.draw_voxel``).
 TRAINED_RANGE = {"3d": ((0.45, 1.25), (0.45, 2.5)), "2d": ((0.34, 1.1), (2.5, 8.0))}
 
 #: File that lists the contents of a weights folder.

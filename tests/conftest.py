@@ -19,8 +19,8 @@ import torch
 from pvs_model.config import NetworkConfig
 from pvs_model.nets import checkpoint
 from pvs_model.nets.model import build
-from pvs_model.synth.anatomy import Anatomy
-from pvs_model.synth.anatomy import build as build_anatomy
+from pvs_model.simulation.head import HeadModel
+from pvs_model.simulation.head import build_head_model as build_anatomy
 from pvs_model.training.release import release
 from pvs_model.types import SEQUENCES, Volume
 from pvs_model.volume.io import write_volume
@@ -183,6 +183,6 @@ def small_labels() -> npt.NDArray[np.int32]:
 
 
 @pytest.fixture(scope="session")
-def anatomy(small_labels: npt.NDArray[np.int32]) -> Anatomy:
+def anatomy(small_labels: npt.NDArray[np.int32]) -> HeadModel:
     """A small head with a skull: 50 x 58 x 46 mm of brain."""
     return build_anatomy(small_labels, "toy")

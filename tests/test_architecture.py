@@ -23,7 +23,7 @@ PACKAGE = "pvs_model"
 GROUPS: tuple[frozenset[str], ...] = (
     frozenset({PACKAGE, "types", "errors"}),
     frozenset({"config", "files"}),
-    frozenset({"volume", "nets", "synth", "evaluation.metrics"}),
+    frozenset({"volume", "nets", "simulation", "evaluation.metrics"}),
     frozenset({"layouts", "anatomy", "inference", "preprocessing", "datasets", "training", "burden", "evaluation"}),
     frozenset({"reports"}),
     frozenset({"pipeline"}),
@@ -40,7 +40,7 @@ RUN_TIME = (
     *("process", "api", "batch", "pipeline", "preprocessing", "layouts", "volume"),
     *("nets", "inference", "anatomy", "burden", "evaluation", "reports"),
 )
-NOT_AT_RUN_TIME = frozenset({"datasets", "training", "synth"})
+NOT_AT_RUN_TIME = frozenset({"datasets", "training", "simulation"})
 
 #: Modules on the run-time path that may import an extra, which the container does without -> the packages, and where
 #: they are pinned. They import them when they are needed, never when they are loaded themselves.
@@ -386,14 +386,14 @@ SOUND = {
     "pvs_model/volume/geometry.py": "from ..types import Grid\n",
     "pvs_model/nets/__init__.py": "",
     "pvs_model/nets/model.py": "from pvs_model.config import NetworkConfig\n",
-    "pvs_model/synth/__init__.py": "",
-    "pvs_model/synth/engine.py": "import torch\n",
+    "pvs_model/simulation/__init__.py": "",
+    "pvs_model/simulation/render.py": "import torch\n",
     "pvs_model/evaluation/__init__.py": "",
     "pvs_model/evaluation/metrics.py": "",
     "pvs_model/evaluation/report.py": "from pvs_model.evaluation import metrics\nfrom pvs_model.volume import io\n",
     "pvs_model/layouts/__init__.py": "",
     "pvs_model/inference/__init__.py": "from pvs_model.nets import model\n",
-    "pvs_model/training/__init__.py": "from pvs_model.synth import engine\nfrom pvs_model.inference import x\n",
+    "pvs_model/training/__init__.py": "from pvs_model.simulation import render\nfrom pvs_model.inference import x\n",
     "pvs_model/pipeline.py": "def run():\n    from pvs_model import inference\n    from .volume.io import read\n",
     "pvs_model/commands/__init__.py": "",
     "pvs_model/cli.py": "def main():\n    import pvs_model.training\n    from pvs_model import pipeline\n",
@@ -424,9 +424,9 @@ BROKEN = [
     ),
     pytest.param(
         wrong_directions,
-        {"pvs_model/synth/engine.py": "from pvs_model.evaluation.metrics import dice"},
+        {"pvs_model/simulation/render.py": "from pvs_model.evaluation.metrics import dice"},
         "sibling evaluation.metrics",
-        id="synth and metrics",
+        id="simulation and metrics",
     ),
     pytest.param(
         wrong_directions,
@@ -474,8 +474,8 @@ BROKEN = [
     ),
     pytest.param(
         run_time_reaches_too_far,
-        {"pvs_model/__init__.py": "from pvs_model.synth import engine"},
-        "synth",
+        {"pvs_model/__init__.py": "from pvs_model.simulation import render"},
+        "simulation",
         id="by __init__",
     ),
     pytest.param(junk_rooms, {"pvs_model/utils.py": ""}, "utils", id="utils.py"),

@@ -29,11 +29,11 @@ from benchmarks.speed import STAGES, measure, summary, weights_with
 from pvs_model.anatomy.regions import Anatomy as Regions
 from pvs_model.datasets.simulated_cases import write_case
 from pvs_model.errors import VolumeError
-from pvs_model.synth.anatomy import Anatomy
+from pvs_model.simulation.head import HeadModel
 
 
 @pytest.fixture(scope="module")
-def labelled(anatomy: Anatomy, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def labelled(anatomy: HeadModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("set")
     write_case(folder, "one", anatomy, 3, (1.0, 1.0, 1.0))
     return folder

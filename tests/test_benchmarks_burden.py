@@ -15,10 +15,10 @@ from benchmarks.burden import BASAL, CENTRUM, averaged, densities, variation
 from pvs_model.anatomy.regions import Anatomy
 from pvs_model.config import InferenceConfig
 from pvs_model.layouts import choose
-from pvs_model.synth.anatomy import Anatomy as Head
-from pvs_model.synth.case import whole_scene
-from pvs_model.synth.engine import render
-from pvs_model.synth.protocols import on_grid
+from pvs_model.simulation.head import HeadModel
+from pvs_model.simulation.protocols import on_grid
+from pvs_model.simulation.render import render
+from pvs_model.simulation.subject import whole_scene
 from pvs_model.types import Volume
 from pvs_model.volume.masks import read_mask
 
@@ -31,13 +31,13 @@ def test_a_cohort_goes_from_none_to_many() -> None:
     assert len(set(basal)) == 20 and max(basal) == pytest.approx(BASAL[1]) and basal != sorted(basal)
 
 
-def test_a_subject_averaged_onto_larger_voxels_keeps_its_amounts(anatomy: Head) -> None:
+def test_a_subject_averaged_onto_larger_voxels_keeps_its_amounts(anatomy: HeadModel) -> None:
     scene = render(replace(whole_scene(anatomy, 3, (2.0, 2.0, 2.0)), shape=(32, 30, 28)), anatomy)
     thick = averaged(scene, (1, 1, 4))
     assert thick.voxel_mm == (2.0, 2.0, 8.0) and tuple(thick.regions.shape) == (32, 30, 7)
     before = scene.fractions.unflatten(3, (7, 4)).float().mean(4)
     assert float((thick.fractions.float() - before).abs().max()) <= 0.5
-    assert torch.equal(averaged(scene, (1, 1, 1)).coverage, scene.coverage)
+    assert torch.equal(averaged(scene, (1, 1, 1)).pvs_fraction, scene.pvs_fraction)
 
 
 def test_the_coefficient_of_variation() -> None:
@@ -47,7 +47,7 @@ def test_the_coefficient_of_variation() -> None:
 
 
 def test_the_burden_benchmark_end_to_end(
-    anatomy: Head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    anatomy: HeadModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """On a phantom, with the reference as the pipeline's masks: predicted and reference burden are equal."""
 

@@ -22,7 +22,7 @@ from pvs_model.datasets.simulated_sets import HeadModels
 from pvs_model.errors import PVSError
 from pvs_model.nets.text import TextCache
 from pvs_model.nets.zoo import MODELS
-from pvs_model.synth.anatomy import Anatomy
+from pvs_model.simulation.head import HeadModel
 from pvs_model.training import loop, segmentation
 from pvs_model.training.prompts import CONSTANT_PROMPT
 from pvs_model.training.sampling import FoldData
@@ -125,14 +125,14 @@ def test_peak_memory_of_a_call() -> None:
 class ToyHeads(HeadModels):
     """HeadModels that are all one small phantom."""
 
-    def __init__(self, anatomy: Anatomy) -> None:
+    def __init__(self, anatomy: HeadModel) -> None:
         super().__init__(None, None)
         self.toy = anatomy
 
     def name(self, seed: int) -> str:
         return "toy"
 
-    def find(self, name: str) -> Anatomy:
+    def find(self, name: str) -> HeadModel:
         return self.toy
 
 
@@ -147,7 +147,7 @@ class Cached:
 
 
 @pytest.fixture
-def small(anatomy: Anatomy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Setup:
+def small(anatomy: HeadModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Setup:
     """Three models with small widths, one protocol, one head."""
     for name in NAMES:
         model = MODELS[name]
@@ -253,7 +253,7 @@ def test_at_least_two_label_maps_are_needed(
         splits.append(([str(a) for a in material.anatomies], [str(a) for a in material.held_out_anatomies]))
         raise PVSError("enough")
 
-    monkeypatch.setattr("pvs_model.datasets.label_maps.load_anatomy", lambda path, cache: path.name)
+    monkeypatch.setattr("pvs_model.datasets.label_maps.load_head_model", lambda path, cache: path.name)
     monkeypatch.setattr(run, "Setup", setup)
     arguments = ["--networks", "3d", "--anatomies", str(tmp_path), "--output", str(tmp_path / "out")]
     assert command.main([*arguments, "--encoder", str(tmp_path), "--device", "cpu"]) == 2

@@ -16,7 +16,7 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 #: Scripts that exist only at the commit that the pages name with their results.
 DELETED = {f"benchmarks.{name}" for name in ("windows", "backends", "many", "gpu", "evaluation", "prompts", "frangi")}
 #: Folders that are being moved: paths within are checked once the folder exists.
-MOVING = ("pvs_model/simulation", "tests/batch", "tests/layouts")
+MOVING = ("tests/batch", "tests/layouts")
 
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 PATH = re.compile(r"(?<![\w/.])((?:pvs_model|benchmarks|tests|docs|weights)/[\w/.-]*\w|process\.py|CHANGELOG\.md)")

@@ -23,9 +23,7 @@ from pvs_model.volume.geometry import (
 )
 
 ORIENTATIONS = [
-    (axes, signs)
-    for axes in itertools.permutations(range(3))
-    for signs in itertools.product((1, -1), repeat=3)
+    (axes, signs) for axes in itertools.permutations(range(3)) for signs in itertools.product((1, -1), repeat=3)
 ]
 
 
@@ -86,9 +84,7 @@ def test_to_ras_by_hand() -> None:
     assert (undo.axes, undo.flips) == ((1, 2, 0), (True, False, False))
     assert ras.data.shape == (3, 4, 2) and ras.data[0, 0, 0] == data[0, 2, 0]
     # The left-most plane was at index 2: 5 - 2 mm.
-    np.testing.assert_array_equal(
-        ras.affine, [[1, 0, 0, 3], [0, 2, 0, 6], [0, 0, 3, 7], [0, 0, 0, 1]]
-    )
+    np.testing.assert_array_equal(ras.affine, [[1, 0, 0, 3], [0, 2, 0, 6], [0, 0, 3, 7], [0, 0, 0, 1]])
     assert undo(np.zeros((3, 4, 2), np.uint8)).dtype == np.uint8
 
 
@@ -143,9 +139,7 @@ def test_downsampling_averages() -> None:
 # overlap
 
 
-@pytest.mark.parametrize(
-    ("shift", "share"), [((0, 0, 0), 1), ((5, 0, 0), 1 / 2), ((5, 5, -5), 1 / 8), ((10, 0, 0), 0)]
-)
+@pytest.mark.parametrize(("shift", "share"), [((0, 0, 0), 1), ((5, 0, 0), 1 / 2), ((5, 5, -5), 1 / 8), ((10, 0, 0), 0)])
 def test_overlap(shift: tuple[int, int, int], share: float) -> None:
     affine = np.eye(4)
     affine[:3, 3] = shift

@@ -24,9 +24,7 @@ def head(air: float = 0.0) -> FloatArray:
     """Bright scalp, dark skull, brain with a dark ventricle; Rician noise of deviation ``air``."""
     rng = np.random.default_rng(0)
     clean = 400.0 * SCALP + 20.0 * SKULL + 250.0 * BRAIN - 230.0 * VENTRICLE
-    noisy = np.hypot(
-        clean + rng.normal(0, 1, clean.shape) * air, rng.normal(0, 1, clean.shape) * air
-    )
+    noisy = np.hypot(clean + rng.normal(0, 1, clean.shape) * air, rng.normal(0, 1, clean.shape) * air)
     return noisy.astype(np.float32)
 
 

@@ -25,9 +25,7 @@ def ramp(dtype: Any = np.int16) -> np.ndarray:
     return np.arange(120).reshape(SHAPE).astype(dtype)
 
 
-def nifti(
-    path: Path, data: np.ndarray | None = None, affine: np.ndarray = AFFINE, **header: Any
-) -> Path:
+def nifti(path: Path, data: np.ndarray | None = None, affine: np.ndarray = AFFINE, **header: Any) -> Path:
     image = nib.Nifti1Image(ramp() if data is None else data, affine)
     for key, value in header.items():
         image.header[key] = value
@@ -70,9 +68,7 @@ def test_nifti_of_every_type(tmp_path: Path, dtype: str, kind: Any) -> None:
     assert volume.source == path and volume.spacing_mm == (1, 2, 3)
 
 
-@pytest.mark.parametrize(
-    "name", ["a.mha", "a.mhd", "a.nrrd", "a.mgz", "A.MHA", "A.NII.GZ", "A.MGZ"]
-)
+@pytest.mark.parametrize("name", ["a.mha", "a.mhd", "a.nrrd", "a.mgz", "A.MHA", "A.NII.GZ", "A.MGZ"])
 def test_other_formats_and_capitals(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     if name.lower().endswith(".mgz"):
@@ -93,9 +89,7 @@ def test_other_formats_and_capitals(tmp_path: Path, name: str) -> None:
 
 
 def test_tiff_stack(tmp_path: Path) -> None:
-    sitk.WriteImage(
-        sitk.GetImageFromArray(ramp(np.uint8).transpose(2, 1, 0)), str(tmp_path / "a.tif")
-    )
+    sitk.WriteImage(sitk.GetImageFromArray(ramp(np.uint8).transpose(2, 1, 0)), str(tmp_path / "a.tif"))
     np.testing.assert_array_equal(read(tmp_path / "a.tif").data, ramp())
 
 
@@ -179,9 +173,7 @@ def test_another_extension(tmp_path: Path) -> None:
     refuse(tmp_path / "a.dcm", "found another extension")
 
 
-@pytest.mark.parametrize(
-    "name", ["a.nii", "a.nii.gz", "a.mgz", "a.mha", "a.mhd", "a.nrrd", "a.tif"]
-)
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.mgz", "a.mha", "a.mhd", "a.nrrd", "a.tif"])
 def test_empty_and_foreign_files(tmp_path: Path, name: str) -> None:
     (tmp_path / name).touch()
     refuse(tmp_path / name, "found an empty file")
@@ -219,9 +211,7 @@ def test_metaimage_without_its_raw_file(tmp_path: Path) -> None:
 
 
 def test_several_volumes(tmp_path: Path) -> None:
-    refuse(
-        nifti(tmp_path / "a.nii", np.zeros((4, 5, 6, 7))), r"one volume, found 7 \(4 x 5 x 6 x 7\)"
-    )
+    refuse(nifti(tmp_path / "a.nii", np.zeros((4, 5, 6, 7))), r"one volume, found 7 \(4 x 5 x 6 x 7\)")
     two = sitk.ReadImage(str(metaimage(tmp_path / "x.mha")))
     sitk.WriteImage(sitk.JoinSeries([two, two]), str(tmp_path / "b.mha"))
     refuse(tmp_path / "b.mha", "one volume, found 2")

@@ -34,9 +34,7 @@ def itk_grid(path: Path) -> tuple[Any, ...]:
     return image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection()
 
 
-def reference(
-    path: Path, kind: Any = nib.Nifti1Image, data: np.ndarray = DATA, **header: Any
-) -> Path:
+def reference(path: Path, kind: Any = nib.Nifti1Image, data: np.ndarray = DATA, **header: Any) -> Path:
     image = kind(data, oblique())
     image.header["descrip"] = b"NAME^OF PATIENT"
     image.header["cal_max"] = 500
@@ -141,9 +139,7 @@ def test_the_same_mask_is_the_same_file(tmp_path: Path) -> None:
     assert (tmp_path / "out/a.nii.gz").read_bytes() == (tmp_path / "out/b.nii.gz").read_bytes()
 
 
-def test_nothing_is_left_where_writing_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_left_where_writing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     like = reference(tmp_path / "like.nii.gz")
     out = tmp_path / "out"
     write_mask(out / "mask.nii.gz", MASK, like)
@@ -154,9 +150,7 @@ def test_nothing_is_left_where_writing_fails(
 
     monkeypatch.setattr(os, "fsync", full)
     for name in ("mask.nii.gz", "mask.mha"):
-        with pytest.raises(
-            VolumeError, match=f"{name}: expected to write it, got: No space"
-        ):
+        with pytest.raises(VolumeError, match=f"{name}: expected to write it, got: No space"):
             write_mask(out / name, 1 - MASK, like)
     assert [path.name for path in out.iterdir()] == ["mask.nii.gz"]
     assert (out / "mask.nii.gz").read_bytes() == before

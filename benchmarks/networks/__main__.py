@@ -72,12 +72,12 @@ def run(args: argparse.Namespace) -> int:
     select_models(args.networks)  # rejects unknown names before the slow imports
     from benchmarks.networks.report import write_report
     from benchmarks.networks.run import Setup, run_benchmark
-    from pvs_model.datasets.label_maps import find_label_maps, load_anatomy
+    from pvs_model.datasets.label_maps import find_label_maps, load_head_model
     from pvs_model.datasets.real_scans import load_real_scans
     from pvs_model.datasets.simulated_sets import HeadModels
     from pvs_model.inference.device import choose_device
     from pvs_model.nets.text import find_encoder
-    from pvs_model.synth.phantom import phantom
+    from pvs_model.simulation.phantom import make_phantom
     from pvs_model.training.sampling import FoldData, split
 
     encoder = args.encoder or find_encoder()
@@ -89,9 +89,9 @@ def run(args: argparse.Namespace) -> int:
         if len(maps) < 2:
             raise PVSError(f"{args.anatomies}: expected at least 2 label maps, one to choose thresholds on, got 1")
         used, held_out = split(maps, 0, min(FOLDS, len(maps)), "label maps")
-        material = FoldData([load_anatomy(p, cache) for p in used], [load_anatomy(p, cache) for p in held_out])
+        material = FoldData([load_head_model(p, cache) for p in used], [load_head_model(p, cache) for p in held_out])
     else:
-        heads = [phantom(seed) for seed in range(PHANTOMS + HELD_OUT_PHANTOMS)]
+        heads = [make_phantom(seed) for seed in range(PHANTOMS + HELD_OUT_PHANTOMS)]
         material = FoldData(heads[:PHANTOMS], heads[PHANTOMS:])
     scans = load_real_scans(args.backgrounds, args.anatomies, cache) if args.backgrounds else []
     test_heads, device = HeadModels(args.validation, cache), choose_device(args.device)

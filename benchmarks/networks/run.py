@@ -34,7 +34,7 @@ from pvs_model.inference.weights import Weights
 from pvs_model.nets.text import prompt
 from pvs_model.nets.zoo import MODELS, ModelSpec
 from pvs_model.pipeline import predict_probability
-from pvs_model.synth.background import Background
+from pvs_model.simulation.insertion import RealScan
 from pvs_model.training.config import TrainingConfig
 from pvs_model.training.prompts import CONSTANT_PROMPT
 from pvs_model.training.release import release
@@ -67,7 +67,7 @@ class Setup:
 
     material: FoldData
     heads: HeadModels
-    scans: Sequence[Background]
+    scans: Sequence[RealScan]
     anatomy: Path
     encoder: Path
     device: torch.device

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from pvs_model.datasets.simulated_cases import write_case
     from pvs_model.evaluation.evaluate import evaluate
     from pvs_model.evaluation.summary import as_json, text
-    from pvs_model.synth.phantom import phantom
+    from pvs_model.simulation.phantom import make_phantom
     from pvs_model.volume.io import read
     from pvs_model.volume.masks import read_mask
 
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     for part in ("input", "truth", "masks"):
         shutil.rmtree(output / part, ignore_errors=True)
     print(f"simulating one subject (phantom, seed {SEED}, 1 mm)", flush=True)
-    folder = write_case(output / "input", NAME, phantom(SEED), SEED, VOXEL_MM, reference=output / "truth")
+    folder = write_case(output / "input", NAME, make_phantom(SEED), SEED, VOXEL_MM, reference=output / "truth")
     weights = ["--weights", str(args.weights)] if args.weights else []
     status = segment.main(["--input", str(output / "input"), "--output", str(output / "masks"), *weights])
     if status:

@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     """Simulates the cases that are not complete yet."""
     from pvs_model.datasets import simulated_sets as sets
     from pvs_model.datasets.real_scans import load_real_scans
-    from pvs_model.synth.protocols import on_grid
+    from pvs_model.simulation.protocols import on_grid
 
     _check(args)
     heads = sets.HeadModels(args.anatomies, args.cache)

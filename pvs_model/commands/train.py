@@ -217,7 +217,7 @@ def _check_start(path: Path, name: str, network: NetworkConfig) -> None:
 
 def _load_data(args: argparse.Namespace, network: NetworkConfig) -> FoldData:
     """Training and validation data of the fold."""
-    from pvs_model.datasets.label_maps import find_label_maps, load_anatomy
+    from pvs_model.datasets.label_maps import find_label_maps, load_head_model
     from pvs_model.datasets.labelled_cases import LabelledCase, load_cases
     from pvs_model.training.sampling import FoldData, split
 
@@ -244,8 +244,8 @@ def _load_data(args: argparse.Namespace, network: NetworkConfig) -> FoldData:
 
         scans = load_unlabelled_scans(args.scans, default_weights(), args.cache)
     return FoldData(
-        anatomies=[load_anatomy(path, args.cache) for path in used],
-        held_out_anatomies=[load_anatomy(path, args.cache) for path in held_out],
+        anatomies=[load_head_model(path, args.cache) for path in used],
+        held_out_anatomies=[load_head_model(path, args.cache) for path in held_out],
         cases=cases,
         held_out_cases=held_out_cases,
         scans=scans,

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from pvs_model.synth.anatomy import INDEX, PARENCHYMA, TISSUES, fill_outer_csf, is_tissue
-from pvs_model.synth.contrast import PRIOR
+from pvs_model.simulation.head import INDEX, PARENCHYMA, TISSUES, fill_outer_csf, is_tissue
+from pvs_model.simulation.tissue_contrast import TISSUE_SIGNALS
 from pvs_model.types import SEQUENCES, Affine, FloatArray, Grid
 
 SEED = 20240101
@@ -81,7 +81,7 @@ def _register(scan: FloatArray, grid: Grid, inside: npt.NDArray[np.bool_], seque
     bounded = np.where(brain, np.clip(box.apply(scan) / top, 0, 1), 0).astype(np.float32)
     image = _image(bounded, box.affine(grid.affine))
     channel = SEQUENCES.index(sequence)
-    prior = np.array([PRIOR[name][channel] for name in TISSUES], np.float32)
+    prior = np.array([TISSUE_SIGNALS[name][channel] for name in TISSUES], np.float32)
     candidates = []
     for number, candidate in enumerate(atlases):
         transform, metric = _affine(image, _image(prior[candidate.tissues], candidate.affine))

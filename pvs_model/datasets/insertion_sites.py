@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from pvs_model.synth.anatomy import PVS_HOSTS, is_tissue
-from pvs_model.synth.params import Triple
+from pvs_model.simulation.head import PVS_TISSUES, is_tissue
+from pvs_model.simulation.parameters import Triple
 from pvs_model.types import SEQUENCES
 
 Bool = npt.NDArray[np.bool_]
@@ -72,7 +72,7 @@ def find_insertion_sites(
     smooth = {c: ndimage.gaussian_filter(corrected[c], sigma) for c in channels}
 
     sites = np.zeros_like(inside)
-    for name in PVS_HOSTS:
+    for name in PVS_TISSUES:
         here = is_tissue(tissues, name) & inside
         core = core_of(here, 1)
         if name == "wmh" or np.count_nonzero(core) < MIN_VOXELS:

@@ -1,4 +1,4 @@
-"""Reads label maps with FreeSurfer ids as anatomies to simulate from, and caches what was read."""
+"""Loads head models from label maps with FreeSurfer ids, and caches them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from scipy import ndimage
 
 from pvs_model.errors import VolumeError
 from pvs_model.files import write_atomically
-from pvs_model.synth.anatomy import BUILD_VERSION, Anatomy, build
+from pvs_model.simulation.head import BUILD_VERSION, HeadModel, build_head_model
 from pvs_model.volume.geometry import to_ras
 from pvs_model.volume.io import read
 
-#: The arrays of an anatomy.
+#: Arrays of a head model.
 TENSORS = ("tissues", "regions", "field", "histogram")
 
 
@@ -34,12 +34,12 @@ def find_label_maps(folder: Path) -> list[Path]:
     return paths
 
 
-def load_anatomy(path: Path, cache: Path | None = None) -> Anatomy:
-    """Loads an anatomy from a label map with FreeSurfer ids, of any orientation and spacing.
+def load_head_model(path: Path, cache: Path | None = None) -> HeadModel:
+    """Loads a head model from a label map with FreeSurfer ids, of any orientation and spacing.
 
     Args:
         path: ``.nii``, ``.nii.gz`` or ``.mgz`` file.
-        cache: Folder for prepared anatomies (building one takes about 10 s).
+        cache: Folder for prepared head models (building one takes about 10 s).
 
     Raises:
         VolumeError: The file cannot be read or holds no FreeSurfer ids.
@@ -53,22 +53,22 @@ def load_anatomy(path: Path, cache: Path | None = None) -> Anatomy:
     spacing = np.asarray(volume.spacing_mm)
     if not np.allclose(spacing, 1.0, atol=0.02):
         labels = ndimage.zoom(labels, spacing, order=0, grid_mode=True, mode="nearest")
-    anatomy = build(labels, path.name)
+    head = build_head_model(labels, path.name)
     if cached is not None:
-        save_cached(cached, anatomy)
-    return anatomy
+        save_cached(cached, head)
+    return head
 
 
-def save_cached(path: Path, anatomy: Anatomy) -> None:
-    """Writes a prepared anatomy as safetensors."""
-    tensors = {name: getattr(anatomy, name).contiguous() for name in TENSORS}
-    metadata = {"name": anatomy.name, "whole_head": str(int(anatomy.whole_head))}
+def save_cached(path: Path, head: HeadModel) -> None:
+    """Writes a prepared head model as safetensors."""
+    tensors = {name: getattr(head, name).contiguous() for name in TENSORS}
+    metadata = {"name": head.name, "whole_head": str(int(head.whole_head))}
     write_atomically(path, lambda part: save_file(tensors, part, metadata))
 
 
-def load_cached(path: Path) -> Anatomy:
+def load_cached(path: Path) -> HeadModel:
     """Loads what ``save_cached`` wrote; its arrays stay memory-mapped until they are used."""
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
         tissues, regions, field, histogram = (file.get_tensor(name) for name in TENSORS)
-    return Anatomy(metadata.get("name", path.stem), tissues, regions, field, histogram, metadata["whole_head"] == "1")
+    return HeadModel(metadata.get("name", path.stem), tissues, regions, field, histogram, metadata["whole_head"] == "1")

@@ -25,8 +25,8 @@ from pvs_model.layouts.labels import bids_mask, front_of, subject_of
 from pvs_model.layouts.names import front_and_rest, image_stem, sequence_of
 from pvs_model.preprocessing.network_grid import NetworkGrid, choose_configuration, network_image
 from pvs_model.preprocessing.prepare import Prepared, prepare, read
-from pvs_model.synth.anatomy import BASAL_GANGLIA, CENTRUM_SEMIOVALE
-from pvs_model.synth.engine import LABEL_COVERAGE, LABEL_COVERAGE_THICK
+from pvs_model.simulation.head import BASAL_GANGLIA, CENTRUM_SEMIOVALE
+from pvs_model.simulation.render import LABELLING_THRESHOLD, LABELLING_THRESHOLD_THICK
 from pvs_model.types import Case, Mask, Volume
 from pvs_model.volume import geometry
 from pvs_model.volume.masks import aligned, read_region
@@ -208,7 +208,7 @@ def _prepare(case: Case, label: Path, masks: Mapping[str, Path], config: Network
     grid = NetworkGrid.create(prepared.foreground, affine, config.dimensions, *TRAINED_RANGE[configuration])
     image = network_image(prepared, grid)
     inside = grid.apply_mask(prepared.foreground)
-    coverage = LABEL_COVERAGE_THICK if max(prepared.grid.spacing_mm) >= THICK_SLICE_MM else LABEL_COVERAGE
+    coverage = LABELLING_THRESHOLD_THICK if max(prepared.grid.spacing_mm) >= THICK_SLICE_MM else LABELLING_THRESHOLD
     marked = grid.apply_mask(pvs, coverage) * inside  # as at inference, which marks nothing outside the head
     if pvs.any() and not marked.any():
         raise VolumeError(f"{label}: expected PVS within the head that the images show, got none")

@@ -17,12 +17,10 @@ from pvs_model.datasets.label_maps import find_label_maps
 from pvs_model.errors import LayoutError, VolumeError
 from pvs_model.files import write_atomically
 from pvs_model.layouts import choose
-from pvs_model.synth.anatomy import region_map, to_tissues
-from pvs_model.synth.background import Background, MixedCase, MixParams, mix, mix_as
-from pvs_model.synth.params import Triple
+from pvs_model.simulation.head import region_map, to_tissues
+from pvs_model.simulation.insertion import RealScan
+from pvs_model.simulation.parameters import Triple
 from pvs_model.types import SEQUENCES, Case, Grid, Volume
-
-__all__ = ["Background", "MixParams", "MixedCase", "load_real_scan", "load_real_scans", "mix", "mix_as"]
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +32,7 @@ MIN_SIMILARITY = 0.4
 CACHE_FORMAT = 1
 
 
-def load_real_scans(folder: Path, anatomies: Path | None = None, cache: Path | None = None) -> list[Background]:
+def load_real_scans(folder: Path, anatomies: Path | None = None, cache: Path | None = None) -> list[RealScan]:
     """Loads every usable case of a folder, in any layout. Cases with a problem are logged and skipped.
 
     Args:
@@ -57,7 +55,7 @@ def load_real_scans(folder: Path, anatomies: Path | None = None, cache: Path | N
     return scans
 
 
-def load_real_scan(case: Case, anatomies: Path | None = None, cache: Path | None = None) -> Background:
+def load_real_scan(case: Case, anatomies: Path | None = None, cache: Path | None = None) -> RealScan:
     """Loads one case on the grid of its reference sequence, axes in RAS+ order.
 
     Raises:
@@ -79,7 +77,7 @@ def load_real_scan(case: Case, anatomies: Path | None = None, cache: Path | None
     if aseg is None and not maps:
         raise VolumeError(f"{name}: expected {_beside(case)[0].name} beside the images, or a folder of label maps")
     tissue_map = _cached(images, present, reference.grid, name, aseg, maps, cache)
-    return Background(name=name, images=images, present=present, affine=reference.affine, **tissue_map.__dict__)
+    return RealScan(name=name, images=images, present=present, affine=reference.affine, **tissue_map.__dict__)
 
 
 def _beside(case: Case) -> list[Path]:
@@ -96,11 +94,11 @@ def _spread(paths: Sequence[Path]) -> list[Path]:
 
 @dataclass(frozen=True)
 class _TissueMap:
-    """Fields of ``Background`` other than the images."""
+    """Fields of ``RealScan`` other than the images."""
 
     tissues: npt.NDArray[np.uint8]
     regions: npt.NDArray[np.uint8]
-    hosts: npt.NDArray[np.bool_]
+    insertion_sites: npt.NDArray[np.bool_]
     fluid: Triple
 
 
@@ -121,7 +119,7 @@ def _cached(images: npt.NDArray[np.float32], present: tuple[bool, bool, bool], g
     made = _make(images, present, grid, name, aseg, maps)
     if path is not None:
         arrays = {
-            "tissues": made.tissues, "regions": made.regions, "hosts": made.hosts.astype(np.uint8),
+            "tissues": made.tissues, "regions": made.regions, "hosts": made.insertion_sites.astype(np.uint8),
             "fluid": np.array(made.fluid),
         }  # fmt: skip
         contiguous = {key: np.ascontiguousarray(array) for key, array in arrays.items()}

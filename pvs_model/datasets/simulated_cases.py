@@ -14,18 +14,20 @@ import numpy as np
 
 from pvs_model.errors import PVSError
 from pvs_model.files import write_text
-from pvs_model.synth.anatomy import Anatomy
-from pvs_model.synth.background import Background, MixedCase, MixParams, mix_as
-from pvs_model.synth.case import SimulatedCase, simulate, whole_scene
-from pvs_model.synth.engine import ScanParams, SceneParams, Triple, draw_scan, draw_voxel
-from pvs_model.synth.protocols import Protocol, on_grid
+from pvs_model.simulation.head import HeadModel
+from pvs_model.simulation.insertion import InsertedCase, InsertionParams, RealScan, insert_with
+from pvs_model.simulation.parameters import ScanParams, SceneParams, Triple, draw_scan, draw_voxel
+from pvs_model.simulation.protocols import Protocol, on_grid
+from pvs_model.simulation.subject import SimulatedCase, simulate, whole_scene
 from pvs_model.types import SEQUENCES
 
 #: Endings of the files of a case: masks, and maps of its PVS.
 MASKS = ("PVS", "BG", "CSO", "IGNORE")
 MAPS = {"FLUID": "fluid", "CNR": "cnr", "DIAMETER": "diameter_mm"}
 
-AnyCase = SimulatedCase | MixedCase
+AnyCase = SimulatedCase | InsertedCase
+#: Increased when the fields of records change.
+RECORD_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class CaseSpec:
 
     Attributes:
         case: Name of the case and of its folder.
-        source: Name of the anatomy, or of the real scan into which PVS are inserted.
+        source: Name of the head model, or of the real scan into which PVS are inserted.
         protocol: Name of the acquisition protocol.
         seed: Seed of every draw.
     """
@@ -56,25 +58,25 @@ def plain_scan(seed: int, dimensions: int, acquired: tuple[Triple, Triple, Tripl
     same = ((1.0, 1.0, 1.0), (1.0, 1.0, 1.0), (1.0, 1.0, 1.0))
     drawn = draw_scan(seed, dimensions, complete=True, acquired=acquired or same, random_share=0.0)
     t1w, t2w, flair = (min(0.05, n) for n in drawn.noise)
-    return replace(drawn, stripped=True, noise=(t1w, t2w, flair), ring_keep=(1.0, 1.0, 1.0))
+    return replace(drawn, skull_stripped=True, noise=(t1w, t2w, flair), kspace_fraction=(1.0, 1.0, 1.0))
 
 
-def simulate_protocol(anatomy: Anatomy, seed: int, protocol: Protocol, subject: str | None = None) -> SimulatedCase:
+def simulate_protocol(head: HeadModel, seed: int, protocol: Protocol, subject: str | None = None) -> SimulatedCase:
     """Simulates a whole subject under a protocol, of fair quality; ``subject`` as for ``draw_scene``."""
     scan = plain_scan(seed, protocol.dimensions, protocol.acquired())
-    scene = whole_scene(anatomy, seed, protocol.grid_mm, subject=subject)
-    return simulate(anatomy, seed, protocol.grid_mm, scene=scene, scan=scan)
+    scene = whole_scene(head, seed, protocol.grid_mm, subject=subject)
+    return simulate(head, seed, protocol.grid_mm, scene=scene, scan=scan)
 
 
-def simulate_random(anatomy: Anatomy, seed: int, subject: str | None = None) -> SimulatedCase:
+def simulate_random(head: HeadModel, seed: int, subject: str | None = None) -> SimulatedCase:
     """Simulates a whole subject with voxels, plane, contrast and missing sequences from the ranges of training."""
     dimensions = random.Random(seed).choice((2, 3))
     voxel, plane = draw_voxel(seed, dimensions)
-    scene = whole_scene(anatomy, seed, voxel, plane, subject=subject)
-    return simulate(anatomy, seed, voxel, plane, scene=scene, scan=draw_scan(seed, dimensions))
+    scene = whole_scene(head, seed, voxel, plane, subject=subject)
+    return simulate(head, seed, voxel, plane, scene=scene, scan=draw_scan(seed, dimensions))
 
 
-def write_case(folder: Path, name: str, anatomy: Anatomy, seed: int, voxel_mm: Triple, reference: Path | None = None,
+def write_case(folder: Path, name: str, head: HeadModel, seed: int, voxel_mm: Triple, reference: Path | None = None,
                case: SimulatedCase | None = None) -> Path:  # fmt: skip
     """Simulates a subject on a grid of ``voxel_mm`` and saves it (``save``).
 
@@ -82,8 +84,8 @@ def write_case(folder: Path, name: str, anatomy: Anatomy, seed: int, voxel_mm: T
         Folder of the images.
     """
     protocol = on_grid(voxel_mm)
-    spec = CaseSpec(name, anatomy.name, protocol.name, seed)
-    return save(folder, spec, case or simulate_protocol(anatomy, seed, protocol), reference)
+    spec = CaseSpec(name, head.name, protocol.name, seed)
+    return save(folder, spec, case or simulate_protocol(head, seed, protocol), reference)
 
 
 def save(folder: Path, spec: CaseSpec, case: AnyCase, reference: Path | None = None) -> Path:
@@ -109,15 +111,16 @@ def save(folder: Path, spec: CaseSpec, case: AnyCase, reference: Path | None = N
             written.append(path)
         else:
             path.unlink(missing_ok=True)  # of an earlier case
-    arrays = (case.truth, case.basal_ganglia, case.centrum_semiovale, case.pvs.ignore)
+    arrays = (case.reference, case.basal_ganglia, case.centrum_semiovale, case.pvs.ignore)
     for name, mask in zip(MASKS, arrays, strict=True):
         write_mask(other / f"{spec.case}_{name}.nii.gz", mask, like=written[0])
     for name, field in MAPS.items():
         write_volume(other / f"{spec.case}_{name}.nii.gz", getattr(case.pvs, field), case.affine)
-    drawn = {"mix": asdict(case.mix)} if isinstance(case, MixedCase) else {
+    drawn = {"insertion": asdict(case.params)} if isinstance(case, InsertedCase) else {
         "scene": asdict(case.scene), "scan": asdict(case.scan)
     }  # fmt: skip
-    write_text(record_path, json.dumps({**asdict(spec), **drawn, "sha256": digest(case)}, indent=1) + "\n")
+    record = {"format": RECORD_FORMAT, **asdict(spec), **drawn, "sha256": digest(case)}
+    write_text(record_path, json.dumps(record, indent=1) + "\n")
     return images
 
 
@@ -154,7 +157,7 @@ class Record:
     """Content of a ``_simulation.json``: specification, drawn parameters, and checksum of the arrays."""
 
     spec: CaseSpec
-    drawn: MixParams | tuple[SceneParams, ScanParams]
+    drawn: InsertionParams | tuple[SceneParams, ScanParams]
     sha256: str
 
 
@@ -162,15 +165,21 @@ def read_record(path: Path) -> Record:
     """Reads a record that ``save`` wrote.
 
     Raises:
-        PVSError: The file is missing or is not a record.
+        PVSError: The file is missing, is not a record, or has the format of another version.
     """
     try:
         values: dict[str, Any] = json.loads(path.read_text())
+        record_format = values.get("format", 1)
+        if record_format != RECORD_FORMAT and "sha256" in values:
+            raise PVSError(
+                f"{path}: expected a record of format {RECORD_FORMAT}, got format {record_format} of another "
+                "version of this program: simulate the case again with --overwrite"
+            )
         spec = CaseSpec(**{name: values[name] for name in ("case", "source", "protocol", "seed")})
-        drawn: MixParams | tuple[SceneParams, ScanParams]
-        if "mix" in values:
-            scene = SceneParams(**_tuples(values["mix"].pop("scene")))
-            drawn = MixParams(scene=scene, **_tuples(values["mix"]))
+        drawn: InsertionParams | tuple[SceneParams, ScanParams]
+        if "insertion" in values:
+            scene = SceneParams(**_tuples(values["insertion"].pop("scene")))
+            drawn = InsertionParams(scene=scene, **_tuples(values["insertion"]))
         else:
             drawn = SceneParams(**_tuples(values["scene"])), ScanParams(**_tuples(values["scan"]))
         return Record(spec, drawn, values["sha256"])
@@ -187,20 +196,20 @@ def _tuples(values: dict[str, Any]) -> dict[str, Any]:
     return {name: inner(value) for name, value in values.items()}
 
 
-def replay(record: Record, head: Callable[[str], Anatomy], scan: Callable[[str], Background]) -> AnyCase:
+def replay(record: Record, head: Callable[[str], HeadModel], scan: Callable[[str], RealScan]) -> AnyCase:
     """Simulates the case of a record again.
 
     Args:
         record: Record of the case.
-        head: Returns an anatomy by name.
+        head: Returns a head model by name.
         scan: Returns a real scan by name.
 
     Raises:
         PVSError: The result differs from the recorded case.
     """
     case: AnyCase
-    if isinstance(record.drawn, MixParams):
-        case = mix_as(scan(record.spec.source), record.drawn)
+    if isinstance(record.drawn, InsertionParams):
+        case = insert_with(scan(record.spec.source), record.drawn)
     else:
         scene, scan_params = record.drawn
         case = simulate(head(record.spec.source), record.spec.seed, scene.voxel_mm, scene.plane, scene, scan_params)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pvs_model.datasets.label_maps import find_label_maps, load_anatomy
+from pvs_model.datasets.label_maps import find_label_maps, load_head_model
 from pvs_model.datasets.simulated_cases import (
     AnyCase,
     CaseSpec,
@@ -22,12 +22,12 @@ from pvs_model.datasets.simulated_cases import (
     simulate_random,
 )
 from pvs_model.errors import PVSError
-from pvs_model.synth.anatomy import Anatomy
-from pvs_model.synth.background import Background, MixParams, mix
-from pvs_model.synth.params import Triple
-from pvs_model.synth.phantom import phantom
-from pvs_model.synth.protocols import TABLE_2, Protocol, protocol_named
-from pvs_model.synth.sheet import Row, contact_sheet, row
+from pvs_model.simulation.contact_sheet import Row, case_row, write_contact_sheet
+from pvs_model.simulation.head import HeadModel
+from pvs_model.simulation.insertion import InsertionParams, RealScan, insert_pvs
+from pvs_model.simulation.parameters import Triple
+from pvs_model.simulation.phantom import make_phantom
+from pvs_model.simulation.protocols import TABLE_2, Protocol, protocol_named
 from pvs_model.types import SEQUENCES
 
 SHEET = "contact_sheet.png"
@@ -44,11 +44,11 @@ class DatasetPlan:
 
 
 class HeadModels:
-    """Finds anatomies by name: the label maps of a folder, or phantoms without one.
+    """Finds head models by name: the label maps of a folder, or phantoms without one.
 
     Args:
         folder: Folder of label maps, or None.
-        cache: Folder for prepared anatomies.
+        cache: Folder for prepared head models.
 
     Raises:
         VolumeError: The folder contains no label map.
@@ -58,13 +58,13 @@ class HeadModels:
         self.folder = folder
         self.paths = {path.name: path for path in find_label_maps(folder)} if folder is not None else {}
         self.cache = cache
-        self.last: Anatomy | None = None
+        self.last: HeadModel | None = None
 
     def name(self, seed: int) -> str:
         """Name of the head of a seed: label maps take turns."""
         return list(self.paths)[seed % len(self.paths)] if self.paths else f"phantom-{seed}"
 
-    def find(self, name: str) -> Anatomy:
+    def find(self, name: str) -> HeadModel:
         """Returns the head of a name.
 
         Raises:
@@ -73,9 +73,9 @@ class HeadModels:
         if self.last is None or self.last.name != name:
             prefix, _, number = name.partition("-")
             if name in self.paths:
-                self.last = load_anatomy(self.paths[name], self.cache)
+                self.last = load_head_model(self.paths[name], self.cache)
             elif prefix == "phantom" and number.isdigit():
-                self.last = phantom(int(number))
+                self.last = make_phantom(int(number))
             else:
                 raise PVSError(f"{self.folder or '--anatomies'}: expected the label map {name}, got none of that name")
         return self.last
@@ -118,16 +118,16 @@ def plan_simulated(
     return DatasetPlan([CaseSpec(f"sim{s:04d}", heads.name(s), name(s) + suffix, s) for s in numbers], make)
 
 
-def plan_insertions(count: int, seed: int, scans: Sequence[Background], contrast: tuple[float, float],
+def plan_insertions(count: int, seed: int, scans: Sequence[RealScan], contrast: tuple[float, float],
                subject: str | None = None) -> DatasetPlan:  # fmt: skip
     """Plans real scans with inserted PVS, the scans in turn; ``subject`` as for ``plan_simulated``."""
     by_name = {scan.name: scan for scan in scans}
     protocol = f"mixed {contrast[0]:g} to {contrast[1]:g}" + (f", {subject} PVS" if subject else "")
     specs = [CaseSpec(f"mix{s:04d}", scans[s % len(scans)].name, protocol, s) for s in range(seed, seed + count)]
-    return DatasetPlan(specs, lambda spec: mix(by_name[spec.source], spec.seed, contrast, subject))
+    return DatasetPlan(specs, lambda spec: insert_pvs(by_name[spec.source], spec.seed, contrast, subject))
 
 
-def plan_replays(records: Sequence[Path], heads: HeadModels, scans: Sequence[Background]) -> DatasetPlan:
+def plan_replays(records: Sequence[Path], heads: HeadModels, scans: Sequence[RealScan]) -> DatasetPlan:
     """Plans the cases of some records.
 
     Raises:
@@ -137,7 +137,7 @@ def plan_replays(records: Sequence[Path], heads: HeadModels, scans: Sequence[Bac
     if len(by_case) < len(records):
         raise PVSError(f"--replay: expected records of different cases, got {len(records) - len(by_case)} doubled")
 
-    def scan(name: str) -> Background:
+    def scan(name: str) -> RealScan:
         for background in scans:
             if background.name == name:
                 return background
@@ -163,7 +163,7 @@ def write_set(folder: Path, plan: DatasetPlan, overwrite: bool = False, sheet: b
             bar.set_postfix_str(f"{spec.case}: {spec.protocol}, {spec.source}")
             save(folder, spec, plan.make(spec))
     if sheet:
-        contact_sheet([_row(folder, spec) for spec in plan.specs[:MAX_ROWS]], folder / SHEET)
+        write_contact_sheet([_row(folder, spec) for spec in plan.specs[:MAX_ROWS]], folder / SHEET)
     return len(missing)
 
 
@@ -177,7 +177,7 @@ def _row(folder: Path, spec: CaseSpec) -> Row:
     for channel, name in enumerate(SEQUENCES):
         if present[channel]:
             images[channel] = _voxels(folder, spec, name)[0]
-    if isinstance(record.drawn, MixParams):
+    if isinstance(record.drawn, InsertionParams):
         scene = record.drawn.scene
         noise = "the scan's own"
     else:
@@ -187,9 +187,9 @@ def _row(folder: Path, spec: CaseSpec) -> Row:
     size = " x ".join(f"{v:.3g}" for v in voxel)
     text = (
         f"{spec.case}   {spec.protocol}   {spec.source}   voxel {size} mm   PVS per cm³: {per_cm3}   "
-        f"strength {scene.pvs_strength:.2f}   noise {noise}"
+        f"relative contrast {scene.pvs_relative_contrast:.2f}   noise {noise}"
     )
-    return row(text, images, present, labels, regions, voxel)
+    return case_row(text, images, present, labels, regions, voxel)
 
 
 def _voxels(folder: Path, spec: CaseSpec, name: str) -> tuple[npt.NDArray[Any], Triple]:

@@ -15,9 +15,7 @@ from pvs_model.layouts.grand_challenge import GrandChallenge
 __all__ = ["LAYOUTS", "Layout", "Options", "choose"]
 
 #: By name, in the order in which an input folder is looked at: the more particular form first.
-LAYOUTS: dict[str, type[Layout]] = {
-    layout.name: layout for layout in (GrandChallenge, Bids, Epvs, Flat)
-}
+LAYOUTS: dict[str, type[Layout]] = {layout.name: layout for layout in (GrandChallenge, Bids, Epvs, Flat)}
 
 
 def choose(root: Path, name: str | None = None, options: Options | None = None) -> Layout:

@@ -45,7 +45,6 @@ class Options:
         if not re.fullmatch(r"[\w-]+", self.suffix):
             raise LayoutError(f"suffix {self.suffix!r}: expected letters, digits, '-' and '_' only")
 
-
     def ignores(self, path: Path, root: Path) -> bool:
         """Whether a file below an input folder is to be passed over."""
         names = (path.name, path.relative_to(root).as_posix())
@@ -88,8 +87,7 @@ class Layout(ABC):
             output_root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise LayoutError(
-                f"{output_root}: expected an output folder that can be written, "
-                f"found: {error.strerror}"
+                f"{output_root}: expected an output folder that can be written, found: {error.strerror}"
             ) from error
 
     def is_complete(self, case: Case, output_root: Path) -> bool:
@@ -119,9 +117,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise LayoutError(
-            f"{path}: expected a JSON file that can be read, found: {error.strerror}"
-        ) from error
+        raise LayoutError(f"{path}: expected a JSON file that can be read, found: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise LayoutError(f"{path}: expected JSON, found: {error}") from error
 
@@ -135,9 +131,7 @@ def listed(paths: Iterable[Path | str]) -> str:
 
 def doubled(where: object, found: Mapping[str, list[Path]]) -> str | None:
     """The sentence that names the files of each doubled sequence, or None where none is."""
-    doubles = [
-        f"{listed(files)} for {sequence}" for sequence, files in found.items() if len(files) > 1
-    ]
+    doubles = [f"{listed(files)} for {sequence}" for sequence, files in found.items() if len(files) > 1]
     if not doubles:
         return None
     hint = "--ignore PATTERN passes over those that are not meant"
@@ -165,9 +159,7 @@ def entries(folder: Path) -> list[Path]:
     try:
         return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
-        raise LayoutError(
-            f"{folder}: expected a folder that can be listed, found: {error.strerror}"
-        ) from error
+        raise LayoutError(f"{folder}: expected a folder that can be listed, found: {error.strerror}") from error
 
 
 #: Files that lie beside images. A link of such a name that leads nowhere is not a subject that has gone missing.

@@ -146,9 +146,7 @@ class Bids(Layout):
         self.filters: Filters = {} if path is None else read_filter(path)
 
     def recognises(self, root: Path) -> bool:
-        return any(
-            _IMAGE.fullmatch(path.name) for anat, _ in _anat_folders(root) for path in _entries(anat)
-        )
+        return any(_IMAGE.fullmatch(path.name) for anat, _ in _anat_folders(root) for path in _entries(anat))
 
     def find_cases(self, root: Path) -> list[Case]:
         """One case per ``anat`` folder that holds images, named ``sub-X[_ses-Y]``.
@@ -181,9 +179,7 @@ class Bids(Layout):
                     problem = f"{path}: expected a folder of images, found one that may not be read"
                     cases.append(self._case(root, path.relative_to(root) / "anat", {}, problem))
         if not cases:
-            raise LayoutError(
-                f"{root}: expected {self.looks_for}, found no image in any anat folder"
-            )
+            raise LayoutError(f"{root}: expected {self.looks_for}, found no image in any anat folder")
         return distinct(cases)
 
     def _images(self, images: list[Path]) -> dict[str, list[Path]]:
@@ -226,9 +222,7 @@ class Bids(Layout):
         """The mask and its sidecar, which is written after it."""
         return super().is_complete(case, output_root) and _sidecar(output_root / case.output).is_file()
 
-    def finish(
-        self, case: Case, mask_path: Path, output_root: Path, facts: Mapping[str, Any]
-    ) -> None:
+    def finish(self, case: Case, mask_path: Path, output_root: Path, facts: Mapping[str, Any]) -> None:
         """Write the sidecar. ``facts`` go in beside the keys that BIDS asks for."""
         _write_json(
             _sidecar(mask_path),

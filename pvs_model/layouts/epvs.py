@@ -44,9 +44,7 @@ class Epvs(Layout):
         looked = self._looked(root)
         for folder, files, _ in looked:
             for sequence_files in group(files, folder.name).values():
-                if not flat or any(
-                    path.name.lower().startswith(folder.name.lower()) for path in sequence_files
-                ):
+                if not flat or any(path.name.lower().startswith(folder.name.lower()) for path in sequence_files):
                     return True
         return not flat and (
             any(freesurfer.is_mri(folder, files) for folder, files, _ in looked)
@@ -85,10 +83,7 @@ class Epvs(Layout):
                 problem = f"{folder}: expected an image ({', '.join(EXTENSIONS)}), found {listed(foreign)}"
                 without.append(self._failed(source, folder, problem))
             elif images and not all(self._is_own(path) for path in images):
-                problem = (
-                    f"{folder}: expected a T1w, T2w or FLAIR image by its name, "
-                    f"found {listed(images)}"
-                )
+                problem = f"{folder}: expected a T1w, T2w or FLAIR image by its name, found {listed(images)}"
                 without.append(self._failed(source, folder, problem))
             elif not files and not has_folders:
                 listable = os.access(folder, os.R_OK | os.X_OK)

@@ -43,36 +43,23 @@ def read_sockets(path: Path) -> Sockets:
     """
     content = read_json(path)
     if not isinstance(content, dict) or not content:
-        raise LayoutError(
-            f'{path}: expected an object with "inputs" and "output", found {content!r:.80}'
-        )
+        raise LayoutError(f'{path}: expected an object with "inputs" and "output", found {content!r:.80}')
     unknown = sorted(set(content) - {"inputs", "output"})
     if unknown:
-        raise LayoutError(
-            f'{path}: expected only the keys "inputs" and "output", found {listed(unknown)}'
-        )
+        raise LayoutError(f'{path}: expected only the keys "inputs" and "output", found {listed(unknown)}')
     inputs: dict[str, str] | None = None
     if "inputs" in content:
         if not isinstance(content["inputs"], dict) or not content["inputs"]:
-            raise LayoutError(
-                f'{path}: expected "inputs" to map slugs to sequences, '
-                f"found {content['inputs']!r:.80}"
-            )
+            raise LayoutError(f'{path}: expected "inputs" to map slugs to sequences, found {content["inputs"]!r:.80}')
         by_name = {sequence.lower(): sequence for sequence in SEQUENCES}
         inputs = {}
         for slug, sequence in content["inputs"].items():
             if not isinstance(sequence, str) or sequence.lower() not in by_name:
-                raise LayoutError(
-                    f"{path}: expected T1w, T2w or FLAIR for the socket {slug!r}, "
-                    f"found {sequence!r:.80}"
-                )
+                raise LayoutError(f"{path}: expected T1w, T2w or FLAIR for the socket {slug!r}, found {sequence!r:.80}")
             inputs[slug] = by_name[sequence.lower()]
     output = content.get("output", OUTPUT_SLUG)
     if not isinstance(output, str) or not _SLUG.fullmatch(output):
-        raise LayoutError(
-            f'{path}: expected "output" to be a slug (letters, digits, "-", "_"), '
-            f"found {output!r:.80}"
-        )
+        raise LayoutError(f'{path}: expected "output" to be a slug (letters, digits, "-", "_"), found {output!r:.80}')
     return Sockets(inputs, output)
 
 
@@ -84,8 +71,7 @@ def _inside(root: Path, path: Path, declared: str, source: Path) -> Path:
     """
     if not path.resolve().is_relative_to(root.resolve()):
         raise LayoutError(
-            f"{source}: expected a path inside the input folder, found {declared!r} "
-            f"which leads to {path.resolve()}"
+            f"{source}: expected a path inside the input folder, found {declared!r} which leads to {path.resolve()}"
         )
     return path
 
@@ -179,9 +165,7 @@ class GrandChallenge(Layout):
                 )
             path = Path(relative)
             if path.is_absolute() or ".." in path.parts or "\\" in relative or "\0" in relative:
-                raise LayoutError(
-                    f"{manifest}: expected a path inside the input folder, found {relative!r}"
-                )
+                raise LayoutError(f"{manifest}: expected a path inside the input folder, found {relative!r}")
             # Sockets that hold a number or a text lie outside images/ and are not ours.
             if path.parts[:1] == ("images",):
                 places.append((slug, _inside(root, root / path, relative, manifest)))

@@ -86,7 +86,7 @@ class TrainingConfig(LoopConfig):
         scan_share: Fraction of the samples from unlabelled real scans when there are any.
         prompts: One of ``PROMPTS``: "varied" name the sequences present and the region asked for; "constant" is one
             prompt for all.
-        labels: One of ``LABELS``: what an annotator would see (``synth.visibility``), or what tubes fill.
+        labels: One of ``LABELS``: what an annotator would see (``simulation.visibility``), or what tubes fill.
         coverage: With labels by coverage, fraction of a voxel from which it is labelled; None for the default.
         region_warmup: Samples before the first prompt that asks for a region.
         clear_samples: Number of first samples from scenes with wide and bright PVS (a curriculum).

@@ -20,7 +20,7 @@ from torch import Tensor
 from pvs_model.config import NetworkConfig
 from pvs_model.datasets.label_maps import load_cached, save_cached
 from pvs_model.errors import PVSError
-from pvs_model.synth.engine import Scene
+from pvs_model.simulation.render import Scene
 from pvs_model.training.simulated_patches import SimulatedPatches
 
 #: Scenes in flight or waiting, per process.

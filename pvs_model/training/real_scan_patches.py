@@ -2,7 +2,7 @@
 
 Simulated heads have smooth cortex and plain sulci; real ones show mimics of PVS. The anatomy network marks where PVS
 cannot be: cortex, fluid, cerebellum and everything outside the brain, away from their borders, are background. PVS
-inserted into white matter and deep nuclei (``synth.background``) are foreground where they are visible. All other
+inserted into white matter and deep nuclei (``simulation.insertion``) are foreground where they are visible. All other
 tissue is ignored by the loss, for it may hold real PVS that nobody has marked.
 """
 
@@ -33,12 +33,12 @@ from pvs_model.layouts.base import entries
 from pvs_model.layouts.names import group
 from pvs_model.nets.slices import stack_slices
 from pvs_model.nets.text import TRAINING_TEMPLATES, prompt
-from pvs_model.synth import artefacts
-from pvs_model.synth.anatomy import BASAL_GANGLIA, CENTRUM_SEMIOVALE, INDEX, OTHER_BRAIN
-from pvs_model.synth.background import Background, MixParams, grow, local_tissue, noise_of
-from pvs_model.synth.engine import LEAST_NOISE
-from pvs_model.synth.params import Triple, draw_scene
-from pvs_model.synth.visibility import label_visible
+from pvs_model.simulation import artefacts
+from pvs_model.simulation.acquisition import MIN_NOISE
+from pvs_model.simulation.head import BASAL_GANGLIA, CENTRUM_SEMIOVALE, INDEX, OTHER_BRAIN
+from pvs_model.simulation.insertion import InsertionParams, RealScan, estimate_noise, grow_pvs, local_mean
+from pvs_model.simulation.parameters import Triple, draw_scene, without_mimics
+from pvs_model.simulation.visibility import label_visible
 from pvs_model.training.batch import UNKNOWN, Batch, flip
 from pvs_model.training.simulated_patches import MARGIN
 from pvs_model.types import SEQUENCES, Volume
@@ -78,7 +78,7 @@ class UnlabelledScan:
         levels: (2, 3, 2) mean and deviation of each sequence within the head, then within the brain, as at inference.
     """
 
-    background: Background
+    background: RealScan
     certain: npt.NDArray[np.bool_]
     head: npt.NDArray[np.bool_]
     brain: npt.NDArray[np.bool_]
@@ -210,7 +210,7 @@ def unlabelled_scan(
             inside = images[channel][mask & (images[channel] != 0)].astype(np.float64)
             values = np.clip(inside, *np.percentile(inside, (0.5, 99.5))) if len(inside) else np.zeros(1)
             levels[row, channel] = values.mean(), max(float(values.std()), 1e-6)
-    background = Background(name, images, available, tissues, regions, sites.mask, sites.fluid, reference.affine)
+    background = RealScan(name, images, available, tissues, regions, sites.mask, sites.fluid, reference.affine)
     return UnlabelledScan(background, distance > SURE_MM, head, brain, levels)
 
 
@@ -282,7 +282,7 @@ class RealScanPatches:
     def _crop(self, scan: UnlabelledScan, sides: tuple[int, int, int], rng: random.Random) -> UnlabelledScan:
         """Crops a box of a scan, padded with zeros beyond the scan."""
         whole = scan.background
-        where = whole.hosts if rng.random() < IN_TISSUE else scan.head
+        where = whole.insertion_sites if rng.random() < IN_TISSUE else scan.head
         flat = np.flatnonzero(where)
         centre = np.unravel_index(int(flat[rng.randrange(len(flat))]), where.shape)
         low = [int(c) - n // 2 + rng.randint(-n // 6, n // 6) for c, n in zip(centre, sides, strict=True)]
@@ -298,7 +298,7 @@ class RealScanPatches:
 
         part = replace(
             whole, images=cut(whole.images), tissues=cut(whole.tissues, INDEX["other"]), regions=cut(whole.regions),
-            hosts=cut(whole.hosts),
+            insertion_sites=cut(whole.insertion_sites),
         )  # fmt: skip
         return UnlabelledScan(part, cut(scan.certain, 1), cut(scan.head), cut(scan.brain), scan.levels)
 
@@ -311,14 +311,11 @@ class RealScanPatches:
             Images (3, x, y, z), contrast-to-noise ratio and fluid fraction (x, y, z).
         """
         part = piece.background
-        x, y, z = part.hosts.shape
+        x, y, z = part.insertion_sites.shape
         drawn = draw_scene(seed, (x, y, z), part.voxel_mm, empty_share=0.15)
-        scene = replace(
-            drawn, flip=False, scale=(1.0, 1.0, 1.0), elastic_mm=0.0, lesion_burden=0.0, lesion_dots=0.0, lacunes=0.0,
-            cavities=0.0, islands=0.0, sheets=0.0, folia=0.0, voids=0.0, bridges=0.0,
-        )  # fmt: skip
+        scene = without_mimics(drawn)
         psf = (rng.uniform(0.2, 0.6), rng.uniform(0.2, 0.6), rng.uniform(0.2, 0.6))
-        coverage, signal, _ = grow(part, MixParams(scene, (0.15, 1.0), psf))
+        coverage, signal, _ = grow_pvs(part, InsertionParams(scene, (0.15, 1.0), psf))
         generator = torch.Generator().manual_seed(seed)
 
         def merge(values: Tensor) -> Tensor:
@@ -326,21 +323,21 @@ class RealScanPatches:
 
         shape = (x, y, z // merged)
         images, cnr = torch.zeros(3, *shape), torch.zeros(shape)
-        hosts = merge(torch.from_numpy(part.hosts)[None].float())[0].numpy() > 0.5
+        hosts = merge(torch.from_numpy(part.insertion_sites)[None].float())[0].numpy() > 0.5
         worse = rng.uniform(0.2, 0.7) if rng.random() < 0.3 else 0.0
         ratio = rng.uniform(1.2, 2.0) if rng.random() < 0.2 else 1.0
         for c in present:
             image = part.images[c]
             blur = tuple(0.0 if v >= THICK_SLICE_MM else psf[c] for v in part.voxel_mm)
             share = artefacts.blur(torch.from_numpy(signal)[None], blur)  # type: ignore[arg-type]
-            contrast = np.float32(part.fluid[c]) - local_tissue(image, part.hosts, part.voxel_mm)
+            contrast = np.float32(part.fluid[c]) - local_mean(image, part.insertion_sites, part.voxel_mm)
             layers = merge(torch.cat([torch.from_numpy(image)[None], share * torch.from_numpy(contrast)]))
             in_plane = (worse, worse, 0.0 if voxel[2] >= THICK_SLICE_MM else worse)
             layers = artefacts.blur(layers, in_plane)
             layers = artefacts.regrid(layers, ratio, ratio / 2, 0)
-            scale = float(np.median(np.abs(contrast[part.hosts]))) if part.hosts.any() else 0.0
+            scale = float(np.median(np.abs(contrast[part.insertion_sites]))) if part.insertion_sites.any() else 0.0
             added = scale * rng.uniform(0.0, 0.06) if rng.random() < 0.5 else 0.0
-            noise = max(np.hypot(noise_of(layers[0].numpy(), hosts), added), LEAST_NOISE * scale, 1e-6)
+            noise = max(np.hypot(estimate_noise(layers[0].numpy(), hosts), added), MIN_NOISE * scale, 1e-6)
             cnr = torch.maximum(cnr, layers[1].abs() / float(noise))
             drawn_noise = torch.randn(shape, generator=generator) * added
             images[c] = torch.where(layers[0] != 0, layers.sum(0) + drawn_noise, layers[0])

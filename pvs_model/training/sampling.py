@@ -12,8 +12,8 @@ import torch
 from pvs_model.config import NetworkConfig
 from pvs_model.datasets.labelled_cases import LabelledCase
 from pvs_model.errors import VolumeError
-from pvs_model.synth.anatomy import Anatomy
-from pvs_model.synth.engine import Scene
+from pvs_model.simulation.head import HeadModel
+from pvs_model.simulation.render import Scene
 from pvs_model.training.batch import Batch, join
 from pvs_model.training.config import TrainingConfig
 from pvs_model.training.distributed import SINGLE_PROCESS, DistributedContext
@@ -32,8 +32,8 @@ Item = TypeVar("Item")
 class FoldData:
     """Training and validation data of one fold; what is held out is never trained on."""
 
-    anatomies: Sequence[Anatomy] = ()
-    held_out_anatomies: Sequence[Anatomy] = ()
+    anatomies: Sequence[HeadModel] = ()
+    held_out_anatomies: Sequence[HeadModel] = ()
     cases: Sequence[LabelledCase] = ()
     held_out_cases: Sequence[LabelledCase] = ()
     scans: Sequence[UnlabelledScan] = ()

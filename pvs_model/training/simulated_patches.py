@@ -11,10 +11,11 @@ from pvs_model.config import NetworkConfig
 from pvs_model.datasets.labelled_cases import REGION_VALUES
 from pvs_model.nets.slices import stack_slices
 from pvs_model.nets.text import TRAINING_TEMPLATES, prompt
-from pvs_model.synth.anatomy import Anatomy
-from pvs_model.synth.engine import Scene, acquire, draw_scan, draw_scene, draw_voxel, render, standardise
-from pvs_model.synth.params import with_clear_pvs
-from pvs_model.synth.visibility import label_visible
+from pvs_model.simulation.acquisition import acquire, standardise
+from pvs_model.simulation.head import HeadModel
+from pvs_model.simulation.parameters import draw_scan, draw_scene, draw_voxel, with_clear_pvs
+from pvs_model.simulation.render import Scene, render
+from pvs_model.simulation.visibility import label_visible
 from pvs_model.training.batch import Batch, flip, join
 from pvs_model.training.distributed import SINGLE_PROCESS, DistributedContext
 from pvs_model.types import SEQUENCES
@@ -44,7 +45,7 @@ class SimulatedPatches:
 
     def __init__(
         self,
-        anatomies: Sequence[Anatomy],
+        anatomies: Sequence[HeadModel],
         config: NetworkConfig,
         patch: int,
         seed: int,
@@ -125,11 +126,11 @@ class SimulatedPatches:
         scan = acquire(scene, scan_params)
         images = standardise(scan, scene)
         if self.labels == "coverage":
-            label = scene.label(self.coverage)
+            label = scene.label_by_fraction(self.coverage)
             ignore = torch.zeros_like(label)
         else:
-            label, ignore = label_visible(scan.cnr, scene.voxel_mm, scene.coverage.float() / 255)
-        target = torch.stack([label.float(), ignore.float(), scene.coverage.float() / 255])
+            label, ignore = label_visible(scan.cnr, scene.voxel_mm, scene.pvs_fraction.float() / 255)
+        target = torch.stack([label.float(), ignore.float(), scene.pvs_fraction.float() / 255])
         if region is None:
             by_region = rng.random() < self.region_share and ask_region
             region = rng.choice(list(REGION_VALUES)) if by_region else "brain"

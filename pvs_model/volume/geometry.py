@@ -129,9 +129,7 @@ def resample_onto(volume: Volume, grid: Grid) -> Volume:
     return Volume(resampled, grid.affine, volume.source)
 
 
-def _covered(
-    index: Affine, size: tuple[int, ...], shape: tuple[int, int, int]
-) -> npt.NDArray[np.bool_]:
+def _covered(index: Affine, size: tuple[int, ...], shape: tuple[int, int, int]) -> npt.NDArray[np.bool_]:
     """Which voxels of a grid have their centres in the box of an array of ``size``.
 
     Args:
@@ -196,9 +194,7 @@ class Respacing:
         return resample_onto(volume, self.old).data
 
 
-def resample_to_spacing(
-    volume: Volume, spacing_mm: tuple[float, float, float]
-) -> tuple[Volume, Respacing]:
+def resample_to_spacing(volume: Volume, spacing_mm: tuple[float, float, float]) -> tuple[Volume, Respacing]:
     """Resample to another voxel spacing over the same box (``respacing``).
 
     Returns:
@@ -219,8 +215,7 @@ def respacing(old: Grid, spacing_mm: tuple[float, float, float]) -> Respacing:
     if not all(np.isfinite(s) and s > 0 for s in spacing_mm):
         raise ValueError(f"expected spacings above 0 mm, got {spacing_mm}")
     x, y, z = (
-        max(1, round(n * have / want))
-        for n, have, want in zip(old.shape, old.spacing_mm, spacing_mm, strict=True)
+        max(1, round(n * have / want)) for n, have, want in zip(old.shape, old.spacing_mm, spacing_mm, strict=True)
     )
     scale = np.array(old.shape) / np.array((x, y, z))
     step = np.eye(4)

@@ -52,9 +52,7 @@ def damaged(path: Path, error: BaseException | None = None) -> VolumeError:
     """The error for a file that breaks off or is not what its name says."""
     reason = " ".join(str(error).split()) if error is not None else ""
     ending = f" ({reason:.160})" if reason else ""
-    return VolumeError(
-        f"{path}: expected a complete image, found a damaged or truncated file{ending}"
-    )
+    return VolumeError(f"{path}: expected a complete image, found a damaged or truncated file{ending}")
 
 
 def by(shape: tuple[int, ...]) -> str:
@@ -77,9 +75,7 @@ def one_volume(path: Path, shape: tuple[int, ...]) -> tuple[int, int, int]:
     if min(x, y, z) < 2:
         raise VolumeError(f"{path}: expected a 3D image, found 2D ({by(shape)})")
     if x * y * z > MAX_VOXELS:
-        raise VolumeError(
-            f"{path}: expected at most {MAX_VOXELS} voxels, found {by(shape)} in its header"
-        )
+        raise VolumeError(f"{path}: expected at most {MAX_VOXELS} voxels, found {by(shape)} in its header")
     return x, y, z
 
 
@@ -100,9 +96,7 @@ def believable(path: Path, affine: Affine) -> Affine:
         )
     cell = abs(float(np.linalg.det(affine[:3, :3] / spacing)))
     if cell < LEAST_CELL:
-        raise VolumeError(
-            f"{path}: expected axes about at right angles, found directions that coincide"
-        )
+        raise VolumeError(f"{path}: expected axes about at right angles, found directions that coincide")
     return affine
 
 

@@ -124,9 +124,7 @@ def _holes(mask: Bool, axis: int) -> Bool:
 
     # All slices at once: neighbours are only those within the slice.
     within = ndimage.generate_binary_structure(3, 1)
-    within = within & (np.abs(np.arange(3) - 1) == 0).reshape(
-        [3 if other == axis else 1 for other in range(3)]
-    )
+    within = within & (np.abs(np.arange(3) - 1) == 0).reshape([3 if other == axis else 1 for other in range(3)])
     labels, number = ndimage.label(~mask, within)
     enclosed = np.ones(number + 1, dtype=bool)
     enclosed[0] = False

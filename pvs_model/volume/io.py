@@ -70,8 +70,7 @@ def read_values(path: Path) -> tuple[FloatArray, Grid]:
             data: FloatArray = np.asarray(opened.load(), dtype=np.float32)
     except MemoryError as error:
         raise VolumeError(
-            f"{path}: expected an image that fits into memory, "
-            f"found {by(opened.grid.shape)} voxels"
+            f"{path}: expected an image that fits into memory, found {by(opened.grid.shape)} voxels"
         ) from error
     return data.reshape(opened.grid.shape, order="F"), opened.grid
 
@@ -167,9 +166,7 @@ def _open(path: Path) -> Opened:
         with path.open("rb"):
             pass
     except OSError as error:
-        raise VolumeError(
-            f"{path}: expected an image that can be read, found: {error.strerror}"
-        ) from error
+        raise VolumeError(f"{path}: expected an image that can be read, found: {error.strerror}") from error
     if extension in NIBABEL:
         return open_nibabel(path, extension)
     return open_itk(path, extension)

@@ -112,8 +112,6 @@ def write_itk(
         image.SetMetaData(NOTE, note)
     write_atomically(
         path,
-        lambda part: sitk.WriteImage(
-            image, os.fspath(part), useCompression=True, imageIO="MetaImageIO"
-        ),
+        lambda part: sitk.WriteImage(image, os.fspath(part), useCompression=True, imageIO="MetaImageIO"),
         VolumeError,
     )

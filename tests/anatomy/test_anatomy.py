@@ -39,7 +39,7 @@ from pvs_model.anatomy.regions import (
 from pvs_model.errors import VolumeError, WeightsError
 from pvs_model.evaluation.metrics import dice
 from pvs_model.nets.checkpoint import save
-from pvs_model.synth.phantom import phantom_labels
+from pvs_model.simulation.phantom import phantom_labels
 from pvs_model.training.anatomy.label_maps import LabelMap, prepare
 from pvs_model.training.anatomy.scans import ScanParams, render
 from pvs_model.types import Grid, Volume
@@ -144,9 +144,7 @@ def test_fine_scans_are_averaged_in_place() -> None:
 @pytest.mark.parametrize("value", [0.0, 7.0])
 def test_an_empty_image_is_refused_in_one_sentence(value: float) -> None:
     volume = Volume(np.full((20, 20, 20), value, np.float32), np.eye(4), Path("scan.nii.gz"))
-    with pytest.raises(
-        VolumeError, match=r"^scan.nii.gz: expected an image of a head, got one value in every voxel$"
-    ):
+    with pytest.raises(VolumeError, match=r"^scan.nii.gz: expected an image of a head, got one value in every voxel$"):
         working_image(volume)
 
 

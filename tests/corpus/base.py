@@ -67,18 +67,18 @@ class Base:
 def base() -> Base:
     """Simulate it: the toy head of the tests, made small, with many PVS."""
     from pvs_model.datasets.simulated_cases import plain_scan
-    from pvs_model.synth.anatomy import build
-    from pvs_model.synth.case import simulate
-    from pvs_model.synth.engine import draw_scene
+    from pvs_model.simulation.head import build_head_model
+    from pvs_model.simulation.parameters import draw_scene
+    from pvs_model.simulation.subject import simulate
     from tests.conftest import toy_labels
 
     scene = replace(
         draw_scene(3, SHAPE, (1.0, 1.0, 1.0), target="whole", empty_share=0.0),
-        scale=(0.65, 0.65, 0.65), elastic_mm=0.0, pvs_centrum=12.0, pvs_basal=12.0, pvs_strength=1.0,
+        scale=(0.65, 0.65, 0.65), elastic_mm=0.0, pvs_centrum=12.0, pvs_basal=12.0, pvs_relative_contrast=1.0,
         pvs_diameter_mm=0.9, pvs_basal_diameter_mm=0.9, pvs_variation=0.0, pvs_gaps=0.0, pvs_bundle=1.0,
-        pvs_subinsular=0.0, pvs_strength_spread=0.0, sheets=0.0,
+        pvs_subinsular=0.0, pvs_relative_contrast_spread=0.0, sulcal_csf=0.0,
     )  # fmt: skip
-    case = simulate(build(toy_labels(), "toy"), 3, (1.0, 1.0, 1.0), scene=scene, scan=plain_scan(3, 3))
+    case = simulate(build_head_model(toy_labels(), "toy"), 3, (1.0, 1.0, 1.0), scene=scene, scan=plain_scan(3, 3))
     images = {
         name: (2 * np.round(image / 2)).astype(np.int16) for name, image in zip(SEQUENCES, case.images, strict=True)
     }

@@ -189,7 +189,6 @@ def with_a_lying_extension(at: Place) -> None:
     at.raw("_T2w.nii.gz", bytes(content))
 
 
-
 FILES = [
     refused("gzip cut in the middle", DAMAGED, lambda at: cut(at, 0.5)),
     refused("gzip cut in its last bytes", DAMAGED, lambda at: cut(at, 0.995)),
@@ -589,7 +588,6 @@ def analyze(at: Place) -> None:
 def dicom(at: Place) -> None:
     for number in range(3):
         (at.folder / f"IM{number:04}.dcm").write_bytes(bytes(128) + b"DICM" + bytes(99))
-
 
 
 def put(at: Place, *files: tuple[str, str]) -> None:

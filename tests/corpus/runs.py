@@ -307,4 +307,3 @@ def judge_whole(kind: FolderKind, run: Run, named: Path | str) -> list[str]:
 def lightly(kinds: Iterable[Kind], only: str) -> list[Kind]:
     """Those whose name matches, with the plain one that others are compared with."""
     return [kind for kind in kinds if kind.name == "plain" or re.search(only, kind.name)]
-

@@ -22,8 +22,8 @@ from pvs_model.datasets.insertion_sites import (
 )
 from pvs_model.datasets.real_scans import load_real_scans
 from pvs_model.errors import PVSError, VolumeError
-from pvs_model.synth.anatomy import BASAL_GANGLIA, INDEX, TISSUES, is_tissue, to_tissues
-from pvs_model.synth.contrast import PRIOR
+from pvs_model.simulation.head import BASAL_GANGLIA, INDEX, TISSUES, is_tissue, to_tissues
+from pvs_model.simulation.tissue_contrast import TISSUE_SIGNALS
 from pvs_model.types import SEQUENCES, Grid
 from pvs_model.volume.io import write_volume
 
@@ -32,7 +32,7 @@ NOISE = 0.01
 
 def scan_of(tissues: npt.NDArray[np.uint8], channel: int) -> npt.NDArray[np.float32]:
     """A scan of a tissue map: 500 times the priors, a little blurred and noisy, 0 outside."""
-    prior = np.array([PRIOR[name][channel] for name in TISSUES], np.float32)
+    prior = np.array([TISSUE_SIGNALS[name][channel] for name in TISSUES], np.float32)
     image = ndimage.gaussian_filter(prior[tissues], 0.5)
     image += np.random.default_rng(channel).normal(0, NOISE, image.shape).astype(np.float32)
     return np.where(tissues > 0, np.maximum(image, 0.01) * 500, 0).astype(np.float32)
@@ -63,7 +63,7 @@ def test_insertion_sites_are_tissue_with_its_intensity(brain: npt.NDArray[np.uin
     wet = ndimage.binary_dilation(is_tissue(brain, "ventricle"), np.ones((3, 3, 3)))
     assert not sites.mask[wet].any() and not sites.lesions.any()
     for channel, name in enumerate(SEQUENCES):
-        assert sites.fluid[channel] == pytest.approx(500 * PRIOR["ventricle"][channel], rel=0.1), name
+        assert sites.fluid[channel] == pytest.approx(500 * TISSUE_SIGNALS["ventricle"][channel], rel=0.1), name
 
 
 def test_errors_of_the_map_are_no_insertion_sites(brain: npt.NDArray[np.uint8]) -> None:
@@ -73,7 +73,7 @@ def test_errors_of_the_map_are_no_insertion_sites(brain: npt.NDArray[np.uint8]) 
     for block, name in ((gray, "cortex"), (wet, "ventricle")):
         assert (brain[block] == INDEX["white_matter"]).mean() > 0.85
         for channel in range(3):
-            scans[channel][block] = 500 * PRIOR[name][channel]
+            scans[channel][block] = 500 * TISSUE_SIGNALS[name][channel]
     sites = sites_of(brain, scans)
     assert not sites[gray].any() and not sites[wet].any()
     assert not sites[15, 28:36, 32:36].any()  # beside the fluid
@@ -162,10 +162,10 @@ def test_a_segmentation_beside_the_images_is_used(labelled: Path, tmp_path: Path
         (scan,) = load_real_scans(labelled, cache=tmp_path)
     assert "two" in caplog.text and scan.name == "one" and scan.present == (True, True, True)
     shown = scan.images[0] > 0
-    # Where the segmentation says air, nothing is shown; deep nuclei are basal ganglia; hosts hold white matter.
+    # Air in the segmentation is not shown. Deep nuclei are basal ganglia; insertion sites include white matter.
     assert (scan.tissues[shown] > 0).mean() > 0.97
     assert (scan.regions[is_tissue(scan.tissues, "putamen", "thalamus")] == BASAL_GANGLIA).all()
-    assert scan.hosts[is_tissue(scan.tissues, "white_matter")].mean() > 0.3
+    assert scan.insertion_sites[is_tissue(scan.tissues, "white_matter")].mean() > 0.3
     assert scan.fluid[1] == pytest.approx(500, rel=0.1)
 
     # What was found is kept, and a kept result is equal.
@@ -174,7 +174,7 @@ def test_a_segmentation_beside_the_images_is_used(labelled: Path, tmp_path: Path
 
     monkeypatch.setattr(real_scans, "find_insertion_sites", fail)
     (again,) = load_real_scans(labelled, cache=tmp_path)
-    for name in ("images", "tissues", "regions", "hosts"):
+    for name in ("images", "tissues", "regions", "insertion_sites"):
         np.testing.assert_array_equal(getattr(again, name), getattr(scan, name))
     assert again.fluid == scan.fluid and again.voxel_mm == (1.0, 1.0, 1.0)
 
@@ -205,7 +205,7 @@ def test_a_label_map_that_does_not_fit_is_refused(
         with pytest.raises(VolumeError, match=r"one: expected a skull-stripped brain that one of 1 label maps fits"):
             load_real_scans(tmp_path / "scans", tmp_path / "maps")
     (scan,) = load_real_scans(tmp_path / "scans", tmp_path / "maps")
-    assert scan.present == (True, False, False) and scan.hosts.any() and scan.fluid[1] == 0
+    assert scan.present == (True, False, False) and scan.insertion_sites.any() and scan.fluid[1] == 0
 
 
 def test_label_maps_are_tried_evenly_spread() -> None:

@@ -15,10 +15,10 @@ from pvs_model.datasets import simulated_cases
 from pvs_model.datasets import simulated_sets as sets
 from pvs_model.datasets.simulated_cases import CaseSpec, digest, read_record, replay, save
 from pvs_model.errors import PVSError
-from pvs_model.synth.case import SimulatedCase
-from pvs_model.synth.engine import draw_scan
-from pvs_model.synth.protocols import TABLE_2, Protocol, on_grid
-from pvs_model.synth.sheet import contact_sheet, row
+from pvs_model.simulation.contact_sheet import case_row, write_contact_sheet
+from pvs_model.simulation.parameters import draw_scan
+from pvs_model.simulation.protocols import TABLE_2, Protocol, on_grid
+from pvs_model.simulation.subject import SimulatedCase
 from pvs_model.types import SEQUENCES
 from pvs_model.volume.io import read, write_volume
 
@@ -68,6 +68,7 @@ def test_a_replay_that_differs_is_told(
         ({"source": "c.nii.gz"}, "expected the label map c.nii.gz, got none of that name"),
         ({"sha256": "0" * 64}, "sim0000: expected the arrays of its record, got others"),
         ({"scene": 3}, "expected the record of a simulated case"),
+        ({"format": 1}, "expected a record of format 2, got format 1 of another version of this program: simulate"),
     ):
         path = tmp_path / "record.json"
         path.write_text(json.dumps(record | changed))
@@ -146,7 +147,7 @@ def test_what_is_known_of_the_pvs_lies_beside_the_labels(maps: Path, tmp_path: P
     assert 0 <= case.pvs.fluid.min() < case.pvs.fluid.max() <= 1
     np.testing.assert_array_equal(case.pvs.diameter_mm[case.pvs.fluid > 0] > 0, True)
     seen = (case.pvs.label | case.pvs.ignore) > 0
-    assert (case.pvs.cnr[seen] > 0.5).all() and case.truth is case.pvs.label
+    assert (case.pvs.cnr[seen] > 0.5).all() and case.reference is case.pvs.label
     # From its record: bit for bit, maps included; another fluid fraction is another case.
     record = read_record(tmp_path / order.case / f"{order.case}_simulation.json")
     again = replay(record, heads.find, lambda name: pytest.fail("no scan is asked for"))
@@ -196,16 +197,18 @@ def test_the_page_shows_the_slices_with_most_to_see(tmp_path: Path) -> None:
     bg[4:7, 3:6, 2:4] = 1
     truth[5, 4, 2:5] = 1
     truth[6, 5, 4] = 1  # slice 4 has two
-    shown = row("one", images, (True, True, False), truth, (cso, bg), (1.0, 1.0, 1.0))
+    shown = case_row("one", images, (True, True, False), truth, (cso, bg), (1.0, 1.0, 1.0))
     assert len(shown.panels) == 8 and [p.image is None for p in shown.panels] == [False, False, True, False] * 2
-    assert shown.panels[0].truth.shape == (8, 8) and not shown.panels[0].truth.any()  # cut to what is shown, upright
-    assert shown.panels[3].truth.sum() == 2 and shown.panels[7].truth.sum() == 1
-    assert shown.panels[3].truth[8 - 1 - (4 - 1), 5 - 2]  # rows run down, y up
+    assert (
+        shown.panels[0].reference.shape == (8, 8) and not shown.panels[0].reference.any()
+    )  # cut to what is shown, upright
+    assert shown.panels[3].reference.sum() == 2 and shown.panels[7].reference.sum() == 1
+    assert shown.panels[3].reference[8 - 1 - (4 - 1), 5 - 2]  # rows run down, y up
     # Thick slices are shown as they were acquired, whichever way they lie.
-    coronal = row("two", images, (True, True, True), truth, (cso, bg), (1.0, 5.0, 1.2))
-    assert coronal.panels[0].truth.shape == (6, 8) and coronal.panels[0].aspect == 1.2
+    coronal = case_row("two", images, (True, True, True), truth, (cso, bg), (1.0, 5.0, 1.2))
+    assert coronal.panels[0].reference.shape == (6, 8) and coronal.panels[0].aspect == 1.2
     path = tmp_path / "deep" / "page.png"
-    contact_sheet([shown, coronal], path)
+    write_contact_sheet([shown, coronal], path)
     from matplotlib.image import imread
 
     page = imread(path)

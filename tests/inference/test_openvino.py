@@ -26,7 +26,7 @@ from pvs_model.nets.text import prompt
 from pvs_model.nets.zoo import MODELS
 from pvs_model.pipeline import predict_probability as run_pipeline
 from pvs_model.preprocessing.prepare import prepare
-from pvs_model.synth.case import simulate, whole_scene
+from pvs_model.simulation.subject import simulate, whole_scene
 from pvs_model.types import SEQUENCES, Volume
 
 pytestmark = pytest.mark.openvino
@@ -106,7 +106,7 @@ def test_the_parts_of_an_image_give_the_stems_answer(tiny: dict[str, NetworkConf
 def test_the_shipped_networks_mark_the_same_voxels(
     anatomy: Any, kind: str, voxel: tuple[float, float, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scene = replace(whole_scene(anatomy, 0, voxel), pvs_centrum=5.0, pvs_diameter_mm=1.6, pvs_strength=0.9)
+    scene = replace(whole_scene(anatomy, 0, voxel), pvs_centrum=5.0, pvs_diameter_mm=1.6, pvs_relative_contrast=0.9)
     case = simulate(anatomy, 0, voxel, scene=scene)
     prepared = prepare({name: Volume(case.images[k], case.affine) for k, name in enumerate(SEQUENCES)})
     weights = Weights(ROOT / "weights")

@@ -19,8 +19,8 @@ from pvs_model.nets.text import prompt, standard_prompts
 from pvs_model.pipeline import predict_probability
 from pvs_model.preprocessing.network_grid import choose_configuration
 from pvs_model.preprocessing.prepare import prepare
-from pvs_model.synth.anatomy import Anatomy
-from pvs_model.synth.case import simulate
+from pvs_model.simulation.head import HeadModel
+from pvs_model.simulation.subject import simulate
 from pvs_model.types import SEQUENCES, Volume
 
 SHIPPED = Path(__file__).resolve().parents[2] / "weights"
@@ -68,7 +68,7 @@ def test_every_standard_prompt_is_cached(weights: Weights) -> None:
 
 @pytest.mark.parametrize("voxel_mm", [(1.0, 1.0, 1.0), (0.8, 0.8, 5.0)], ids=["3d", "2d"])
 def test_masks_are_far_better_than_chance(
-    weights: Weights, anatomy: Anatomy, voxel_mm: tuple[float, float, float]
+    weights: Weights, anatomy: HeadModel, voxel_mm: tuple[float, float, float]
 ) -> None:
     kind = "2d" if max(voxel_mm) >= 2.5 else "3d"
     ensemble, text = weights.ensemble(kind), weights.embed(prompt(SEQUENCES, max(voxel_mm)))
@@ -81,7 +81,7 @@ def test_masks_are_far_better_than_chance(
         probability = predict_probability(prepared, ensemble, text, choose_device("cpu"))
         assert np.isfinite(probability).all() and probability.min() >= 0 and probability.max() <= 1
         masks.append(np.pad(to_mask(probability, ensemble.threshold, prepared.foreground) > 0, 1).ravel())
-        truths.append(np.pad(case.truth > 0, 1).ravel())
+        truths.append(np.pad(case.reference > 0, 1).ravel())
     mask, truth = np.concatenate(masks), np.concatenate(truths)
     hit = (mask & truth).sum()
     dice, recall = 2 * hit / (mask.sum() + truth.sum()), hit / truth.sum()

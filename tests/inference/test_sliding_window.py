@@ -26,7 +26,7 @@ from pvs_model.nets.model import build
 from pvs_model.nets.text import prompt
 from pvs_model.pipeline import predict_probability as run_pipeline
 from pvs_model.preprocessing.prepare import prepare
-from pvs_model.synth.case import simulate, whole_scene
+from pvs_model.simulation.subject import simulate, whole_scene
 from pvs_model.types import SEQUENCES, Volume
 
 CPU = torch.device("cpu")
@@ -297,7 +297,7 @@ SHIPPED = Path(__file__).resolve().parents[2] / "weights"
 @pytest.mark.skipif(not (SHIPPED / MANIFEST).is_file(), reason="needs trained weights: random ones decide nothing")
 @pytest.mark.parametrize(("kind", "voxel"), [("3d", (1.0, 1.0, 1.0)), ("2d", (0.6, 0.6, 4.0))])
 def test_the_gpu_agrees_with_the_cpu(anatomy: Any, kind: str, voxel: tuple[float, float, float]) -> None:
-    scene = replace(whole_scene(anatomy, 0, voxel), pvs_centrum=5.0, pvs_diameter_mm=1.6, pvs_strength=0.9)
+    scene = replace(whole_scene(anatomy, 0, voxel), pvs_centrum=5.0, pvs_diameter_mm=1.6, pvs_relative_contrast=0.9)
     case = simulate(anatomy, 0, voxel, scene=scene)
     prepared = prepare({name: Volume(case.images[k], case.affine) for k, name in enumerate(SEQUENCES)})
     weights = Weights(SHIPPED)

@@ -26,7 +26,7 @@ from pvs_model.nets.text import TEMPLATES, TRAINING_TEMPLATES, TextCache, prompt
 from pvs_model.nets.zoo import MODELS
 from pvs_model.preprocessing.network_grid import CROP_MARGIN
 from pvs_model.preprocessing.prepare import prepare, read
-from pvs_model.synth.anatomy import BASAL_GANGLIA, CENTRUM_SEMIOVALE, Anatomy
+from pvs_model.simulation.head import BASAL_GANGLIA, CENTRUM_SEMIOVALE, HeadModel
 from pvs_model.training import loop, segmentation
 from pvs_model.training.batch import Batch
 from pvs_model.training.distributed import DistributedContext
@@ -39,7 +39,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def simulated(anatomy: Anatomy, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def simulated(anatomy: HeadModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two thin and one thick case, written as a user would have them. Read only."""
     folder = tmp_path_factory.mktemp("labelled")
     for name, seed, voxel_mm in (
@@ -240,9 +240,7 @@ def test_folders_with_nothing_to_learn_from(own: Path, caplog: pytest.LogCapture
     assert "b: left out, no b_PVS beside its images" in caplog.text
     assert "thick: left out, its slices of 5.00 mm are for the 2d network" in caplog.text
     (own / "a" / "a_PVS.nii.gz").unlink()
-    with pytest.raises(
-        VolumeError, match=r"own: expected cases with slices below 2.5 mm for the 3d network, got none"
-    ):
+    with pytest.raises(VolumeError, match=r"own: expected cases with slices below 2.5 mm for the 3d network, got none"):
         load_cases(own, NETWORK_3D)
     (own / "thick" / "thick_PVS.nii.gz").unlink()
     with pytest.raises(VolumeError, match=r"own: expected a label <case>_PVS.nii.gz .* got none in 3 cases"):

@@ -21,7 +21,7 @@ from pvs_model.inference.sliding_window import predict
 from pvs_model.inference.weights import Weights
 from pvs_model.nets import checkpoint
 from pvs_model.nets.text import TextCache, prompt, thickness_class
-from pvs_model.synth.anatomy import Anatomy
+from pvs_model.simulation.head import HeadModel
 from pvs_model.training import checkpoint as state_file
 from pvs_model.training import loop, segmentation
 from pvs_model.training.batch import Batch
@@ -127,7 +127,7 @@ def fake_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(segmentation, "TextEncoder", CachedEncoder)
 
 
-def run(anatomy: Anatomy, config: NetworkConfig, output: Path, **changes: Any) -> dict[str, float]:
+def run(anatomy: HeadModel, config: NetworkConfig, output: Path, **changes: Any) -> dict[str, float]:
     settings: dict[str, Any] = {
         "steps": 4, "batch": 1, "patch": 16, "warmup_steps": 2, "scene_buffer": 2, "refresh_interval": 1,
         "save_every": 2, "validation_patches": 2,
@@ -161,7 +161,7 @@ def same_tensors(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 @pytest.mark.usefixtures("fake_encoder")
 def test_training_writes_its_log_its_state_and_a_network(
-    anatomy: Anatomy, tiny: dict[str, NetworkConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    anatomy: HeadModel, tiny: dict[str, NetworkConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "can_plot", lambda: True)
     facts = run(anatomy, tiny["3d"], tmp_path / "run", steps=3)
@@ -191,7 +191,7 @@ def test_training_writes_its_log_its_state_and_a_network(
 @pytest.mark.usefixtures("fake_encoder")
 @pytest.mark.parametrize("kind", ["3d", "2d"])
 def test_a_run_that_was_killed_resumes_exactly(
-    anatomy: Anatomy, tiny: dict[str, NetworkConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    anatomy: HeadModel, tiny: dict[str, NetworkConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     run(anatomy, tiny[kind], tmp_path / "whole")
     real, calls = SimulatedPatches.batch, []
@@ -326,7 +326,7 @@ def test_a_state_that_is_damaged_or_of_another_network(
 @pytest.mark.usefixtures("fake_encoder")
 @pytest.mark.parametrize("simulate_on", ["cpu", "device"])
 def test_a_gpu_trains_and_resumes(
-    anatomy: Anatomy, noise_case: LabelledCase, tiny: dict[str, NetworkConfig], tmp_path: Path, simulate_on: str
+    anatomy: HeadModel, noise_case: LabelledCase, tiny: dict[str, NetworkConfig], tmp_path: Path, simulate_on: str
 ) -> None:
     material = FoldData([anatomy], [anatomy], [noise_case], [noise_case])
     for steps in (2, 4):
@@ -339,7 +339,7 @@ def test_a_gpu_trains_and_resumes(
 
 
 @pytest.mark.usefixtures("fake_encoder")
-def test_training_changes_every_parameter(anatomy: Anatomy, tiny: dict[str, NetworkConfig], tmp_path: Path) -> None:
+def test_training_changes_every_parameter(anatomy: HeadModel, tiny: dict[str, NetworkConfig], tmp_path: Path) -> None:
     run(anatomy, tiny["2d"], tmp_path / "one", steps=1)
     run(anatomy, tiny["2d"], tmp_path / "two", steps=2)
     one, two = (read_state(tmp_path / name)[1] for name in ("one", "two"))
@@ -349,7 +349,7 @@ def test_training_changes_every_parameter(anatomy: Anatomy, tiny: dict[str, Netw
 
 
 @pytest.mark.usefixtures("fake_encoder")
-def test_training_can_begin_from_weights(anatomy: Anatomy, tiny: dict[str, NetworkConfig], tmp_path: Path) -> None:
+def test_training_can_begin_from_weights(anatomy: HeadModel, tiny: dict[str, NetworkConfig], tmp_path: Path) -> None:
     run(anatomy, tiny["2d"], tmp_path / "first", steps=1)
     start = tmp_path / "first" / "network.safetensors"
     run(anatomy, tiny["2d"], tmp_path / "second", steps=1, start=start, learning_rate=0.0, weight_decay=0.0)
@@ -361,7 +361,7 @@ def test_training_can_begin_from_weights(anatomy: Anatomy, tiny: dict[str, Netwo
 
 
 @pytest.mark.usefixtures("fake_encoder")
-def test_a_run_out_of_time_leaves_a_state(anatomy: Anatomy, tiny: dict[str, NetworkConfig], tmp_path: Path) -> None:
+def test_a_run_out_of_time_leaves_a_state(anatomy: HeadModel, tiny: dict[str, NetworkConfig], tmp_path: Path) -> None:
     done = run(anatomy, tiny["2d"], tmp_path / "run", steps=1000, save_every=1000, max_minutes=0.01)["steps"]
     assert 1 <= done < 1000
     assert read_state(tmp_path / "run")[0].step == done
@@ -369,7 +369,9 @@ def test_a_run_out_of_time_leaves_a_state(anatomy: Anatomy, tiny: dict[str, Netw
 
 
 @pytest.mark.usefixtures("fake_encoder")
-def test_what_is_trained_is_released_and_runs(anatomy: Anatomy, tiny: dict[str, NetworkConfig], tmp_path: Path) -> None:
+def test_what_is_trained_is_released_and_runs(
+    anatomy: HeadModel, tiny: dict[str, NetworkConfig], tmp_path: Path
+) -> None:
     folder = tmp_path / "weights"  # a new one: the embeddings of the prompts come along
     for kind in ("3d", "2d"):
         run(anatomy, tiny[kind], tmp_path / kind, steps=1, seed=7)

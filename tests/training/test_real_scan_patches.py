@@ -14,8 +14,8 @@ from pvs_model import cli
 from pvs_model.anatomy.regions import Anatomy
 from pvs_model.config import NetworkConfig
 from pvs_model.errors import VolumeError
-from pvs_model.synth.anatomy import INDEX, is_tissue
-from pvs_model.synth.params import SceneParams
+from pvs_model.simulation.head import INDEX, is_tissue
+from pvs_model.simulation.parameters import SceneParams
 from pvs_model.training import sampling, simulated_patches
 from pvs_model.training.batch import UNKNOWN
 from pvs_model.training.config import TrainingConfig
@@ -65,7 +65,7 @@ def test_tissue_that_may_hold_pvs_and_its_border_are_no_certain_background(thin:
     cortex = is_tissue(thin.background.tissues, "cortex")
     assert 0.2 < thin.certain[cortex].mean() < 0.95  # its inner voxels touch white matter
     assert thin.certain[thin.background.tissues == INDEX["other"]].all()
-    assert thin.background.hosts.any() and not thin.background.hosts[~white].any()
+    assert thin.background.insertion_sites.any() and not thin.background.insertion_sites[~white].any()
 
 
 @pytest.mark.parametrize("config", [THREE, TWO], ids=["3d", "2d"])
@@ -145,8 +145,8 @@ def test_the_first_scenes_have_wide_and_bright_pvs(monkeypatch: pytest.MonkeyPat
     for number in range(16):
         stream.render(number)
     clear, later = drawn[:8], drawn[8:]
-    assert all(p.pvs_strength >= 0.8 and p.pvs_diameter_mm >= 1.3 and p.pvs_centrum >= 1 for p in clear)
-    assert any(p.pvs_diameter_mm < 0.9 for p in later) and any(p.pvs_strength < 0.8 for p in later)
+    assert all(p.pvs_relative_contrast >= 0.8 and p.pvs_diameter_mm >= 1.3 and p.pvs_centrum >= 1 for p in clear)
+    assert any(p.pvs_diameter_mm < 0.9 for p in later) and any(p.pvs_relative_contrast < 0.8 for p in later)
 
 
 def test_scans_go_with_simulated_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

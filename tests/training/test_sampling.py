@@ -11,8 +11,8 @@ import torch
 
 from pvs_model import cli
 from pvs_model.config import NetworkConfig
-from pvs_model.synth.anatomy import Anatomy
-from pvs_model.synth.engine import label_coverage
+from pvs_model.simulation.head import HeadModel
+from pvs_model.simulation.render import labelling_threshold
 from pvs_model.training import sampling
 from pvs_model.training.config import TrainingConfig
 from pvs_model.training.prompts import CONSTANT_PROMPT, Prompts
@@ -23,30 +23,32 @@ CPU = torch.device("cpu")
 _NO_TEXT = {"text": False, "graph": False, "cross_attention": False, "fusion": False}
 
 
-def stream_of(anatomy: Anatomy, config: NetworkConfig, **changes: Any) -> SimulatedPatches:
+def stream_of(anatomy: HeadModel, config: NetworkConfig, **changes: Any) -> SimulatedPatches:
     settings: dict[str, Any] = {"patch": 8, "seed": 5, "scene_buffer": 3, "refresh_interval": 2}
     return SimulatedPatches([anatomy], config, **settings | changes)
 
 
 @pytest.mark.parametrize("view", PLANE_AXES)
-def test_planes_of_a_view_are_cut_from_a_thin_slab(anatomy: Anatomy, tiny: dict[str, NetworkConfig], view: str) -> None:
+def test_planes_of_a_view_are_cut_from_a_thin_slab(
+    anatomy: HeadModel, tiny: dict[str, NetworkConfig], view: str
+) -> None:
     config = replace(tiny["2d"], view=view)
     stream = stream_of(anatomy, config)
     scene = stream.render(0)
     across = PLANE_AXES[view][2]
-    assert [n == 5 for n in scene.coverage.shape] == [axis == across for axis in range(3)]
+    assert [n == 5 for n in scene.pvs_fraction.shape] == [axis == across for axis in range(3)]
     assert max(scene.voxel_mm) < 2.5, "slices of a volume are thin"
     batch = stream.batch(2)
     assert batch.images.shape == (2, 9, 8, 8) and batch.label.shape == (2, 1, 8, 8)
 
 
-def test_a_planes_label_is_that_of_its_middle_slice(anatomy: Anatomy, tiny: dict[str, NetworkConfig]) -> None:
+def test_a_planes_label_is_that_of_its_middle_slice(anatomy: HeadModel, tiny: dict[str, NetworkConfig]) -> None:
     stream = stream_of(anatomy, replace(tiny["2d"], view="coronal"), patch=16, region_share=0.0, labels="coverage")
     for number in range(6):
         scene = stream.render(number)
-        if scene.label().any():
+        if scene.label_by_fraction().any():
             break
-    stacked = scene.label().permute(PLANE_AXES["coronal"])
+    stacked = scene.label_by_fraction().permute(PLANE_AXES["coronal"])
     for seed in range(4):
         label = stream.sample(scene, seed, region="brain").label[0, 0]
         flips = [label, label.flip(0), label.flip(1), label.flip(0, 1)]
@@ -61,7 +63,7 @@ def test_a_planes_label_is_that_of_its_middle_slice(anatomy: Anatomy, tiny: dict
 
 @pytest.mark.parametrize("kind", ["3d", "2d"])
 def test_the_region_channel_comes_last_and_leaves_the_rest_alone(
-    anatomy: Anatomy, tiny: dict[str, NetworkConfig], kind: str
+    anatomy: HeadModel, tiny: dict[str, NetworkConfig], kind: str
 ) -> None:
     plain, more = stream_of(anatomy, tiny[kind]), stream_of(anatomy, replace(tiny[kind], regions=True))
     slices = tiny[kind].neighbour_slices
@@ -74,16 +76,16 @@ def test_the_region_channel_comes_last_and_leaves_the_rest_alone(
     assert seen == {0.0, 1.0}
 
 
-def test_coverage_moves_the_border_of_labels_alone(anatomy: Anatomy, tiny: dict[str, NetworkConfig]) -> None:
+def test_coverage_moves_the_border_of_labels_alone(anatomy: HeadModel, tiny: dict[str, NetworkConfig]) -> None:
     shares = (0.05, None, 0.9)
     settings: dict[str, Any] = {"patch": 16, "region_share": 0.0, "labels": "coverage"}
     streams = [stream_of(anatomy, tiny["3d"], coverage=share, **settings) for share in shares]
-    scene = next(s for s in (streams[0].render(k) for k in range(12)) if s.label().any())
+    scene = next(s for s in (streams[0].render(k) for k in range(12)) if s.label_by_fraction().any())
     low, rule, high = (stream.sample(scene, seed=1, region="brain") for stream in streams)
     assert torch.equal(low.images, rule.images) and torch.equal(rule.images, high.images)
     assert (high.label <= rule.label).all() and (rule.label <= low.label).all()
     assert low.label.sum() > high.label.sum()
-    same = stream_of(anatomy, tiny["3d"], coverage=label_coverage(scene.voxel_mm), **settings)
+    same = stream_of(anatomy, tiny["3d"], coverage=labelling_threshold(scene.voxel_mm), **settings)
     assert torch.equal(same.sample(scene, seed=1, region="brain").label, rule.label)
     # By the coverage rule nothing is ignored; by what is seen, the same scan has another label.
     assert not rule.ignore.any() and torch.equal(rule.target[:, 2], low.target[:, 2])
@@ -111,7 +113,7 @@ def test_one_prompt_for_all() -> None:
     ids=["prompts", "one prompt", "no text"],
 )
 def test_who_cannot_know_the_region_is_asked_for_the_whole_brain(
-    anatomy: Anatomy, tiny: dict[str, NetworkConfig], changes: dict[str, bool], prompts: str, asked: bool
+    anatomy: HeadModel, tiny: dict[str, NetworkConfig], changes: dict[str, bool], prompts: str, asked: bool
 ) -> None:
     training = TrainingConfig(patch=8, region_share=1.0, prompts=prompts, scene_buffer=2, region_warmup=0)
     config = replace(tiny["3d"], **changes)  # type: ignore[arg-type]
@@ -121,7 +123,7 @@ def test_who_cannot_know_the_region_is_asked_for_the_whole_brain(
     assert all(named) if asked else not any(named)
 
 
-def test_regions_are_asked_for_after_the_warmup_steps_alone(anatomy: Anatomy, tiny: dict[str, NetworkConfig]) -> None:
+def test_regions_are_asked_for_after_the_warmup_steps_alone(anatomy: HeadModel, tiny: dict[str, NetworkConfig]) -> None:
     training = TrainingConfig(patch=8, region_share=1.0, scene_buffer=1, refresh_interval=100, region_warmup=4)
     with open_sampler(FoldData([anatomy], [anatomy]), tiny["2d"], training, CPU) as samples:
         words = [samples.batch(1).prompts[0] for _ in range(8)]
@@ -129,7 +131,7 @@ def test_regions_are_asked_for_after_the_warmup_steps_alone(anatomy: Anatomy, ti
 
 
 def test_shared_samples_are_those_that_each_would_draw(
-    anatomy: Anatomy, tiny: dict[str, NetworkConfig], monkeypatch: pytest.MonkeyPatch
+    anatomy: HeadModel, tiny: dict[str, NetworkConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training = TrainingConfig(patch=8, scene_buffer=2, refresh_interval=1, seed=3)
     heads = FoldData([anatomy], [anatomy])
@@ -160,7 +162,7 @@ def test_shared_samples_are_those_that_each_would_draw(
     assert validation_batches(heads, kinds["wider"], replace(training, validation_patches=1), shared) is checks
 
 
-def test_a_little_is_shared_where_there_is_room_for_little(anatomy: Anatomy, tiny: dict[str, NetworkConfig]) -> None:
+def test_a_little_is_shared_where_there_is_room_for_little(anatomy: HeadModel, tiny: dict[str, NetworkConfig]) -> None:
     shared, training = SampleCache(max_samples=2), TrainingConfig(patch=8, scene_buffer=2, refresh_interval=1)
     for _ in range(2):
         with open_sampler(FoldData([anatomy], [anatomy]), tiny["3d"], training, CPU, cache=shared) as samples:
@@ -169,7 +171,7 @@ def test_a_little_is_shared_where_there_is_room_for_little(anatomy: Anatomy, tin
     assert max(len(kept) for kept in (*shared.samples.values(), *shared.scenes.values())) == 2
 
 
-def test_what_was_asked_for_longest_ago_goes_first(anatomy: Anatomy, tiny: dict[str, NetworkConfig]) -> None:
+def test_what_was_asked_for_longest_ago_goes_first(anatomy: HeadModel, tiny: dict[str, NetworkConfig]) -> None:
     shared, heads = SampleCache(limit_mib=0.0), FoldData([anatomy], [anatomy])
     for seed in (0, 1, 2):
         training = TrainingConfig(patch=8, scene_buffer=2, refresh_interval=1, seed=seed)
@@ -180,7 +182,7 @@ def test_what_was_asked_for_longest_ago_goes_first(anatomy: Anatomy, tiny: dict[
     (kind,) = shared.scenes
     assert kind[3] == 2  # type: ignore[index]
     scene = next(iter(shared.scenes[kind].values()))
-    assert shared.size_mib() > scene.coverage.nbytes / 2**20
+    assert shared.size_mib() > scene.pvs_fraction.nbytes / 2**20
 
 
 def test_cases_train_no_network_of_views_or_regions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

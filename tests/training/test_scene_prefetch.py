@@ -16,7 +16,7 @@ import torch
 
 from pvs_model.config import NetworkConfig
 from pvs_model.errors import PVSError
-from pvs_model.synth.anatomy import Anatomy
+from pvs_model.simulation.head import HeadModel
 from pvs_model.training import prefetch
 from pvs_model.training.batch import Batch
 from pvs_model.training.config import TrainingConfig
@@ -27,7 +27,7 @@ from pvs_model.training.simulated_patches import SimulatedPatches
 CPU = torch.device("cpu")
 
 
-def stream_of(anatomy: Anatomy, config: NetworkConfig, **changes: Any) -> SimulatedPatches:
+def stream_of(anatomy: HeadModel, config: NetworkConfig, **changes: Any) -> SimulatedPatches:
     settings: dict[str, Any] = {"patch": 8, "seed": 5, "scene_buffer": 4, "refresh_interval": 2}
     return SimulatedPatches([anatomy], config, **settings | changes)
 
@@ -36,7 +36,7 @@ def equal(a: Batch, b: Batch) -> bool:
     return torch.equal(a.images, b.images) and torch.equal(a.target, b.target) and a.prompts == b.prompts
 
 
-def test_workers_change_nothing_but_the_time(anatomy: Anatomy, tiny: dict[str, NetworkConfig]) -> None:
+def test_workers_change_nothing_but_the_time(anatomy: HeadModel, tiny: dict[str, NetworkConfig]) -> None:
     plain = stream_of(anatomy, tiny["2d"])
     expected = [plain.batch(1) for _ in range(14)]
     stream = stream_of(anatomy, tiny["2d"])
@@ -112,7 +112,7 @@ def immediate(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("immediate")
 @pytest.mark.parametrize("start", [0, 37])
 def test_each_scene_is_asked_for_once_in_the_order_in_which_it_is_taken(
-    anatomy: Anatomy, tiny: dict[str, NetworkConfig], monkeypatch: pytest.MonkeyPatch, start: int
+    anatomy: HeadModel, tiny: dict[str, NetworkConfig], monkeypatch: pytest.MonkeyPatch, start: int
 ) -> None:
     stream = stream_of(anatomy, tiny["2d"], scene_buffer=5)
     stream.sample_index = start
@@ -128,7 +128,7 @@ def test_each_scene_is_asked_for_once_in_the_order_in_which_it_is_taken(
 
 
 @pytest.mark.usefixtures("immediate")
-def test_no_worker_none_started(anatomy: Anatomy, tiny: dict[str, NetworkConfig]) -> None:
+def test_no_worker_none_started(anatomy: HeadModel, tiny: dict[str, NetworkConfig]) -> None:
     material = FoldData(anatomies=[anatomy])
     with open_sampler(material, tiny["2d"], TrainingConfig(patch=8), CPU) as samples:
         assert samples.stream is not None and samples.stream.source is None
@@ -140,11 +140,11 @@ def test_no_worker_none_started(anatomy: Anatomy, tiny: dict[str, NetworkConfig]
 
 
 def test_anatomies_are_moved_to_where_they_are_to_be_simulated(
-    anatomy: Anatomy, tiny: dict[str, NetworkConfig], monkeypatch: pytest.MonkeyPatch
+    anatomy: HeadModel, tiny: dict[str, NetworkConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moved: list[Any] = []
-    real = Anatomy.to
-    monkeypatch.setattr(Anatomy, "to", lambda self, device: moved.append(device) or real(self, "cpu"))
+    real = HeadModel.to
+    monkeypatch.setattr(HeadModel, "to", lambda self, device: moved.append(device) or real(self, "cpu"))
     for choice in ("cpu", "device"):
         training = TrainingConfig(patch=8, simulate_on=choice)
         with open_sampler(FoldData(anatomies=[anatomy]), tiny["2d"], training, torch.device("meta")):

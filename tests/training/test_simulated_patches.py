@@ -10,17 +10,17 @@ import torch
 
 from pvs_model.config import NetworkConfig
 from pvs_model.nets.text import TEMPLATES, TRAINING_TEMPLATES, prompt
-from pvs_model.synth.anatomy import BASAL_GANGLIA, CENTRUM_SEMIOVALE, INDEX, TISSUES, Anatomy
-from pvs_model.synth.contrast import OVERLAYS
-from pvs_model.synth.engine import Scene
-from pvs_model.synth.params import draw_scan
+from pvs_model.simulation.head import BASAL_GANGLIA, CENTRUM_SEMIOVALE, INDEX, TISSUES, HeadModel
+from pvs_model.simulation.parameters import draw_scan
+from pvs_model.simulation.render import Scene
+from pvs_model.simulation.tissue_contrast import STRUCTURES
 from pvs_model.training import simulated_patches
 from pvs_model.training.batch import Batch
 from pvs_model.training.simulated_patches import MARGIN, SimulatedPatches
 from pvs_model.types import SEQUENCES
 
 
-def stream_of(anatomy: Anatomy, config: NetworkConfig, **changes: Any) -> SimulatedPatches:
+def stream_of(anatomy: HeadModel, config: NetworkConfig, **changes: Any) -> SimulatedPatches:
     settings: dict[str, Any] = {"patch": 8, "seed": 5, "scene_buffer": 3, "refresh_interval": 2}
     return SimulatedPatches([anatomy], config, **settings | changes)
 
@@ -30,7 +30,7 @@ def equal(a: Batch, b: Batch) -> bool:
 
 
 @pytest.mark.parametrize("kind", ["3d", "2d"])
-def test_the_same_seed_is_the_same_stream(anatomy: Anatomy, tiny: dict[str, NetworkConfig], kind: str) -> None:
+def test_the_same_seed_is_the_same_stream(anatomy: HeadModel, tiny: dict[str, NetworkConfig], kind: str) -> None:
     first, again = (stream_of(anatomy, tiny[kind]) for _ in range(2))
     batches = [first.batch(2) for _ in range(3)]
     assert all(equal(batch, again.batch(2)) for batch in batches)
@@ -45,7 +45,7 @@ def test_the_same_seed_is_the_same_stream(anatomy: Anatomy, tiny: dict[str, Netw
     assert not equal(batches[0], other.batch(2))
 
 
-def test_a_stream_goes_on_from_any_visit(anatomy: Anatomy, tiny: dict[str, NetworkConfig]) -> None:
+def test_a_stream_goes_on_from_any_visit(anatomy: HeadModel, tiny: dict[str, NetworkConfig]) -> None:
     whole = stream_of(anatomy, tiny["2d"])
     batches = [whole.batch(1) for _ in range(14)]
     for start in (1, 6, 9, 13):
@@ -56,7 +56,7 @@ def test_a_stream_goes_on_from_any_visit(anatomy: Anatomy, tiny: dict[str, Netwo
 
 
 def test_the_pool_takes_new_scenes_in_and_drops_the_oldest(
-    anatomy: Anatomy, tiny: dict[str, NetworkConfig], monkeypatch: pytest.MonkeyPatch
+    anatomy: HeadModel, tiny: dict[str, NetworkConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stream = stream_of(anatomy, tiny["2d"], scene_buffer=3, refresh_interval=2)
     taken: list[tuple[int, int]] = []
@@ -81,22 +81,22 @@ def test_the_pool_takes_new_scenes_in_and_drops_the_oldest(
     assert len(stream.scenes) <= 3
 
 
-def test_scenes_are_of_their_network(anatomy: Anatomy, tiny: dict[str, NetworkConfig]) -> None:
+def test_scenes_are_of_their_network(anatomy: HeadModel, tiny: dict[str, NetworkConfig]) -> None:
     for number in range(4):
         three = stream_of(anatomy, tiny["3d"]).render(number)
         two = stream_of(anatomy, tiny["2d"]).render(number)
         side = 8 + 2 * MARGIN
-        assert three.coverage.shape == (side, side, side) and three.thickness_mm < 2.5
-        assert two.coverage.shape == (side, side, 5) and two.thickness_mm >= 2.5
+        assert three.pvs_fraction.shape == (side, side, side) and three.thickness_mm < 2.5
+        assert two.pvs_fraction.shape == (side, side, 5) and two.thickness_mm >= 2.5
 
 
 def half_and_half(shape: tuple[int, int, int]) -> Scene:
     """PVS everywhere; one half is basal ganglia, the other centrum semiovale."""
     regions = torch.full(shape, BASAL_GANGLIA, dtype=torch.uint8)
     regions[: shape[0] // 2] = CENTRUM_SEMIOVALE
-    white, kinds = INDEX["white_matter"], len(TISSUES) + len(OVERLAYS)
+    white, kinds = INDEX["white_matter"], len(TISSUES) + len(STRUCTURES)
     fractions = torch.zeros(kinds, *shape, dtype=torch.uint8)
-    fractions[len(TISSUES) + OVERLAYS.index("pvs")] = 255
+    fractions[len(TISSUES) + STRUCTURES.index("pvs")] = 255
     everywhere = torch.arange(regions.numel(), dtype=torch.int32)
     displaced = torch.zeros(kinds, len(everywhere), dtype=torch.float16)
     displaced[white] = 1.0
@@ -109,7 +109,7 @@ def half_and_half(shape: tuple[int, int, int]) -> Scene:
 
 
 @pytest.mark.parametrize("kind", ["3d", "2d"])
-def test_the_target_follows_the_prompt(anatomy: Anatomy, tiny: dict[str, NetworkConfig], kind: str) -> None:
+def test_the_target_follows_the_prompt(anatomy: HeadModel, tiny: dict[str, NetworkConfig], kind: str) -> None:
     stream = stream_of(anatomy, tiny[kind], patch=16)
     scene = half_and_half((16, 16, 16 if kind == "3d" else 5))
     for seed in range(3):
@@ -130,7 +130,7 @@ def test_the_target_follows_the_prompt(anatomy: Anatomy, tiny: dict[str, Network
         assert centrum.prompts == [prompt(present, 1.0, "centrum semiovale")]
 
 
-def test_prompts_vary_and_tell_the_truth(anatomy: Anatomy, tiny: dict[str, NetworkConfig]) -> None:
+def test_prompts_vary_and_tell_the_truth(anatomy: HeadModel, tiny: dict[str, NetworkConfig]) -> None:
     stream = stream_of(anatomy, tiny["3d"], patch=8, region_share=0.5)
     scene = half_and_half((8, 8, 8))
     regions, templates = set(), set()
@@ -149,14 +149,14 @@ def test_prompts_vary_and_tell_the_truth(anatomy: Anatomy, tiny: dict[str, Netwo
     assert templates == set(TRAINING_TEMPLATES)
 
 
-def test_no_region_is_asked_for_where_none_is_wanted(anatomy: Anatomy, tiny: dict[str, NetworkConfig]) -> None:
+def test_no_region_is_asked_for_where_none_is_wanted(anatomy: HeadModel, tiny: dict[str, NetworkConfig]) -> None:
     stream = stream_of(anatomy, tiny["3d"], patch=8, region_share=0.0)
     scene = half_and_half((8, 8, 8))
     assert all("the whole brain" in stream.sample(scene, seed).prompts[0] for seed in range(20))
 
 
 def test_a_2d_patch_is_a_slice_of_its_scene_and_its_neighbours(
-    anatomy: Anatomy, tiny: dict[str, NetworkConfig], monkeypatch: pytest.MonkeyPatch
+    anatomy: HeadModel, tiny: dict[str, NetworkConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Images that hold their own position: channel, slice.
     monkeypatch.setattr(simulated_patches, "acquire", lambda scene, params: None)
@@ -169,7 +169,7 @@ def test_a_2d_patch_is_a_slice_of_its_scene_and_its_neighbours(
     stream = stream_of(anatomy, tiny["2d"], patch=8, labels="coverage")
     middles = []
     for seed in range(20):
-        batch = stream.sample(replace(scene, coverage=coverage), seed, "brain")
+        batch = stream.sample(replace(scene, pvs_fraction=coverage), seed, "brain")
         values = batch.images[0].flatten(1).unique(dim=1)[:, 0]
         z = int(values[1])
         middles.append(z)

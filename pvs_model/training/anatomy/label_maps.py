@@ -1,6 +1,6 @@
 """Prepares label maps with FreeSurfer ids for training: signal class, target class and side of each voxel.
 
-The internal capsule follows ``synth.anatomy.region_map``, the midbrain the rules of ``class_targets``.
+The internal capsule follows ``simulation.head.region_map``, the midbrain the rules of ``class_targets``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pvs_model.anatomy.regions import CLASS
 from pvs_model.errors import VolumeError
-from pvs_model.synth.anatomy import BASAL_GANGLIA, INDEX, fill_outer_csf, region_map, to_tissues
+from pvs_model.simulation.head import BASAL_GANGLIA, INDEX, fill_outer_csf, region_map, to_tissues
 
 Ids = npt.NDArray[np.integer]
 

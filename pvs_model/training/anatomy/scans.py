@@ -14,9 +14,9 @@ from torch import Tensor
 from pvs_model.anatomy.intensity import normalise
 from pvs_model.anatomy.network import SPACING_MM
 from pvs_model.anatomy.regions import CLASS
-from pvs_model.synth.anatomy import INDEX, TISSUES
-from pvs_model.synth.artefacts import blur, regrid, rician, smooth_noise
-from pvs_model.synth.contrast import PRIOR
+from pvs_model.simulation.artefacts import blur, regrid, rician, smooth_noise
+from pvs_model.simulation.head import INDEX, TISSUES
+from pvs_model.simulation.tissue_contrast import TISSUE_SIGNALS
 from pvs_model.training.anatomy.label_maps import EXTRA_CEREBRAL, LEFT, NO_SIDE, RIGHT, SIGNALS, LabelMap
 from pvs_model.types import SEQUENCES
 
@@ -254,7 +254,7 @@ def _signals(params: ScanParams, g: torch.Generator) -> tuple[Tensor, Tensor]:
             near = mean[members[0]] + 0.08 * torch.randn(len(members), generator=g)
             mean[members] = torch.where(tied, near, mean[members])
     else:
-        prior = torch.tensor([PRIOR[name][SEQUENCES.index(params.sequence)] for name in TISSUES])
+        prior = torch.tensor([TISSUE_SIGNALS[name][SEQUENCES.index(params.sequence)] for name in TISSUES])
         white = prior[INDEX["white_matter"]]
         gain = torch.exp(0.25 * torch.randn(1, generator=g))
         mean[:tissues] = white + (prior - white) * gain + 0.04 * torch.randn(tissues, generator=g)

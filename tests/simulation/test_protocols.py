@@ -10,9 +10,9 @@ import pytest
 
 from pvs_model.datasets.simulated_cases import plain_scan, simulate_protocol
 from pvs_model.errors import PVSError
-from pvs_model.synth.anatomy import Anatomy
-from pvs_model.synth.case import simulate, whole_scene
-from pvs_model.synth.protocols import PROTOCOLS, TABLE_2, on_grid, protocol_named
+from pvs_model.simulation.head import HeadModel
+from pvs_model.simulation.protocols import PROTOCOLS, TABLE_2, on_grid, protocol_named
+from pvs_model.simulation.subject import simulate, whole_scene
 
 #: Table 2 as printed: reference sequence, then T1w, T2w, T2-FLAIR as "x y z" in mm.
 PRINTED = {
@@ -66,21 +66,19 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
 
 
 @pytest.mark.parametrize("name", ["shanghai_aera", "edinburgh_ge_1x1x2"])
-def test_a_case_by_protocol_has_its_grid(anatomy: Anatomy, name: str) -> None:
+def test_a_case_by_protocol_has_its_grid(anatomy: HeadModel, name: str) -> None:
     protocol = PROTOCOLS[name]
     case = simulate_protocol(anatomy, 3, protocol)
     np.testing.assert_allclose(np.diag(case.affine)[:3], protocol.grid_mm)
     assert case.scan.acquired == protocol.acquired() and case.present == (True, True, True)
 
 
-def test_coarser_sequences_are_blurred_along_the_axis_that_is_coarser(anatomy: Anatomy) -> None:
+def test_coarser_sequences_are_blurred_along_the_axis_that_is_coarser(anatomy: HeadModel) -> None:
     protocol = PROTOCOLS["macc"]
     scene = whole_scene(anatomy, 3, protocol.grid_mm)
     flat: dict[str, Any] = dict.fromkeys(("noise", "texture", "fine_texture", "bias"), (0.0,) * 3)
     sharp, taken = (
-        simulate(
-            anatomy, 3, protocol.grid_mm, scene=scene, scan=replace(plain_scan(3, 3, ratios), **flat)
-        ).images
+        simulate(anatomy, 3, protocol.grid_mm, scene=scene, scan=replace(plain_scan(3, 3, ratios), **flat)).images
         for ratios in (None, protocol.acquired())
     )
     np.testing.assert_array_equal(sharp[0], taken[0])  # T1w, the grid's own

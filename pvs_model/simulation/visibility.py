@@ -1,15 +1,15 @@
-"""Which voxels an annotator would mark: labels by the contrast-to-noise ratio of PVS in the acquired images.
+"""Labels PVS that an annotator would mark, by their contrast-to-noise ratio in the acquired images.
 
-Most PVS are 0.6 to 0.9 mm wide, fill less than half of a 1 mm voxel, and are marked all the same, since they are
-seen. So the label follows what is seen, not what is filled. With the noise-free contribution of PVS to a channel,
-Delta_c (the image with PVS minus the image without, through the same point spread, slices, interpolation and shift):
+Most PVS are 0.6 to 0.9 mm wide and fill less than half of a 1 mm voxel, but annotators see and mark them. So labels
+follow visibility, not the partial-volume fraction. With the noise-free contribution of PVS to a channel, Delta_c (the
+image with PVS minus the image without, after point spread, slices, interpolation and shift):
 
     CNR_c = |Delta_c| / noise_c,    v = max over the channels present of CNR_c
 
-A voxel belongs to the extent of a PVS where v is at least half of its maximum in the neighbourhood (about 3 mm, at
-least 3 voxels; full width at half maximum). It is labelled where v reaches ``VISIBLE`` in that extent, no further away:
-what is bright beyond a gap is another PVS. Where the maximum lies between ``HIDDEN`` and ``VISIBLE``, annotators
-disagree: these voxels are ignored by losses and scores.
+A voxel belongs to the extent of a PVS if v is at least half of its maximum in the neighbourhood (about 3 mm, at least
+3 voxels; full width at half maximum). It is labelled if v reaches ``VISIBLE`` within that extent; voxels beyond a gap
+belong to another PVS. Where the maximum lies between ``HIDDEN`` and ``VISIBLE``, annotators disagree, and losses and
+scores ignore the voxels.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-#: Contrast-to-noise ratio from which every annotator sees a PVS, and up to which none does.
+from pvs_model.config import THICK_SLICE_MM
+
+#: Contrast-to-noise ratios: from ``VISIBLE`` all annotators mark a PVS, up to ``HIDDEN`` none does.
 VISIBLE, HIDDEN = 2.5, 1.0
-#: Share from which a voxel is mostly filled.
+#: Partial-volume fraction from which a voxel is mostly PVS.
 FILLED = 0.5
-#: Side of the neighbourhood whose maximum a voxel is compared with.
+#: Side of the neighbourhood of the local maximum.
 NEIGHBOURHOOD_MM = 3.0
-#: Slices of this thickness and above are read one at a time: the neighbourhood does not reach across them.
-THICK_SLICE_MM = 2.5
 
 
 def neighbourhood(voxel_mm: tuple[float, float, float]) -> tuple[int, int, int]:
-    """Sides in voxels (odd) of the neighbourhood: about 3 mm and at least 3 voxels; 1 across thick slices.
+    """Computes the sides of the neighbourhood in voxels: odd, about 3 mm, at least 3, and 1 across thick slices.
 
     >>> neighbourhood((0.5, 0.5, 6.0))
     (7, 7, 1)
@@ -38,12 +38,12 @@ def neighbourhood(voxel_mm: tuple[float, float, float]) -> tuple[int, int, int]:
 
 
 def local_maximum(cnr: Tensor, voxel_mm: tuple[float, float, float]) -> Tensor:
-    """Maximum of a map (X, Y, Z) over the neighbourhood of each voxel."""
+    """Computes the maximum over the neighbourhood of each voxel of a map (X, Y, Z)."""
     return _maximum(cnr, neighbourhood(voxel_mm))
 
 
 def _maximum(values: Tensor, sides: tuple[int, ...]) -> Tensor:
-    """Maximum of a map (X, Y, Z) over boxes of odd sides."""
+    """Computes the maximum of a map (X, Y, Z) over boxes with odd sides."""
     highest = values
     for axis, side in enumerate(sides):
         n = values.shape[axis]
@@ -58,16 +58,16 @@ def _maximum(values: Tensor, sides: tuple[int, ...]) -> Tensor:
 def label_visible(
     cnr: Tensor, voxel_mm: tuple[float, float, float], fluid: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Labels visible PVS, and marks what is barely visible.
+    """Labels visible PVS and selects barely visible ones, which losses and scores ignore.
 
     Args:
-        cnr: (X, Y, Z), v: the largest contrast-to-noise ratio of PVS over the channels present; 0 where there is none.
-        voxel_mm: spacing of the grid.
-        fluid: (X, Y, Z), share of each voxel that PVS fill. Where given, voxels that are visible and mostly filled, but
-            outside the extent (dim stretches beside bright ones), are ignored, too, rather than called background.
+        cnr: (X, Y, Z), largest contrast-to-noise ratio of PVS over the channels present, 0 without PVS.
+        voxel_mm: Voxel spacing.
+        fluid: (X, Y, Z), partial-volume fraction of PVS. If given, visible voxels outside the extent that are mostly
+            PVS (faint segments beside bright ones) are ignored instead of being background.
 
     Returns:
-        bool (X, Y, Z): the label; and the voxels to ignore, which are never labelled.
+        Two bool maps (X, Y, Z): the label, and the voxels to ignore, which are never labelled.
 
     Example:
         >>> import torch
@@ -78,7 +78,7 @@ def label_visible(
         ([3, 4], [7])
     """
     extent = (cnr >= local_maximum(cnr, voxel_mm) / 2) & (cnr > 0)
-    # From voxel to voxel within the extent, as far as the neighbourhood reaches.
+    # Spreads maxima within the extent, up to the radius of the neighbourhood.
     own = cnr * extent
     sides = neighbourhood(voxel_mm)
     for _ in range(max(sides) // 2):

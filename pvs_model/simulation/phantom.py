@@ -1,4 +1,4 @@
-"""A head made from formulas: no data file, the same for the same seed, folded enough to mislead a network."""
+"""Makes head phantoms from formulas, without data files; equal seeds give equal phantoms."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from pvs_model.synth.anatomy import Anatomy, build
+from pvs_model.simulation.head import HeadModel, build_head_model
 
 SHAPE = (176, 208, 176)  # voxels of 1 mm
 
 
-def phantom(seed: int = 0) -> Anatomy:
-    """An anatomy like those of real label maps, from ``phantom_labels``."""
-    return build(phantom_labels(seed), f"phantom-{seed}")
+def make_phantom(seed: int = 0) -> HeadModel:
+    """Makes a head model from ``phantom_labels``."""
+    return build_head_model(phantom_labels(seed), f"phantom-{seed}")
 
 
 def phantom_labels(seed: int = 0) -> npt.NDArray[np.int32]:
-    """FreeSurfer ids (176, 208, 176) at 1 mm, RAS+: scalp, skull, CSF, cortex, white matter, deep nuclei, ventricles.
+    """Makes a label map with FreeSurfer ids, (176, 208, 176) at 1 mm, RAS+.
 
-    The cortex is a shell whose depth is modulated by waves over the sphere of directions, so that
-    sulci of up to 20 mm depth and some 2 mm width reach into the white matter.
+    It has scalp, skull, CSF, cortex, white matter, deep nuclei and ventricles. Waves over the sphere of directions
+    fold the cortex into sulci up to 20 mm deep and about 2 mm wide.
     """
     rng = np.random.default_rng(seed)
     axes = [np.arange(n, dtype=np.float32) - (n - 1) / 2 for n in SHAPE]
@@ -31,7 +31,7 @@ def phantom_labels(seed: int = 0) -> npt.NDArray[np.int32]:
     labels = np.zeros(SHAPE, np.int32)
 
     def ball(centre: tuple[float, float, float], radii: tuple[float, float, float]) -> npt.NDArray[np.float32]:
-        """Normalised squared radius: below 1 inside."""
+        """Computes the normalised squared radius, below 1 inside."""
         return np.asarray(
             ((x - centre[0]) / radii[0]) ** 2 + ((y - centre[1]) / radii[1]) ** 2 + ((z - centre[2]) / radii[2]) ** 2,
             np.float32,
@@ -43,7 +43,7 @@ def phantom_labels(seed: int = 0) -> npt.NDArray[np.int32]:
         labels[(head < grow) & (z > -88)] = label
     labels[(labels == 0) & neck & (z < -30) & (z > -88)] = 507
 
-    # Two hemispheres with a fissure between them; sulci run where a sum of waves over the directions is near 0.
+    # Two hemispheres with a fissure between them; sulci lie where a sum of waves over the directions is near 0.
     norm = np.maximum(head, 1e-3)
     waves = np.zeros(SHAPE, np.float32)
     for _ in range(6):

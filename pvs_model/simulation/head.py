@@ -1,7 +1,7 @@
-"""What a head is made of: tissues on a 0.5 mm grid, regions, and the direction that PVS run in.
+"""Builds head models for the simulator: tissues on a 0.5 mm grid, regions, and the course of PVS.
 
-An anatomy is built from a label map with FreeSurfer ids (``build``), real or made by ``phantom.phantom_labels``.
-All arrays are RAS+; a position in mm is measured from the corner of the first voxel.
+A head model is built from a label map with FreeSurfer ids (``build_head_model``), real or from ``phantom_labels``.
+Arrays are in RAS+ order. Positions in mm are measured from the corner of the first voxel.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from pvs_model.errors import VolumeError
-from pvs_model.synth.artefacts import blur
+from pvs_model.simulation.artefacts import blur
 
 #: Tissue classes in the order of their index.
 TISSUES = (
@@ -26,12 +26,12 @@ TISSUES = (
 )  # fmt: skip
 INDEX = {name: k for k, name in enumerate(TISSUES)}
 
-#: Smoothing of label borders when a map is refined (sigma in its voxels): as much as sheets of one voxel survive.
-SMOOTH = 0.55
-#: Changes whenever an anatomy is built in another way; part of the name of cached ones.
+#: Smoothing of label borders in refinement (sigma in voxels of the map). Layers one voxel thick survive it.
+REFINEMENT_SIGMA = 0.55
+#: Increased when the construction of head models changes; part of the names of cached ones.
 BUILD_VERSION = 2
 
-#: FreeSurfer ids of each tissue. 136, 137, 163, 164 are choroid plexus; 501 and up are outside the brain.
+#: FreeSurfer ids of each tissue. 136, 137, 163 and 164 are choroid plexus; ids from 501 are outside the brain.
 FREESURFER = {
     "ventricle": (4, 5, 14, 15, 43, 44, 72),
     "csf": (24, 257),
@@ -56,8 +56,8 @@ FREESURFER = {
     "other": (29, 61, 502, 506, 508, 509, 512, 514, 530),
 }
 
-#: Tissues a PVS may run through; a tube ends where it leaves them.
-PVS_HOSTS = (
+#: Tissues that can contain PVS; a tube ends where it leaves them.
+PVS_TISSUES = (
     "white_matter",
     "caudate",
     "putamen",
@@ -72,36 +72,36 @@ DEEP_NUCLEI = ("caudate", "putamen", "pallidum", "thalamus")
 PARENCHYMA = tuple(TISSUES[k] for k in range(3, 14)) + ("wmh", "choroid")
 INTRACRANIAL = PARENCHYMA + ("ventricle", "csf", "vessel")
 
-#: Values of ``Anatomy.regions``.
+#: Values of ``HeadModel.regions``.
 NO_REGION, BASAL_GANGLIA, CENTRUM_SEMIOVALE, OTHER_BRAIN = 0, 1, 2, 3
 
 VOXEL_MM = 0.5
-FIELD_MM = 2.0  # grid of directions and of the distance to the ventricles
+FIELD_MM = 2.0  # voxel size of ``HeadModel.field``
 
 
 def tissue_ids(*names: str) -> list[int]:
-    """Indices of tissues by name."""
+    """Returns the indices of tissues."""
     return [INDEX[name] for name in names]
 
 
 def is_tissue(tissues: npt.NDArray[np.uint8], *names: str) -> npt.NDArray[np.bool_]:
-    """Where a tissue map holds one of the named tissues."""
+    """Returns the mask of the named tissues in a tissue map."""
     table = np.zeros(len(TISSUES), bool)
     table[tissue_ids(*names)] = True
     return table[tissues]
 
 
 @dataclass(frozen=True)
-class Anatomy:
-    """One head, ready for rendering.
+class HeadModel:
+    """Tissues, regions and PVS directions of one head.
 
     Attributes:
-        name: where it came from.
+        name: Name of the source, such as the file of the label map.
         tissues: uint8 (X, Y, Z), index into ``TISSUES``, 0.5 mm voxels.
-        regions: uint8 (X, Y, Z), ``NO_REGION`` and so on, 0.5 mm voxels.
-        field: float32 (4, x, y, z) on a 2 mm grid: unit direction of PVS, then mm to the lateral ventricles.
-        histogram: float32 (2, tissues): share of each tissue within the intracranial space, and within the head.
-        whole_head: whether skull and scalp are there.
+        regions: uint8 (X, Y, Z), ``NO_REGION`` to ``OTHER_BRAIN``, 0.5 mm voxels.
+        field: float32 (4, x, y, z) on a 2 mm grid: unit vector along PVS, then distance to the ventricles in mm.
+        histogram: float32 (2, tissues), fraction of each tissue in the intracranial space and in the head.
+        whole_head: Whether skull and scalp are included.
     """
 
     name: str
@@ -111,19 +111,19 @@ class Anatomy:
     histogram: Tensor
     whole_head: bool
 
-    def to(self, device: torch.device | str) -> Anatomy:
-        """The same anatomy with its tensors on another device."""
+    def to(self, device: torch.device | str) -> HeadModel:
+        """Returns the head model with its tensors on another device."""
         tissues, regions, field, histogram = (
             t.to(device) for t in (self.tissues, self.regions, self.field, self.histogram)
         )
-        return Anatomy(self.name, tissues, regions, field, histogram, self.whole_head)
+        return HeadModel(self.name, tissues, regions, field, histogram, self.whole_head)
 
 
 def to_tissues(labels: npt.NDArray[np.integer], name: str = "labels") -> npt.NDArray[np.uint8]:
-    """FreeSurfer ids -> tissue indices. Cortical parcels (1000 to 2999) are cortex, 3000 to 4999 white matter.
+    """Converts FreeSurfer ids to tissue indices; ids 1000 to 2999 are cortex, 3000 to 5002 white matter.
 
     Raises:
-        VolumeError: for a map in which fewer than a tenth of the labelled voxels have a known id.
+        VolumeError: Fewer than a tenth of the labelled voxels have a known id.
     """
     table = np.full(20000, INDEX["other"], np.uint8)
     table[0] = INDEX["air"]
@@ -134,14 +134,12 @@ def to_tissues(labels: npt.NDArray[np.integer], name: str = "labels") -> npt.NDA
     out = table[np.clip(labels, 0, len(table) - 1)]
     labelled = np.count_nonzero(labels)
     if labelled == 0 or np.count_nonzero((out > 0) & (out < INDEX["soft_tissue"])) < 0.1 * labelled:
-        raise VolumeError(
-            f"{name}: expected a label map with FreeSurfer ids, found ids {np.unique(labels)[:8].tolist()}"
-        )
+        raise VolumeError(f"{name}: expected a label map with FreeSurfer ids, got ids {np.unique(labels)[:8].tolist()}")
     return out
 
 
 def fill_outer_csf(tissues: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Brain-only maps leave sulci empty: give the space inside the closed brain surface to CSF."""
+    """Fills the space inside the closed brain surface with CSF, for maps without labels in the sulci."""
     brain = tissues > 0
     closed = ndimage.binary_fill_holes(_close(brain, radius=6))
     out = tissues.copy()
@@ -150,7 +148,10 @@ def fill_outer_csf(tissues: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 def region_map(tissues: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Regions at 1 mm: basal ganglia = deep nuclei and the capsule between; centrum semiovale = other white matter."""
+    """Derives regions from a 1 mm tissue map.
+
+    Deep nuclei and the white matter between them are basal ganglia, other white matter is centrum semiovale.
+    """
     regions = np.where(is_tissue(tissues, *PARENCHYMA), OTHER_BRAIN, NO_REGION).astype(np.uint8)
     white = is_tissue(tissues, "white_matter", "wmh")
     regions[white] = CENTRUM_SEMIOVALE
@@ -164,7 +165,7 @@ def region_map(tissues: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 def _close(mask: npt.NDArray[np.bool_], radius: float) -> npt.NDArray[np.bool_]:
-    """Morphological closing with a ball, by distances (a ball as a kernel would cost radius^3)."""
+    """Closes a mask with a ball, by distance transforms: a ball as kernel would cost radius^3."""
     pad = int(radius) + 2
     padded = np.pad(mask, pad)
     grown = ndimage.distance_transform_edt(~padded) <= radius
@@ -173,8 +174,11 @@ def _close(mask: npt.NDArray[np.bool_], radius: float) -> npt.NDArray[np.bool_]:
     return np.asarray(shrunk[inner, inner, inner] | mask)
 
 
-def pvs_field(tissues: npt.NDArray[np.uint8], regions: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """Directions (2 mm grid, from 1 mm maps): in white matter from cortex to ventricle, elsewhere ascending."""
+def pvs_directions(tissues: npt.NDArray[np.uint8], regions: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """Computes ``HeadModel.field`` from 1 mm maps.
+
+    Directions run from cortex to ventricle in white matter, and upwards in the other tissues.
+    """
     t = tuple(n // 2 for n in tissues.shape)
     corners = [(i, j, k) for i in (0, 1) for j in (0, 1) for k in (0, 1)]
     distances = []
@@ -193,11 +197,16 @@ def pvs_field(tissues: npt.NDArray[np.uint8], regions: npt.NDArray[np.uint8]) ->
     return np.concatenate([direction, to_ventricle[None]]).astype(np.float32)
 
 
-def build(labels: npt.NDArray[np.integer], name: str, margin_mm: int = 20) -> Anatomy:
-    """An anatomy from a label map (x, y, z) with FreeSurfer ids, 1 mm isotropic, RAS+.
+def build_head_model(labels: npt.NDArray[np.integer], name: str, margin_mm: int = 20) -> HeadModel:
+    """Builds a head model from a label map.
+
+    Args:
+        labels: (x, y, z) FreeSurfer ids, 1 mm isotropic, RAS+.
+        name: Name of the source.
+        margin_mm: Margin that is kept around the brain.
 
     Raises:
-        VolumeError: when the ids are not FreeSurfer's.
+        VolumeError: The ids are not those of FreeSurfer.
     """
     tissues = to_tissues(labels, name)
     whole_head = np.count_nonzero(tissues >= INDEX["soft_tissue"]) > 0.2 * np.count_nonzero(tissues)
@@ -207,24 +216,24 @@ def build(labels: npt.NDArray[np.integer], name: str, margin_mm: int = 20) -> An
     box = tuple(slice(max(0, s.start - margin_mm), s.stop + margin_mm) for s in box)
     tissues = tissues[box]
     regions = region_map(tissues)
-    field = pvs_field(tissues, regions)
+    field = pvs_directions(tissues, regions)
     intracranial = np.isin(np.arange(len(TISSUES)), tissue_ids(*INTRACRANIAL))
     counts = np.bincount(tissues.ravel(), minlength=len(TISSUES)).astype(np.float32)
     counts[INDEX["air"]] = 0
     histogram = np.stack([np.where(intracranial, counts, 0), counts])
     histogram /= histogram.sum(1, keepdims=True)
-    return Anatomy(
+    return HeadModel(
         name=name,
-        tissues=_finer(tissues),
-        regions=_finer(regions),
+        tissues=_refine(tissues),
+        regions=_refine(regions),
         field=torch.from_numpy(field),
         histogram=torch.from_numpy(histogram.astype(np.float32)),
         whole_head=bool(whole_head),
     )
 
 
-def _finer(labels: npt.NDArray[np.uint8]) -> Tensor:
-    """1 mm -> 0.5 mm: the label with the largest smoothed trilinear weight wins, which rounds the staircase."""
+def _refine(labels: npt.NDArray[np.uint8]) -> Tensor:
+    """Refines labels from 1 mm to 0.5 mm: each voxel gets the label with the largest smoothed trilinear weight."""
     source = torch.from_numpy(np.ascontiguousarray(labels))
     best_weight: Tensor | None = None
     best = torch.zeros([2 * n for n in labels.shape], dtype=torch.uint8)
@@ -233,7 +242,7 @@ def _finer(labels: npt.NDArray[np.uint8]) -> Tensor:
         low = (where.amin(0) - 3).clamp_min(0).tolist()
         high = (where.amax(0) + 4).tolist()
         box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-        weight = blur((source[box] == value)[None].float(), (SMOOTH, SMOOTH, SMOOTH))
+        weight = blur((source[box] == value)[None].float(), (REFINEMENT_SIGMA,) * 3)
         weight = F.interpolate(weight[None], scale_factor=2, mode="trilinear")[0, 0]
         if best_weight is None:
             best_weight = torch.zeros(best.shape)

@@ -1,4 +1,4 @@
-"""Acquisitions by name: every scanner protocol of Table 2 of the challenge's paper, and a plain one.
+"""Lists scanner protocols by name: those of Table 2 of the challenge's paper, and one of 1 mm.
 
 Source: the MICCAI 2024 EPVS challenge paper, Table 2 (voxel sizes) and section 2.2.2 (which sequence the
 others were co-registered to: T1w in the two Singapore cohorts, T2w in Edinburgh and Shanghai).
@@ -8,19 +8,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pvs_model.config import THICK_SLICE_MM
 from pvs_model.errors import PVSError
-from pvs_model.synth.params import Triple
-
-#: Grids with slices of this thickness and above are for the 2D network.
-THICK_SLICE_MM = 2.5
+from pvs_model.simulation.parameters import Triple
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How the three sequences of a site were acquired; voxel sizes in mm, slices along the last axis.
+    """Acquisition of the three sequences at a site; voxel sizes in mm, slices along the last axis.
 
     Attributes:
-        grid_mm: voxel of the reference sequence, onto whose grid the others were brought.
+        name: Name of the protocol.
+        site: Name of the site.
+        scanner: Field strength and model.
+        grid_mm: Voxel size of the reference sequence, onto whose grid the others were resampled.
+        t1w_mm, t2w_mm, flair_mm: Acquired voxel size of each sequence.
     """
 
     name: str
@@ -33,13 +35,13 @@ class Protocol:
 
     @property
     def dimensions(self) -> int:
-        """Of the network that segments it: 2 where slices are 2.5 mm or thicker, else 3."""
+        """Spatial dimensions of the network for this protocol: 2 for slices of at least 2.5 mm, else 3."""
         return 2 if max(self.grid_mm) >= THICK_SLICE_MM else 3
 
     def acquired(self) -> tuple[Triple, Triple, Triple]:
-        """Acquired voxel over grid voxel, per sequence and axis, for ``draw_scan``.
+        """Returns the acquired voxel size relative to the grid per sequence and axis, at least 1.
 
-        At least 1: a sequence finer than the grid was averaged onto it, as the renderer does with everything.
+        A sequence that is finer than the grid was averaged onto it, as the renderer does.
         """
 
         def ratio(voxel_mm: Triple) -> Triple:
@@ -59,7 +61,7 @@ def _singapore(name: str, site: str, t1w: Triple, t2w: Triple, flair: Triple) ->
 
 def _shanghai(name: str, scanner: str, t1w: tuple[float, float], t2w: tuple[float, float],
               flair: tuple[float, float]) -> Protocol:  # fmt: skip
-    """Voxels as (side within the slice, thickness)."""
+    """Makes a protocol from voxel sizes (in plane, through plane)."""
     t1, t2, fl = ((side, side, thick) for side, thick in (t1w, t2w, flair))
     return Protocol(name, "Shanghai TCM", scanner, t2, t1, t2, fl)
 
@@ -87,16 +89,16 @@ PROTOCOLS = {protocol.name: protocol for protocol in TABLE_2} | {
 
 
 def on_grid(voxel_mm: Triple) -> Protocol:
-    """All sequences with the same voxels, in mm."""
+    """Makes a protocol with the same voxel size for all sequences, in mm."""
     name = " x ".join(f"{v:g}" for v in voxel_mm) + " mm"
     return Protocol(name, "none", "plain", voxel_mm, voxel_mm, voxel_mm, voxel_mm)
 
 
 def protocol_named(name: str) -> Protocol:
-    """A protocol by name.
+    """Returns a protocol by name.
 
     Raises:
-        PVSError: there is none of that name; the message lists those that there are.
+        PVSError: No protocol has that name; the message lists all names.
     """
     if name not in PROTOCOLS:
         raise PVSError(f"protocol {name!r}: expected one of {', '.join(PROTOCOLS)}")

@@ -1,18 +1,18 @@
-"""Signal of each tissue in T1w, T2w and FLAIR: tissue priors with jitter, or random contrasts."""
+"""Draws the signal of each tissue in T1w, T2w and FLAIR: tissue priors with jitter, or random contrasts."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from pvs_model.synth.anatomy import INDEX, TISSUES
+from pvs_model.simulation.head import INDEX, TISSUES
 
-#: Things painted over the tissues, in the order of priority, each with a signal of its own.
-OVERLAYS = ("pvs", "island", "lacune", "flow_void", "bridge", "lesion")
+#: Structures drawn over the tissues, in order of priority, each with its own signal.
+STRUCTURES = ("pvs", "csf_pocket", "lacune", "flow_void", "grey_matter_bridge", "lesion")
 
-#: Typical signal at 3 T relative to a common scale: (T1w, T2w, FLAIR); ratios as in real scans
+#: Typical signals at 3 T on a common scale (T1w, T2w, FLAIR), with the ratios of real scans
 #: (``benchmarks.simulator signal``). Cortex is a tenth of the way to CSF in T2w and little above white matter in FLAIR.
-PRIOR = {
+TISSUE_SIGNALS = {
     "air": (0.0, 0.0, 0.0),
     "ventricle": (0.22, 1.00, 0.12),
     "csf": (0.25, 0.95, 0.15),
@@ -39,28 +39,30 @@ PRIOR = {
 
 
 def draw_signals(generator: torch.Generator, random_share: float = 0.4) -> Tensor:
-    """Signals (3 sequences, tissues + overlays), about 0 to 1.2, one draw.
+    """Draws the signals (3 sequences, tissues + structures) of one subject, about 0 to 1.2.
 
-    In a share of draws some sequences, or all, have random contrasts: cortex may then look like white
-    matter. In the others the three are tied by the tissue priors, as those of one subject are. CSF stays
-    darker than white matter in T1w and FLAIR and brighter in T2w: the file names say which sequence is
-    which, and a PVS without contrast could not be learnt.
+    With random contrasts, cortex may look like white matter. CSF always stays darker than white matter in T1w and FLAIR
+    and brighter in T2w: the sequences are known, and PVS without contrast cannot be learnt.
+
+    Args:
+        generator: Random generator on the CPU.
+        random_share: Fraction of draws in which sequences may have random contrasts instead of the tissue priors.
     """
 
     def uniform(low: float, high: float, size: tuple[int, ...] = ()) -> Tensor:
         return low + (high - low) * torch.rand(size, generator=generator)
 
-    table = torch.tensor([PRIOR[name] for name in TISSUES]).T.clone()
+    table = torch.tensor([TISSUE_SIGNALS[name] for name in TISSUES]).T.clone()
     brain = slice(1, INDEX["soft_tissue"])
     outside = slice(INDEX["soft_tissue"], len(TISSUES))
     wm, csf = INDEX["white_matter"], INDEX["ventricle"]
-    loose = float(uniform(0, 1)) < random_share
+    is_random = float(uniform(0, 1)) < random_share
     for channel in range(3):
-        if loose and float(uniform(0, 1)) < 0.6:
+        if is_random and float(uniform(0, 1)) < 0.6:
             low, high = (table[channel, csf], table[channel, wm]) if channel != 1 else (table[1, wm], table[1, csf])
             span = float(high - low)
             draw = uniform(0, 1, (len(TISSUES),))
-            # Grey matter and nuclei anywhere from beyond white matter to half-way to CSF.
+            # Grey matter and nuclei lie between slightly beyond white matter and most of the way to CSF.
             toward = table[channel, wm] + (table[channel, csf] - table[channel, wm]) * (draw * 0.9 - 0.25)
             keep = torch.zeros(len(TISSUES), dtype=torch.bool)
             keep[[wm, csf, INDEX["csf"], INDEX["air"], INDEX["wmh"]]] = True
@@ -68,7 +70,7 @@ def draw_signals(generator: torch.Generator, random_share: float = 0.4) -> Tenso
             table[channel] = torch.where(keep, table[channel], toward)
             table[channel, csf] += float(uniform(-0.15, 0.15)) * span
         else:
-            # Stretch or squeeze the contrast about white matter, as field strength and timing do.
+            # Scales the contrast about white matter, as field strength and timing do.
             gain = float(torch.exp(torch.randn((), generator=generator) * 0.18))
             table[channel, brain] = table[channel, wm] + (table[channel, brain] - table[channel, wm]) * gain
             jitter = torch.randn(len(TISSUES), generator=generator) * 0.03
@@ -82,13 +84,13 @@ def draw_signals(generator: torch.Generator, random_share: float = 0.4) -> Tenso
     lesion_t1 = white[0] + (fluid[0] - white[0]) * uniform(0.15, 0.6)
     lesion_t2 = white[1] + (fluid[1] - white[1]) * uniform(0.15, 0.65)
     lesion_flair = white[2] + uniform(0.12, 0.55)
-    overlays = {
+    structures = {
         "pvs": white + (fluid - white) * uniform(0.75, 1.0, (3,)),
-        "island": white + (fluid - white) * uniform(0.4, 1.05, (3,)),
+        "csf_pocket": white + (fluid - white) * uniform(0.4, 1.05, (3,)),
         "lacune": white + (fluid - white) * uniform(0.7, 1.0, (3,)),
         "flow_void": torch.stack([uniform(0.1, 1.2), uniform(0.0, 0.9) * white[1], uniform(0.1, 1.2) * white[2]]),
-        "bridge": table[:, INDEX["putamen"]],
+        "grey_matter_bridge": table[:, INDEX["putamen"]],
         "lesion": torch.stack([lesion_t1, lesion_t2, lesion_flair]),
     }
-    table[:, INDEX["wmh"]] = overlays["lesion"]
-    return torch.cat([table, torch.stack([overlays[name] for name in OVERLAYS], 1)], 1)
+    table[:, INDEX["wmh"]] = structures["lesion"]
+    return torch.cat([table, torch.stack([structures[name] for name in STRUCTURES], 1)], 1)

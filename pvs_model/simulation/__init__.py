@@ -1,0 +1,1 @@
+"""Simulates brain MRI with known perivascular spaces from label maps or phantoms."""

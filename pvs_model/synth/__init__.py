@@ -1,1 +1,0 @@
-"""Simulated brain MRI with known perivascular spaces: anatomy, tubes, contrast, artefacts, engine."""
