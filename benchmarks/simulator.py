@@ -129,10 +129,10 @@ def signal(args: argparse.Namespace) -> None:
 
 
 def measured(
-    image: npt.NDArray[np.float32], tissues: npt.NDArray[np.uint8], hosts: npt.NDArray[np.bool_]
+    image: npt.NDArray[np.float32], tissues: npt.NDArray[np.uint8], sites: npt.NDArray[np.bool_]
 ) -> dict[str, float]:
     """Computes medians over the cores of tissues, and the noise from differences of white matter voxels two apart."""
-    white = is_tissue(tissues, "white_matter") & hosts
+    white = is_tissue(tissues, "white_matter") & sites
     level = float(np.median(image[core_of(white, 2)]))
     out = {}
     for column, name in RATIOS.items():

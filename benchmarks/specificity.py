@@ -48,9 +48,9 @@ from pvs_model.layouts.base import entries
 from pvs_model.layouts.names import image_stem, is_image, sequence_of
 from pvs_model.pipeline import Segmenter
 from pvs_model.preprocessing.prepare import Prepared
-from pvs_model.reports.slices import AXIAL, Bool, box_of, clusters, window
-from pvs_model.types import SEQUENCES, Case
-from pvs_model.volume.geometry import widened
+from pvs_model.reports.slices import AXIAL, box_of, clusters, window
+from pvs_model.types import SEQUENCES, BoolArray, Case
+from pvs_model.volume.geometry import dilate_mm
 
 PLACES = ("deep", "cortex", "CSF", "dura", "outside", "cerebellum + brainstem")
 DEEP = ("CSO", "BG", "HIP", "AMY", "VDC", "MID")
@@ -91,7 +91,7 @@ def _separated(folder: Path) -> Iterator[Case]:
 def places_of(anatomy: Anatomy, spacing_mm: tuple[float, float, float]) -> npt.NDArray[np.uint8]:
     """Computes the place of every voxel as an index of ``PLACES``, uint8 (x, y, z)."""
     intracranial = anatomy.brain | anatomy.mask("intracranial")
-    surface = widened(intracranial, DURA_MM, spacing_mm) & widened(~intracranial, DURA_MM, spacing_mm)
+    surface = dilate_mm(intracranial, DURA_MM, spacing_mm) & dilate_mm(~intracranial, DURA_MM, spacing_mm)
     places = np.where(intracranial, PLACES.index("CSF"), PLACES.index("outside")).astype(np.uint8)
     places[surface & ~anatomy.mask("brain")] = PLACES.index("dura")
     places[anatomy.mask("parenchyma")] = PLACES.index("cerebellum + brainstem")
@@ -144,7 +144,7 @@ def row(first: list[str], before: Values, after: Values) -> str:
     return "| " + " | ".join([*first, *cells]) + " |"
 
 
-def montage(path: Path, prepared: Prepared, brain: Bool, before: Bool, after: Bool) -> None:
+def montage(path: Path, prepared: Prepared, brain: BoolArray, before: BoolArray, after: BoolArray) -> None:
     """Draws six axial slices from the base of the brain to its vertex, with outlines, and their centre at 2x."""
     import matplotlib
 

@@ -7,13 +7,15 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from pvs_model.types import PLANES, SEQUENCES
+
 #: Slice thickness (largest voxel spacing, mm) from which the 2D network is used.
 THICK_SLICE_MM = 2.5
 #: Slices of each configuration, for messages.
-SLICES = {"3d": "below 2.5 mm", "2d": "of 2.5 mm or more"}
+SLICES = {"3d": f"below {THICK_SLICE_MM:g} mm", "2d": f"of {THICK_SLICE_MM:g} mm or more"}
 #: Spacings in mm that training covers by configuration: (lowest, highest) in plane and through plane
 #: (``simulation.parameters.draw_voxel``).
-TRAINED_RANGE = {"3d": ((0.45, 1.25), (0.45, 2.5)), "2d": ((0.34, 1.1), (2.5, 8.0))}
+TRAINED_RANGE = {"3d": ((0.45, 1.25), (0.45, THICK_SLICE_MM)), "2d": ((0.34, 1.1), (THICK_SLICE_MM, 8.0))}
 
 #: File that lists the contents of a weights folder.
 MANIFEST = "MANIFEST.json"
@@ -25,11 +27,9 @@ ARCHITECTURES = (
     "graph_fusion", "dynunet", "unet", "unet++", "attention_unet", "segresnet", "unetr", "swin_unetr", "mednext",
     "mfns_de", "cs2net", "separate_encoders", "multiscale_kernels", "gated_residual",
 )  # fmt: skip
-#: Order of the channels of an image; the same names as in ``types.SEQUENCES``.
-INPUTS = ("T1w", "T2w", "FLAIR")
 #: Simulated subjects: many thin PVS, or few wide ones.
 SUBJECTS = ("thin", "wide")
-VIEWS = ("axial", "coronal", "sagittal")
+VIEWS = tuple(PLANES)
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class NetworkConfig:
     dimensions: int = 3  # 2 or 3
     sequences: int = 3  # T1w, T2w, FLAIR
     neighbour_slices: int = 1  # 2D only: slices stacked per sequence (3: one on each side)
-    inputs: tuple[str, ...] = INPUTS  # sequences that the network uses; "-T2w": with inverted intensities
+    inputs: tuple[str, ...] = SEQUENCES  # sequences that the network uses; "-T2w": with inverted intensities
     regions: bool = False  # an additional channel: 1 in basal ganglia and centrum semiovale
     view: str = ""  # 2D only: planes of thin-sliced volumes along this view; "": slices as acquired
     widths: tuple[int, ...] = (16, 48, 96, 192)  # channels per level, full resolution first
@@ -101,7 +101,7 @@ class NetworkConfig:
             raise ValueError("neighbour_slices belongs to the 2D network")
         if self.neighbour_slices % 2 == 0:
             raise ValueError(f"neighbour_slices must be odd, got {self.neighbour_slices}")
-        known = {*INPUTS, *(f"-{name}" for name in INPUTS)}
+        known = {*SEQUENCES, *(f"-{name}" for name in SEQUENCES)}
         if not self.inputs or not known.issuperset(self.inputs):
             raise ValueError(f"inputs must be of {sorted(known)}, got {self.inputs}")
         if self.view and (self.view not in VIEWS or self.dimensions == 3):

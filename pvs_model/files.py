@@ -26,7 +26,7 @@ except ImportError:  # Windows
 
 #: Prefix of the hidden folders in which files are written.
 PART = ".part-"
-#: Age in seconds below which a hidden folder may be in use by another machine, whose locks may be invisible here.
+#: Age in seconds below which a hidden folder may be in use by another machine, whose locks may not be visible.
 ABANDONED_S = 3600.0
 
 #: Errors of ``fsync`` that mean lost data; others mean that the file system does not support it.

@@ -1,4 +1,4 @@
-"""The house rules (which part may import which), read from the source with ``ast``: nothing is imported here.
+"""The rules of the architecture (which package may import which), checked in the source with ``ast``.
 
 Each rule is a function from the sources to a list of complaints. Every rule is run twice: on this
 repository, where it must find nothing, and on a small made-up tree that breaks it, where it must.
@@ -19,8 +19,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = "pvs_model"
 
-#: Rooms from the bottom of the house to its top. A room may import from those below, and from itself.
-GROUPS: tuple[frozenset[str], ...] = (
+#: Layers from bottom to top. A package may import from itself, its layer and the layers below.
+LAYERS: tuple[frozenset[str], ...] = (
     frozenset({PACKAGE, "types", "errors"}),
     frozenset({"config", "files"}),
     frozenset({"volume", "nets", "simulation", "evaluation.metrics"}),
@@ -32,8 +32,8 @@ GROUPS: tuple[frozenset[str], ...] = (
 )
 #: The package offers the functions of ``api``, which it imports on first use.
 LAZY = (PACKAGE, "api")
-#: The group whose rooms never import each other.
-SIBLINGS = GROUPS[2]
+#: The layer whose packages never import each other.
+SIBLINGS = LAYERS[2]
 
 #: Where a run of the container can come by, and what it must never reach.
 RUN_TIME = (
@@ -52,7 +52,7 @@ EXTRAS: Mapping[str, tuple[frozenset[str], str]] = {
 }
 
 LONGEST_PROCESS = 10
-JUNK_ROOMS = frozenset({"utils", "util", "helpers", "misc"})
+JUNK_NAMES = frozenset({"utils", "util", "helpers", "misc"})
 
 #: Modules that import each other -> the reason. An entry without such a cycle is a failure, too.
 KNOWN_CYCLES: Mapping[frozenset[str], str] = {}
@@ -73,7 +73,7 @@ class Module:
     tree: ast.Module
 
     @property
-    def room(self) -> str:
+    def package(self) -> str:
         if self.name == "evaluation.metrics" or self.name.startswith("evaluation.metrics."):
             return "evaluation.metrics"
         return self.name.split(".")[0]
@@ -85,13 +85,13 @@ Rule = Callable[[Sources], list[str]]
 
 def load(root: Path) -> dict[str, Module]:
     """All modules of the package under ``root``, and ``process``; by name."""
-    found = {}
+    modules = {}
     for path in [root / "process.py", *sorted((root / PACKAGE).rglob("*.py"))]:
         parts = path.relative_to(root).with_suffix("").parts
         inner = parts[1:] if parts[0] == PACKAGE else parts
         name = ".".join(part for part in inner if part != "__init__") or PACKAGE
-        found[name] = Module(name, path, ast.parse(path.read_text(encoding="utf-8"), str(path)))
-    return found
+        modules[name] = Module(name, path, ast.parse(path.read_text(encoding="utf-8"), str(path)))
+    return modules
 
 
 def full_name(module: Module) -> str:
@@ -124,8 +124,8 @@ def imported_names(module: Module) -> Iterator[tuple[str, int]]:
                 yield node.args[0].value, node.lineno
 
 
-def house_imports(module: Module, sources: Sources) -> Iterator[tuple[str, int]]:
-    """The modules of the house that a module imports, by name, with the line."""
+def internal_imports(module: Module, sources: Sources) -> Iterator[tuple[str, int]]:
+    """The modules of this package that a module imports, by name, with the line."""
     for dotted, line in imported_names(module):
         first, _, rest = dotted.partition(".")
         if first == PACKAGE:
@@ -138,8 +138,8 @@ def house_imports(module: Module, sources: Sources) -> Iterator[tuple[str, int]]
             yield target, line
 
 
-def group_of(room: str) -> int | None:
-    return next((level for level, rooms in enumerate(GROUPS) if room in rooms), None)
+def layer_of(package: str) -> int | None:
+    return next((level for level, packages in enumerate(LAYERS) if package in packages), None)
 
 
 def where(module: Module, line: int) -> str:
@@ -149,41 +149,41 @@ def where(module: Module, line: int) -> str:
 # ---- the rules: each returns its complaints -------------------------------------------------------------------
 
 
-def unknown_rooms(sources: Sources) -> list[str]:
-    return [f"{m.name}: belongs to no known room" for m in sources.values() if group_of(m.room) is None]
+def unknown_packages(sources: Sources) -> list[str]:
+    return [f"{m.name}: belongs to no known layer" for m in sources.values() if layer_of(m.package) is None]
 
 
 def wrong_directions(sources: Sources) -> list[str]:
-    """Imports from a higher group, and between siblings of the third."""
+    """Imports from a higher layer, and between siblings of the third."""
     complaints = []
     for module in sources.values():
-        mine = group_of(module.room)
-        for target, line in house_imports(module, sources):
-            other = sources[target].room
-            theirs = group_of(other)
-            if mine is None or theirs is None or other == module.room or (module.name, target) == LAZY:
+        mine = layer_of(module.package)
+        for target, line in internal_imports(module, sources):
+            other = sources[target].package
+            theirs = layer_of(other)
+            if mine is None or theirs is None or other == module.package or (module.name, target) == LAZY:
                 continue
             if theirs > mine:
                 complaints.append(f"{where(module, line)} imports upwards: {target}")
-            elif module.room in SIBLINGS and other in SIBLINGS:
+            elif module.package in SIBLINGS and other in SIBLINGS:
                 complaints.append(f"{where(module, line)} imports its sibling {target}")
     return complaints
 
 
 def cycles(sources: Sources) -> list[str]:
-    """Rooms that import each other in a ring: rooms of one group may, in one direction."""
-    below: dict[str, set[str]] = {module.room: set() for module in sources.values()}
+    """Packages that import each other in a cycle; packages of one layer may import each other in one direction."""
+    below: dict[str, set[str]] = {module.package: set() for module in sources.values()}
     for module in sources.values():
-        targets = {target for target, _ in house_imports(module, sources) if (module.name, target) != LAZY}
-        below[module.room] |= {sources[target].room for target in targets} - {module.room}
-    while free := {room for room, targets in below.items() if not targets & set(below)}:
-        for room in free:
-            del below[room]
-    # What is left leads into a ring; rooms that nothing left imports only stand above it.
+        targets = {target for target, _ in internal_imports(module, sources) if (module.name, target) != LAZY}
+        below[module.package] |= {sources[target].package for target in targets} - {module.package}
+    while free := {package for package, targets in below.items() if not targets & set(below)}:
+        for package in free:
+            del below[package]
+    # What is left leads into a cycle; packages that nothing left imports are only above it.
     while above := set(below) - set().union(*below.values()):
-        for room in above:
-            del below[room]
-    return [f"rooms import each other in a ring: {', '.join(sorted(below))}"] if below else []
+        for package in above:
+            del below[package]
+    return [f"packages import each other in a cycle: {', '.join(sorted(below))}"] if below else []
 
 
 def module_cycles(sources: Sources) -> set[frozenset[str]]:
@@ -194,7 +194,7 @@ def module_cycles(sources: Sources) -> set[frozenset[str]]:
     imports: dict[str, set[str]] = {}
     for module in sources.values():
         lines: dict[int, set[str]] = {}
-        for target, line in house_imports(module, sources):
+        for target, line in internal_imports(module, sources):
             lines.setdefault(line, set()).add(target)
         imports[module.name] = {
             target
@@ -220,11 +220,11 @@ def unknown_cycles(sources: Sources) -> list[str]:
 
 def reachable(sources: Sources) -> dict[str, str]:
     """Modules that a run can come to load -> the module that imports them (itself for those it starts from)."""
-    reached = {name: name for name, module in sources.items() if module.room in RUN_TIME}
+    reached = {name: name for name, module in sources.items() if module.package in RUN_TIME}
     todo = list(reached)
     while todo:
         name = todo.pop()
-        targets = {target for target, _ in house_imports(sources[name], sources)}
+        targets = {target for target, _ in internal_imports(sources[name], sources)}
         # Importing a.b.c runs the __init__ of a and of a.b as well.
         targets |= {PACKAGE} | {t.rsplit(".", k)[0] for t in targets for k in range(1, t.count(".") + 1)}
         for target in sorted((targets & set(sources)) - set(reached)):
@@ -237,12 +237,12 @@ def run_time_reaches_too_far(sources: Sources) -> list[str]:
     return [
         f"{by} brings {name} onto the run-time path"
         for name, by in reachable(sources).items()
-        if sources[name].room in NOT_AT_RUN_TIME
+        if sources[name].package in NOT_AT_RUN_TIME
     ]
 
 
-def junk_rooms(sources: Sources) -> list[str]:
-    return [f"{name}: a helper lives with its caller" for name in sources if JUNK_ROOMS & set(name.split("."))]
+def junk_names(sources: Sources) -> list[str]:
+    return [f"{name}: a helper lives with its caller" for name in sources if JUNK_NAMES & set(name.split("."))]
 
 
 def too_long(sources: Sources) -> list[str]:
@@ -279,7 +279,7 @@ def pickles(sources: Sources) -> list[str]:
 
 
 def third_party(sources: Sources) -> set[str]:
-    """Top-level names of the packages that the run-time path imports from outside the house, without extras."""
+    """Top-level names of the packages that the run-time path imports from outside the repository, without extras."""
     return {
         dotted.split(".")[0]
         for name in reachable(sources)
@@ -318,54 +318,54 @@ def eager_extras(sources: Sources) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def house() -> Sources:
+def repository() -> Sources:
     return load(ROOT)
 
 
 @pytest.mark.parametrize(
     "rule",
     [
-        unknown_rooms,
+        unknown_packages,
         wrong_directions,
         cycles,
         unknown_cycles,
         run_time_reaches_too_far,
-        junk_rooms,
+        junk_names,
         too_long,
         eager_extras,
     ],
 )
-def test_the_house_keeps_the_rule(rule: Rule, house: Sources) -> None:
-    assert rule(house) == []
+def test_this_repository_keeps_the_rule(rule: Rule, repository: Sources) -> None:
+    assert rule(repository) == []
 
 
-def test_known_cycles_exist(house: Sources) -> None:
-    assert set(KNOWN_CYCLES) <= module_cycles(house)
+def test_known_cycles_exist(repository: Sources) -> None:
+    assert set(KNOWN_CYCLES) <= module_cycles(repository)
     assert all(KNOWN_CYCLES.values()), "an exception needs a reason"
 
 
-def test_nothing_is_unpickled(house: Sources) -> None:
-    assert set(pickles(house)) == set(PICKLE_EXCEPTIONS)
+def test_nothing_is_unpickled(repository: Sources) -> None:
+    assert set(pickles(repository)) == set(PICKLE_EXCEPTIONS)
     assert all(PICKLE_EXCEPTIONS.values()), "an exception needs a reason"
 
 
-def test_the_run_time_path_is_what_we_think(house: Sources) -> None:
-    reached = {house[name].room for name in reachable(house)}
-    assert set(RUN_TIME) <= reached, "a room of the run-time path is missing: has it moved?"
+def test_the_run_time_path_is_what_we_think(repository: Sources) -> None:
+    reached = {repository[name].package for name in reachable(repository)}
+    assert set(RUN_TIME) <= reached, "a package of the run-time path is missing: has it moved?"
 
 
-def test_run_time_imports_are_required(house: Sources) -> None:
+def test_run_time_imports_are_required(repository: Sources) -> None:
     required = set(re.findall(r"^([A-Za-z0-9._-]+)==", (ROOT / "requirements.txt").read_text(), re.MULTILINE))
     providers = importlib.metadata.packages_distributions()
-    for package in sorted(third_party(house)):
+    for package in sorted(third_party(repository)):
         names = {re.sub(r"[-_.]+", "-", name).lower() for name in providers.get(package, [package])}
         assert names & required, f"{package} is imported on the run-time path, and not in requirements.txt"
 
 
-def test_extras_are_pinned_and_used(house: Sources) -> None:
+def test_extras_are_pinned_and_used(repository: Sources) -> None:
     providers = importlib.metadata.packages_distributions()
     for module, (packages, file) in EXTRAS.items():
-        used = {dotted.split(".")[0] for dotted, _ in imported_names(house[module])}
+        used = {dotted.split(".")[0] for dotted, _ in imported_names(repository[module])}
         assert packages <= used, f"{module} needs no {', '.join(packages - used)} any more"
         pinned = set(re.findall(r"^([A-Za-z0-9._-]+)==", (ROOT / file).read_text(), re.MULTILINE))
         for package in packages:
@@ -401,7 +401,7 @@ SOUND = {
 }
 
 BROKEN = [
-    pytest.param(unknown_rooms, {"pvs_model/attic.py": ""}, "attic", id="room nobody knows"),
+    pytest.param(unknown_packages, {"pvs_model/attic.py": ""}, "attic", id="unknown package"),
     pytest.param(wrong_directions, {"pvs_model/errors.py": "from pvs_model import config"}, "config", id="upwards"),
     pytest.param(
         wrong_directions,
@@ -439,7 +439,7 @@ BROKEN = [
         wrong_directions, {"pvs_model/pipeline.py": "import pvs_model.commands"}, "commands", id="to a command"
     ),
     pytest.param(
-        cycles, {"pvs_model/inference/__init__.py": "import pvs_model.training"}, "inference, training", id="ring"
+        cycles, {"pvs_model/inference/__init__.py": "import pvs_model.training"}, "inference, training", id="cycle"
     ),
     pytest.param(
         unknown_cycles,
@@ -478,8 +478,8 @@ BROKEN = [
         "simulation",
         id="by __init__",
     ),
-    pytest.param(junk_rooms, {"pvs_model/utils.py": ""}, "utils", id="utils.py"),
-    pytest.param(junk_rooms, {"pvs_model/nets/utils.py": ""}, "nets.utils", id="nets/utils.py"),
+    pytest.param(junk_names, {"pvs_model/utils.py": ""}, "utils", id="utils.py"),
+    pytest.param(junk_names, {"pvs_model/nets/utils.py": ""}, "nets.utils", id="nets/utils.py"),
     pytest.param(too_long, {"process.py": "\n" * 11}, "11 lines", id="11 lines"),
     pytest.param(
         eager_extras,
@@ -509,12 +509,12 @@ def build(folder: Path, files: Mapping[str, str]) -> dict[str, Module]:
 @pytest.mark.parametrize(
     "rule",
     [
-        unknown_rooms,
+        unknown_packages,
         wrong_directions,
         cycles,
         unknown_cycles,
         run_time_reaches_too_far,
-        junk_rooms,
+        junk_names,
         too_long,
         pickles,
         eager_extras,
@@ -524,11 +524,11 @@ def test_a_sound_tree_passes(rule: Rule, tmp_path: Path) -> None:
     assert rule(build(tmp_path, {})) == []
 
 
-@pytest.mark.parametrize(("rule", "files", "said"), BROKEN)
-def test_a_broken_tree_fails(rule: Rule, files: Mapping[str, str], said: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("rule", "files", "message"), BROKEN)
+def test_a_broken_tree_fails(rule: Rule, files: Mapping[str, str], message: str, tmp_path: Path) -> None:
     complaints = rule(build(tmp_path, files))
     assert len(complaints) >= 1
-    assert any(said in complaint for complaint in complaints), complaints
+    assert any(message in complaint for complaint in complaints), complaints
 
 
 def test_third_party_imports_are_seen_everywhere_on_the_path_and_nowhere_else(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from pvs_model.pipeline import Segmenter
 from pvs_model.preprocessing.prepare import prepare
 from pvs_model.types import Case, Grid, Volume
 from pvs_model.volume import intensity
-from pvs_model.volume.geometry import choose_reference, to_ras_grid, widened
+from pvs_model.volume.geometry import choose_reference, dilate_mm, to_ras_grid
 
 WriteBody = Callable[..., dict[str, Path]]
 
@@ -80,13 +80,13 @@ def test_specks_are_what_no_vessel_can_be_told_from() -> None:
 def test_a_margin_is_in_millimetres(spacing: Any, margin: float, reach: tuple[int, int, int]) -> None:
     mask = np.zeros((9, 9, 9), bool)
     mask[4, 4, 4] = True
-    wide = widened(mask, margin, spacing)
+    wide = dilate_mm(mask, margin, spacing)
     for axis, voxels in enumerate(reach):
         line = [4, 4, 4]
         for k in range(9):
             line[axis] = k
             assert wide[tuple(line)] == (abs(k - 4) <= voxels)
-    assert not widened(mask & False, 1.0, spacing).any() and wide.shape == mask.shape
+    assert not dilate_mm(mask & False, 1.0, spacing).any() and wide.shape == mask.shape
 
 
 # ---- prepare -------------------------------------------------------------------------------------------------------
@@ -99,7 +99,7 @@ def test_a_skull_is_taken_off(body: Any) -> None:
     prepared = prepare(volumes, anatomy=anatomy_on(grid.shape, brain))
     assert prepared.skull_removed and prepared.anatomy is not None
     assert any("Input is not skull-stripped" in warning for warning in prepared.warnings)
-    near = widened(brain, 1.0, grid.spacing_mm)
+    near = dilate_mm(brain, 1.0, grid.spacing_mm)
     assert np.array_equal(prepared.foreground, near & intensity.foreground(volumes["T2w"].data))
     for channel in prepared.image[:2]:
         assert channel[near].any() and not channel[~near].any()
@@ -222,12 +222,12 @@ def test_a_brain_that_is_not_found_does_not_stop_a_case(
     from pvs_model.errors import VolumeError
 
     def fail(*_: Any) -> Anatomy:
-        raise VolumeError("x.nii.gz: expected a brain, found none")
+        raise VolumeError("x.nii.gz: expected a brain, got none")
 
     monkeypatch.setattr(pipeline, "estimate_anatomy", fail)
     write_body(tmp_path / "in" / "a" / "a_{}.nii.gz", ("T2w",))
     assert run("--input", tmp_path / "in", "--output", tmp_path / "out", "--weights", with_anatomy) == 0
-    assert "no skull-stripping and no regions: x.nii.gz: expected a brain, found none" in caplog.text
+    assert "no skull-stripping and no regions: x.nii.gz: expected a brain, got none" in caplog.text
 
 
 @pytest.mark.parametrize(("kept", "removes"), [(0.9, True), (0.7, False)])

@@ -19,12 +19,13 @@ from torch import Tensor
 from pvs_model.anatomy.intensity import background_of, normalise
 from pvs_model.anatomy.label_refinement import refine_labels
 from pvs_model.anatomy.network import SPACING_MM, AnatomyNet, load
-from pvs_model.anatomy.regions import CLASS, CLASSES, Anatomy, Bool, Labels, label_table, values_of
+from pvs_model.anatomy.regions import CLASS, CLASSES, Anatomy, label_table, values_of
 from pvs_model.errors import VolumeError, WeightsError
 from pvs_model.files import write_text
 from pvs_model.inference.device import autocast
 from pvs_model.inference.weights import Manifest
-from pvs_model.types import Affine, Grid, Volume
+from pvs_model.types import Affine, BoolArray, Grid, Mask, Volume
+from pvs_model.volume.components import FACES, filter_components, label_components, largest_component
 
 #: Shape of the grids that the network was trained on.
 TRAINED_SHAPE = (80, 96, 80)
@@ -62,7 +63,7 @@ def find_regions(
         grid: Grid of the labels; None for that of the scan.
 
     Returns:
-        Labels and brain on that grid; on that of the scan, in the stored order of its voxels.
+        Mask and brain on that grid; on that of the scan, in the stored order of its voxels.
 
     Raises:
         VolumeError: The image has no contrast or shows no brain.
@@ -88,14 +89,14 @@ def find_regions(
     return Anatomy(labels, _filled(np.isin(labels, values_of("brain"))))
 
 
-def resample_labels(probability: Tensor, affine: Affine, volume: Volume, grid: Grid) -> npt.NDArray[np.uint8]:
+def resample_labels(probability: Tensor, affine: Affine, volume: Volume, grid: Grid) -> Mask:
     """Resamples labels onto a grid and refines them by the signal of the scan."""
-    from pvs_model.volume.geometry import averaged, resample_onto
+    from pvs_model.volume.geometry import block_average, resample_onto
 
     factors = [max(1, int(_LABELS_MM / s + 1e-3)) for s in grid.spacing_mm]
     data = _clean(volume)
     if grid.shape == volume.grid.shape and np.allclose(grid.affine, volume.grid.affine, atol=1e-4):
-        signal = averaged(Volume(data, grid.affine), factors)
+        signal = block_average(Volume(data, grid.affine), factors)
     else:
         x, y, z = (-(-n // f) for n, f in zip(grid.shape, factors, strict=True))
         shift = np.diag([*factors, 1.0])
@@ -141,14 +142,14 @@ def working_image(volume: Volume) -> tuple[Tensor, Affine]:
     Raises:
         VolumeError: Every voxel has the same value.
     """
-    from pvs_model.volume.geometry import averaged, resample_onto, to_ras
+    from pvs_model.volume.geometry import block_average, resample_onto, to_ras
 
     volume, _ = to_ras(volume)  # so that the stored order of voxels has no influence
     data = _clean(volume)
     source = volume.source or "the scan"
     if data.min() == data.max():
         raise VolumeError(f"{source}: expected an image of a head, got one value in every voxel")
-    small = averaged(
+    small = block_average(
         Volume(data, volume.affine), [max(1, int(SPACING_MM / s)) if s <= _FINE_MM else 1 for s in volume.spacing_mm]
     )
     corners = np.array([[x, y, z, 1] for x in (0, 1) for y in (0, 1) for z in (0, 1)], float)
@@ -181,7 +182,7 @@ def classify(image: Tensor, network: AnatomyNet, device: torch.device) -> Tensor
     return logits.cpu()
 
 
-def _bright(image: Tensor) -> Bool:
+def _bright(image: Tensor) -> BoolArray:
     """Mask (x, y, z) of the box of the planes with signal."""
     above = image.numpy() > _BRIGHT
     mask = np.ones(image.shape, bool)
@@ -191,13 +192,13 @@ def _bright(image: Tensor) -> Bool:
     return mask
 
 
-def _rough_brain(image: Tensor, network: AnatomyNet, device: torch.device) -> Bool:
+def _rough_brain(image: Tensor, network: AnatomyNet, device: torch.device) -> BoolArray:
     with torch.no_grad(), autocast(device):
         classes = network(image[None, None].to(device))[0, :CLASSES].argmax(0).cpu().numpy()
-    return _largest((classes != 0) & (classes != CLASS["CSF"]))
+    return largest_component((classes != 0) & (classes != CLASS["CSF"]))
 
 
-def _box(mask: Bool) -> tuple[slice, slice, slice]:
+def _box(mask: BoolArray) -> tuple[slice, slice, slice]:
     """Bounding box of a mask: at least ``TRAINED_SHAPE`` where the grid allows it, sides multiples of 16."""
     parts = []
     for axis, (length, least) in enumerate(zip(mask.shape, TRAINED_SHAPE, strict=True)):
@@ -239,40 +240,27 @@ def keep_brain_component(probability: Tensor, volume: Volume) -> None:
             probability[CLASS[name]][fragments] = 0.0
 
 
-def _largest(mask: Bool) -> Bool:
-    from scipy import ndimage
-
-    labels, number = ndimage.label(mask)
-    if number < 2:
-        return mask
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
-    return np.asarray(labels == sizes.argmax())
-
-
-def _without_scalp(brain: Bool) -> Bool:
+def _without_scalp(brain: BoolArray) -> BoolArray:
     """Largest component, without parts such as scalp that are connected by thin bridges only."""
     from scipy import ndimage
 
-    core = _largest(ndimage.binary_erosion(brain, iterations=_BRIDGE))
+    core = largest_component(ndimage.binary_erosion(brain, iterations=_BRIDGE))
     if not core.any():
-        return _largest(brain)
+        return largest_component(brain)
     cube = np.ones((3, 3, 3), bool)  # so that corners are kept
     return np.asarray(ndimage.binary_dilation(core, cube, iterations=_BRIDGE + 1, mask=brain))
 
 
-def _component_with(mask: Bool, seed: Bool) -> Bool:
+def _component_with(mask: BoolArray, seed: BoolArray) -> BoolArray:
     """Components of a mask that overlap a seed."""
-    from scipy import ndimage
-
-    labels, number = ndimage.label(mask)
-    table = np.zeros(number + 1, bool)
+    labels, sizes = label_components(mask, FACES)
+    table = np.zeros(len(sizes), bool)
     table[np.unique(labels[seed & mask])] = True
     table[0] = False
     return np.asarray(table[labels])
 
 
-def remove_brain_fragments(labels: Labels) -> Labels:
+def remove_brain_fragments(labels: Mask) -> Mask:
     """Removes brain labels outside the largest connected component of the brain.
 
     On thick slices, label refinement scatters hundreds of small brain components over dura and scalp. Components of at
@@ -284,33 +272,17 @@ def remove_brain_fragments(labels: Labels) -> Labels:
     Returns:
         A copy without the brain labels of the other components; labels that are not of the brain are unchanged.
     """
-    from scipy import ndimage
-
-    components, number = ndimage.label(np.isin(labels, values_of("brain")))
-    if number < 2:
-        return labels
-    sizes = np.bincount(components.ravel())
-    sizes[0] = 0
-    removed = sizes < _MIN_BRAIN_PART * sizes.max()
-    removed[0] = False
-    return np.where(removed[components], np.uint8(0), labels)
+    brain = np.isin(labels, values_of("brain"))
+    fragments = filter_components(brain, lambda sizes: sizes < _MIN_BRAIN_PART * sizes.max(), FACES)
+    return np.where(fragments, np.uint8(0), labels)
 
 
-def _fragments(mask: Bool) -> Bool:
+def _fragments(mask: BoolArray) -> BoolArray:
     """Components that are small compared with the largest one."""
-    from scipy import ndimage
-
-    labels, number = ndimage.label(mask)
-    if number < 2:
-        return np.zeros_like(mask)
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
-    small = sizes < _MIN_FRAGMENT * sizes.max()
-    small[0] = False
-    return np.asarray(small[labels])
+    return filter_components(mask, lambda sizes: sizes < _MIN_FRAGMENT * sizes.max(), FACES)
 
 
-def _filled(brain: Bool) -> Bool:
+def _filled(brain: BoolArray) -> BoolArray:
     from scipy import ndimage
 
     box = ndimage.find_objects(brain.astype(np.uint8))
@@ -365,7 +337,7 @@ def _bare_name(path: Path) -> str:
     return path.name[: len(path.name) - len(ending)]
 
 
-def _write_labels(path: Path, labels: npt.NDArray[np.uint8], like: Path) -> None:
+def _write_labels(path: Path, labels: Mask, like: Path) -> None:
     """Writes labels; the header of a NIfTI is copied bit for bit, as in ``write_mask``."""
     from pvs_model.volume.io import read_grid
     from pvs_model.volume.nifti import NIBABEL, nifti_header, open_nibabel, write_nifti

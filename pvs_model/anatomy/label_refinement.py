@@ -9,17 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pvs_model.anatomy.intensity import normalise
 from pvs_model.anatomy.regions import CLASSES, to_labels
-from pvs_model.types import Affine, FloatArray, Grid
-
-Bool = npt.NDArray[np.bool_]
-Labels = npt.NDArray[np.uint8]
+from pvs_model.types import Affine, BoolArray, FloatArray, Grid, Mask
 
 #: Number of voxels of the scan per chunk.
 _CHUNK = 150_000
@@ -41,7 +37,7 @@ _FIELD = (0.5, 2.0)
 _MIN_DEVIATION = 0.02
 
 
-def refine_labels(probability: Tensor, affine: Affine, grid: Grid, signal: FloatArray | None = None) -> Labels:
+def refine_labels(probability: Tensor, affine: Affine, grid: Grid, signal: FloatArray | None = None) -> Mask:
     """Computes labels on another grid by interpolating probabilities and, if given, weighing them with the signal.
 
     Voxels whose eight neighbouring probabilities agree on class and side are not changed.
@@ -252,7 +248,7 @@ def _own_mm(slab: tuple[slice, ...], box: tuple[slice, ...], spacing: FloatArray
     return torch.stack(torch.meshgrid(*ranges, indexing="ij"))
 
 
-def _agreed(labels: Labels, certain: Bool) -> Bool:
+def _agreed(labels: Mask, certain: BoolArray) -> BoolArray:
     """Whether a voxel and the seven others of its cell (upwards) have the same label with certainty."""
     out = certain.copy()
     for corner in range(1, 8):
@@ -263,7 +259,7 @@ def _agreed(labels: Labels, certain: Bool) -> Bool:
     return out
 
 
-def _box_of(mask: Bool, index: Affine, shape: tuple[int, int, int]) -> tuple[slice, slice, slice] | None:
+def _box_of(mask: BoolArray, index: Affine, shape: tuple[int, int, int]) -> tuple[slice, slice, slice] | None:
     """Bounding box in a grid of a mask on another; ``index`` maps voxels of the grid to those of the mask."""
     if not mask.any():
         return None

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-Bool = npt.NDArray[np.bool_]
-Labels = npt.NDArray[np.uint8]
+from pvs_model.types import BoolArray, Mask
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ def values_of(name: str) -> tuple[int, ...]:
     return tuple(values)
 
 
-def to_labels(classes: npt.NDArray[np.integer], right: Bool) -> Labels:
+def to_labels(classes: npt.NDArray[np.integer], right: BoolArray) -> Mask:
     """Converts classes of the network and sides to values of the label table; any shape."""
     table = np.zeros((2, CLASSES), np.uint8)
     for k, s in enumerate(STRUCTURES, 1):
@@ -127,10 +126,10 @@ class Anatomy:
         brain: bool (x, y, z), parenchyma and ventricles without holes; contains every region except CSF.
     """
 
-    labels: Labels
-    brain: Bool
+    labels: Mask
+    brain: BoolArray
 
-    def mask(self, name: str) -> Bool:
+    def mask(self, name: str) -> BoolArray:
         """Mask of a region, bool (x, y, z).
 
         Args:

@@ -82,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser, weights: Path) -> None:
     add("--part", type=_part, metavar="K/N", help="run only part K of N of the cases, for job arrays")
     add("--dry-run", action="store_true", help="list cases, their files and unused files; run nothing")
     add("--prompt", help="a prompt of your own (needs a BERT encoder)")
-    add("--report", type=Path, metavar="DIR", help="burden tables and pages to look at (not in --output)")
+    add("--report", type=Path, metavar="DIR", help="burden tables and HTML reports (not within --output)")
     add("--probability", action="store_true", help="with --report: keep probability maps there")
     add("--resume", action="store_true", help="skip cases that an earlier run completed")
     add("--no-anatomy", dest="anatomy", action="store_false", help="no brain mask, no regions")
@@ -165,7 +165,7 @@ def unused_files(root: Path, cases: Sequence[Case], layout: Layout) -> Iterator[
                 yield path, "hidden"
             elif name in _NOT_SEARCHED:
                 yield path, "other data"
-            elif (real := os.path.realpath(path)) not in seen:  # a link may lead to where it lies
+            elif (real := os.path.realpath(path)) not in seen:  # a link may lead to a parent folder
                 seen.add(real)
                 kept.append(name)
         if not below and not files and not _named(Path(folder), failed):
@@ -209,7 +209,7 @@ def log_unused_files(root: Path, cases: Sequence[Case], layout: Layout) -> None:
     left = [path for path, why in unused_files(root, cases, layout) if not why.startswith(quiet)]
     if left:
         shown = listed(path.relative_to(root).as_posix() for path in left)
-        log.info("unused: %s (--dry-run says why)", escape_control_characters(shown))
+        log.info("unused: %s (--dry-run lists the reasons)", escape_control_characters(shown))
 
 
 def log_missing_weights(settings: InferenceConfig) -> None:

@@ -13,15 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from pvs_model.burden.records import ALL, BOTH, LEFT, OTHER, RIGHT, Pvs, RegionBurden
-
-Bool = npt.NDArray[np.bool_]
-Bytes = npt.NDArray[np.uint8]
+from pvs_model.types import BoolArray, Mask
 
 #: Values of a map of hemispheres; 0 is neither.
 SIDES = {LEFT: 1, RIGHT: 2}
 
 
-def region_map(regions: Mapping[str, Bool], shape: tuple[int, ...]) -> Bytes:
+def region_map(regions: Mapping[str, BoolArray], shape: tuple[int, ...]) -> Mask:
     """Returns the regions as one map: 1, 2, ... in the order of names, 0 outside all; ``ALL`` is left out."""
     values = np.zeros(shape, np.uint8)
     names = [name for name in regions if name != ALL]
@@ -30,7 +28,7 @@ def region_map(regions: Mapping[str, Bool], shape: tuple[int, ...]) -> Bytes:
     return values
 
 
-def region_of(values: Bytes, names: Sequence[str]) -> str:
+def region_of(values: Mask, names: Sequence[str]) -> str:
     """Returns the region of a PVS.
 
     Args:
@@ -46,7 +44,7 @@ def region_of(values: Bytes, names: Sequence[str]) -> str:
     return names[best - 1] if best and votes[best] >= votes[0] else OTHER
 
 
-def side_of(values: Bytes) -> str | None:
+def side_of(values: Mask) -> str | None:
     """Returns the side of most of a PVS's voxels, left among equals; None where none of them has a side.
 
     Args:
@@ -84,7 +82,7 @@ def region_burden(
     )
 
 
-def voxels_by_region(values: Bytes, hemispheres: Bytes | None, names: Sequence[str]) -> npt.NDArray[np.int64]:
+def voxels_by_region(values: Mask, hemispheres: Mask | None, names: Sequence[str]) -> npt.NDArray[np.int64]:
     """Counts the voxels of each region and side.
 
     Args:
@@ -95,7 +93,7 @@ def voxels_by_region(values: Bytes, hemispheres: Bytes | None, names: Sequence[s
     Returns:
         (regions + 1, 3): by region, 0 for outside; by side: neither, left, right.
     """
-    # Bytes are compared many times rather than made into 64-bit numbers once, as counting of bins would: less time.
+    # Repeated comparisons of bytes are faster than a conversion to 64-bit integers, as np.bincount needs.
     code = values if hemispheres is None else values * np.uint8(3) + hemispheres
     wide = 1 if hemispheres is None else 3
     counts = [np.count_nonzero(code == value) for value in range(wide * (len(names) + 1))]

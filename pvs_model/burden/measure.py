@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pvs_model.burden.counts import SIDES, region_burden, region_map, region_of, side_of, voxels_by_region
-from pvs_model.burden.morphology import Bool, shape_of, voxel_volume_mm3
+from pvs_model.burden.morphology import shape_of, voxel_volume_mm3
 from pvs_model.burden.ratings import estimate, slices_per_slab
 from pvs_model.burden.records import ALL, BOTH, OTHER, Burden, Pvs, RegionBurden
-from pvs_model.types import Affine, Grid
+from pvs_model.config import THICK_SLICE_MM
+from pvs_model.types import Affine, AnyArray, BoolArray, Grid
 from pvs_model.volume.geometry import to_ras_grid
 
-#: Smallest thickness of thick slices, in which PVS of a mask appear wider than they are.
-THICK_MM = 2.5
 #: Largest number of regions that a map of regions and sides holds in bytes.
-_MOST_REGIONS = 84
-
-Array = npt.NDArray[Any]
+_MAX_REGIONS = 84
 
 
 def measure(
-    mask: Array,
-    regions: Mapping[str, Array],
+    mask: AnyArray,
+    regions: Mapping[str, AnyArray],
     affine: Affine,
-    intracranial: Array | None = None,
-    hemispheres: Array | None = None,
-    fluid: Array | None = None,
+    intracranial: AnyArray | None = None,
+    hemispheres: AnyArray | None = None,
+    fluid: AnyArray | None = None,
 ) -> Burden:
     """Counts, measures and rates the PVS of a mask. All arrays lie on one grid, in any order of its axes.
 
@@ -86,12 +82,12 @@ def measure(
 
 
 def _every_pvs(
-    mask: Bool,
+    mask: BoolArray,
     affine: Affine,
     where: npt.NDArray[np.uint8],
     sides: npt.NDArray[np.uint8] | None,
     names: list[str],
-    fluid: Array | None,
+    fluid: AnyArray | None,
 ) -> tuple[tuple[Pvs, ...], tuple[npt.NDArray[np.intp], ...]]:
     """Returns the PVS of a mask with RAS+ axes, and the indices of all its voxels."""
     from scipy import ndimage
@@ -123,7 +119,7 @@ def _every_pvs(
     return tuple(pvs), inside
 
 
-def _fluid_volumes(labels: Array, count: int, fluid: Array, corner: list[int], affine: Affine) -> Array:
+def _fluid_volumes(labels: AnyArray, count: int, fluid: AnyArray, corner: list[int], affine: Affine) -> AnyArray:
     """Sums the fluid fraction over each cluster 1, 2, ... dilated by one voxel, in mm3.
 
     Part of a PVS lies in voxels that are not marked. Clusters are not dilated across thick slices, where the next voxel
@@ -138,7 +134,7 @@ def _fluid_volumes(labels: Array, count: int, fluid: Array, corner: list[int], a
     """
     from scipy import ndimage
 
-    reach = [int(spacing < THICK_MM) for spacing in np.linalg.norm(affine[:3, :3], axis=0)]
+    reach = [int(spacing < THICK_SLICE_MM) for spacing in np.linalg.norm(affine[:3, :3], axis=0)]
     low = [min(r, c) for r, c in zip(reach, corner, strict=True)]
     ends = [c + n for c, n in zip(corner, labels.shape, strict=True)]
     high = [min(r, n - end) for r, n, end in zip(reach, fluid.shape, ends, strict=True)]
@@ -146,11 +142,11 @@ def _fluid_volumes(labels: Array, count: int, fluid: Array, corner: list[int], a
     grown = np.where(padded > 0, padded, ndimage.maximum_filter(padded, [2 * r + 1 for r in reach], mode="constant"))
     box = tuple(slice(c - a, end + b) for c, a, end, b in zip(corner, low, ends, high, strict=True))
     sums = np.bincount(grown.ravel(), weights=fluid[box].ravel(), minlength=count + 1)
-    volumes: Array = sums[1:] * voxel_volume_mm3(affine)
+    volumes: AnyArray = sums[1:] * voxel_volume_mm3(affine)
     return volumes
 
 
-def _voxels(whole: Bool, sides: npt.NDArray[np.uint8] | None) -> npt.NDArray[np.int64]:
+def _voxels(whole: BoolArray, sides: npt.NDArray[np.uint8] | None) -> npt.NDArray[np.int64]:
     """Counts the voxels of a mask by side: neither, left, right; all neither where sides are unknown."""
     return voxels_by_region(whole.astype(np.uint8), sides, [ALL])[1]
 
@@ -158,7 +154,7 @@ def _voxels(whole: Bool, sides: npt.NDArray[np.uint8] | None) -> npt.NDArray[np.
 def _warnings(grid: Grid, head: float | None, sides: bool) -> tuple[str, ...]:
     warnings = []
     thick = max(grid.spacing_mm)
-    if thick >= THICK_MM:
+    if thick >= THICK_SLICE_MM:
         warnings.append(f"Slices of {thick:g} mm: volumes and widths of PVS are overestimated, directions uncertain.")
     if not sides:
         warnings.append("Left and right are unknown: no estimated Potter scores of BG and CSO.")
@@ -168,12 +164,12 @@ def _warnings(grid: Grid, head: float | None, sides: bool) -> tuple[str, ...]:
 
 
 def _checked(
-    mask: Array,
-    regions: Mapping[str, Array],
+    mask: AnyArray,
+    regions: Mapping[str, AnyArray],
     affine: Affine,
-    intracranial: Array | None,
-    hemispheres: Array | None,
-    fluid: Array | None,
+    intracranial: AnyArray | None,
+    hemispheres: AnyArray | None,
+    fluid: AnyArray | None,
 ) -> Grid:
     """Returns the grid of the mask after checking all arguments against it."""
     if mask.ndim != 3:
@@ -182,8 +178,8 @@ def _checked(
     for name, array in arrays.items():
         if array is not None and array.shape != mask.shape:
             raise ValueError(f"{name}: expected the shape of the mask, {mask.shape}, got {array.shape}")
-    if any(not name or name == OTHER for name in regions) or len(regions) > _MOST_REGIONS:
-        raise ValueError(f"expected up to {_MOST_REGIONS} regions with names, none of them {OTHER!r}")
+    if any(not name or name == OTHER for name in regions) or len(regions) > _MAX_REGIONS:
+        raise ValueError(f"expected up to {_MAX_REGIONS} regions with names, none of them {OTHER!r}")
     if affine.shape != (4, 4) or not np.isfinite(affine).all() or voxel_volume_mm3(affine) == 0:
         raise ValueError("expected a finite, invertible affine (4, 4)")
     if hemispheres is not None and (hemispheres != hemispheres.clip(0, 2).astype(np.uint8)).any():

@@ -11,16 +11,11 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from pvs_model.types import Affine
+from pvs_model.types import Affine, BoolArray, Float64Array, Triple
 
-Bool = npt.NDArray[np.bool_]
-Floats = npt.NDArray[np.float64]
-Vector = tuple[float, float, float]
-
-#: Clusters less linear than this have no direction: in painted tubes their main axis said next to nothing.
-LEAST_LINEARITY = 0.4
+#: Smallest linearity of clusters with a direction: below it, the main axis of simulated tubes is not informative.
+MIN_LINEARITY = 0.4
 #: Standard deviation of the smoothing along a centre line, in voxels (cube root of their volume): with less, the
 #: staircase of a slanting line adds to its length; with more, bends are cut.
 SMOOTHING_VOXELS = 2.0
@@ -38,7 +33,7 @@ class Shape:
         length_mm: Length from tip to tip along the centre line; at least about one voxel.
         width_mm: Diameter of the round-ended tube of this length and volume.
         linearity: 0 (round or flat) to nearly 1 (a long line), 1 - (second / first) spread of the voxels.
-        direction: Unit vector in RAS, towards superior; None below ``LEAST_LINEARITY``.
+        direction: Unit vector in RAS, towards superior; None below ``MIN_LINEARITY``.
         centre_mm: Mean position in RAS mm.
     """
 
@@ -47,8 +42,8 @@ class Shape:
     length_mm: float
     width_mm: float
     linearity: float
-    direction: Vector | None
-    centre_mm: Vector
+    direction: Triple | None
+    centre_mm: Triple
 
     @property
     def elongation(self) -> float:
@@ -64,7 +59,7 @@ class Shape:
         return math.degrees(math.atan2(math.hypot(right, anterior), abs(superior)))
 
 
-def shape_of(cluster: Bool, affine: Affine) -> Shape:
+def shape_of(cluster: BoolArray, affine: Affine) -> Shape:
     """Measures one cluster.
 
     Args:
@@ -117,7 +112,7 @@ def tube_width(volume_mm3: float, length_mm: float) -> float:
     return length_mm * (1 + 2 * math.cos((2 * math.pi - math.acos(1 - share)) / 3))
 
 
-def centre_line(cluster: Bool, axes: Floats) -> Floats:
+def centre_line(cluster: BoolArray, axes: Float64Array) -> Float64Array:
     """Returns the longest of the shortest paths through the skeleton (Lee 1994, scikit-image).
 
     Where the thinning leaves nothing, which happens to clusters of even thickness, it is a path through all voxels.
@@ -134,7 +129,7 @@ def centre_line(cluster: Bool, axes: Floats) -> Floats:
     from scipy.spatial import KDTree
     from skimage.morphology import skeletonize
 
-    # A margin: thinning takes what lies beyond the array's edge for more of the same.
+    # With a margin, as thinning extends the array beyond its edge.
     index = np.argwhere(skeletonize(np.pad(cluster, 1))) - 1
     if not len(index):
         index = np.argwhere(cluster)
@@ -154,11 +149,11 @@ def centre_line(cluster: Bool, axes: Floats) -> Floats:
     return position[path]
 
 
-def _furthest(distance: Floats) -> int:
+def _furthest(distance: Float64Array) -> int:
     return int(np.argmax(np.where(np.isfinite(distance), distance, -1)))
 
 
-def _length(cluster: Bool, position: Floats, axes: Floats, solid: Floats) -> float:
+def _length(cluster: BoolArray, position: Float64Array, axes: Float64Array, solid: Float64Array) -> float:
     """Returns the length of a cluster with voxels at ``position`` (N, 3) and second moments ``solid`` of boxes."""
     from scipy.spatial import KDTree
 
@@ -178,7 +173,7 @@ def _length(cluster: Bool, position: Floats, axes: Floats, solid: Floats) -> flo
     return length
 
 
-def _smoothed(line: Floats, sigma_mm: float) -> Floats:
+def _smoothed(line: Float64Array, sigma_mm: float) -> Float64Array:
     """Smooths a line (P, 3) along its length by a Gaussian, with fixed ends."""
     points = len(line)
     if points < 3:
@@ -190,12 +185,12 @@ def _smoothed(line: Floats, sigma_mm: float) -> Floats:
     return weight @ longer / weight.sum(1, keepdims=True)
 
 
-def _through_voxel(direction: Floats, axes: Floats) -> float:
+def _through_voxel(direction: Float64Array, axes: Float64Array) -> float:
     """Returns the length in mm of the line through a voxel's middle in a direction (a unit vector)."""
     return 1 / float(np.abs(np.linalg.solve(axes, direction)).max())
 
 
-def _direction(spread: Floats, one_voxel: Floats) -> tuple[float, Vector | None]:
+def _direction(spread: Float64Array, one_voxel: Float64Array) -> tuple[float, Triple | None]:
     """Returns linearity, and the main axis where there is one, from second moments (3, 3) in mm2.
 
     A voxel is in the mask when a share of it is filled, so a cluster is the PVS widened by about a voxel: the voxel's
@@ -204,7 +199,7 @@ def _direction(spread: Floats, one_voxel: Floats) -> tuple[float, Vector | None]
     values, vectors = np.linalg.eigh(spread - one_voxel)
     _, second, first = np.maximum(values, 0)
     linearity = float((first - second) / (first + np.trace(one_voxel) / 3))
-    if linearity < LEAST_LINEARITY:
+    if linearity < MIN_LINEARITY:
         return linearity, None
     axis = vectors[:, 2]
     # Of the two opposite vectors the one towards superior, else anterior, else right.
@@ -212,6 +207,6 @@ def _direction(spread: Floats, one_voxel: Floats) -> tuple[float, Vector | None]
     return linearity, _vector(axis if leading > 0 else -axis)
 
 
-def _vector(values: Floats) -> Vector:
+def _vector(values: Float64Array) -> Triple:
     x, y, z = (float(value) + 0.0 for value in values)
     return x, y, z

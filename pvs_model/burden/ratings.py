@@ -7,7 +7,7 @@ Potter (Doubal 2010, Potter 2015; as worded in mcpvs_net_2024, 2.9)
     and out.
 mcPVS-Net (mcpvs_net_2024, 2.7), both sides together
     basal ganglia, in total: 1 = fewer than 5, 2 = 5 to 10, 3 = more than 10. Score 4, "uncountable", is never given:
-    a mask can always be counted, and where PVS merge, no published rule says from when on they are too many.
+    a mask can always be counted, and there is no published limit for confluent PVS.
     White matter: 1 = fewer than 10 in total, 2 = more than 10 in total but 10 at most on any section, 3 = 10 to 20
     on the fullest section, 4 = more than 20 on it. A section is a slab as above. The wording leaves out a total of
     exactly 10 and has a section of exactly 10 twice: both get the lower score, 1 and 2.

@@ -10,7 +10,7 @@ from pvs_model.burden.morphology import Shape
 
 Value = str | int | float | None
 
-#: The region of the whole mask, and that of a PVS that lies in none of the regions given.
+#: Names for the whole image, and for PVS outside all given regions.
 ALL, OTHER = "all", "other"
 #: Sides of a row: both together, then each.
 BOTH, LEFT, RIGHT = "both", "left", "right"
@@ -65,7 +65,7 @@ class Pvs:
     """One perivascular space: a 26-connected cluster of the mask.
 
     Attributes:
-        number: 1, 2, ... in the order in which the clusters lie from left to right.
+        number: 1, 2, ... from left to right.
         region: Name of the region it is counted in, or ``OTHER``.
         hemisphere: ``LEFT``, ``RIGHT``, or None where no side is known.
         shape: Size and direction.
@@ -184,7 +184,7 @@ class Burden:
         raise KeyError(f"expected a measured region, got {region!r}, {hemisphere!r}")
 
     def estimated_score(self, scale: str, region: str) -> EstimatedScore | None:
-        """Returns the estimated score of a region; None where there is none."""
+        """Returns the estimated score of a region, or None."""
         return next((s for s in self.scores if (s.scale, s.region) == (scale, region)), None)
 
     def as_json(self) -> dict[str, Any]:

@@ -8,10 +8,10 @@ from pvs_model.anatomy.regions import Anatomy, values_of
 from pvs_model.burden.counts import SIDES, region_map
 from pvs_model.burden.measure import measure
 from pvs_model.burden.records import ALL, LEFT, RIGHT, Burden
-from pvs_model.types import Affine, FloatArray, Mask
+from pvs_model.types import Affine, FloatArray, Mask, Region
 
-#: Regions of a report -> names of the anatomy's regions.
-REGIONS = {"CSO": "CSO", "BG": "BG", "hippocampus": "HIP", "midbrain": "MID"}
+#: Regions by their names in tables, in the order of their rows.
+REGIONS = {region.table_name: region for region in (Region.CSO, Region.BG, Region.HIPPOCAMPUS, Region.MIDBRAIN)}
 #: Largest distance from a PVS voxel outside all regions to the region it is counted in, mm: PVS of the white matter
 #: reach into the cortex, and one as bright as fluid may be labelled as fluid.
 NEAR_MM = 2.0
@@ -39,7 +39,7 @@ def burden_of(mask: Mask, affine: Affine, anatomy: Anatomy | None, fluid: FloatA
 
 def regions_of(mask: Mask, affine: Affine, anatomy: Anatomy) -> Mask:
     """Returns a map of ``REGIONS``, 1, 2, ... in their order, in which the PVS of a mask are counted."""
-    where = region_map({name: anatomy.mask(label) for name, label in REGIONS.items()}, mask.shape)
+    where = region_map({name: anatomy.mask(region) for name, region in REGIONS.items()}, mask.shape)
     return nearest_region(mask, where, np.linalg.norm(affine[:3, :3], axis=0))
 
 

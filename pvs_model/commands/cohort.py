@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the command; the last line on stderr says what failed.
+    """Runs the command; the last line on stderr names the failed cases.
 
     Returns:
         Exit status: 0 when every case was written, 1 when a case failed, 130 when the run was stopped.

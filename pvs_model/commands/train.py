@@ -196,7 +196,7 @@ def _check_start(path: Path, name: str, network: NetworkConfig) -> None:
     """Checks that weights to begin from belong to the network.
 
     Raises:
-        WeightsError: They are missing or differ; the sentence says where.
+        WeightsError: They are missing or differ.
     """
     from pvs_model.nets import checkpoint
 

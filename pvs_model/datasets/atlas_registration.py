@@ -95,7 +95,7 @@ def _register(scan: FloatArray, grid: Grid, inside: npt.NDArray[np.bool_], seque
     made = _means(bounded, tissues, prior)[tissues]
     both = brain & (tissues > 0)
     similarity = float(np.corrcoef(made[both], bounded[both])[0, 1])
-    return Registered(chosen.name, box.undo(tissues), similarity)
+    return Registered(chosen.name, box.invert(tissues), similarity)
 
 
 def _sitk() -> Any:

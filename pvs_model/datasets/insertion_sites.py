@@ -14,12 +14,11 @@ from scipy import ndimage
 
 from pvs_model.simulation.head import PVS_TISSUES, is_tissue
 from pvs_model.simulation.parameters import Triple
-from pvs_model.types import SEQUENCES
-
-Bool = npt.NDArray[np.bool_]
+from pvs_model.types import SEQUENCES, BoolArray
+from pvs_model.volume.components import FACES, filter_components
 
 #: Maximum distance of a site's intensity from the median of its tissue, in robust deviations, in every sequence.
-MOST_DEVIATIONS = 2.5
+MAX_DEVIATIONS = 2.5
 #: Minimum distance of a lesion's intensity above cortex, in deviations, in FLAIR, or in T2w without FLAIR.
 LESION_DEVIATIONS = 3.0
 #: Lesions of at least this volume (tumours with their oedema) get a margin of three voxels, smaller ones of one.
@@ -40,8 +39,8 @@ class InsertionSites:
         fluid: Intensity of CSF in each sequence, raw units; 0 for a missing one.
     """
 
-    mask: Bool
-    lesions: Bool
+    mask: BoolArray
+    lesions: BoolArray
     fluid: Triple
 
 
@@ -50,7 +49,7 @@ def find_insertion_sites(
     corrected: npt.NDArray[np.float32],
     present: tuple[bool, bool, bool],
     tissues: npt.NDArray[np.uint8],
-    inside: Bool,
+    inside: BoolArray,
     voxel_mm: Triple,
 ) -> InsertionSites:
     """Selects the insertion sites of a scan.
@@ -80,7 +79,7 @@ def find_insertion_sites(
         fits = here
         for c in channels:
             middle, deviation = robust(smooth[c][core])
-            fits = fits & (np.abs(smooth[c] - middle) < MOST_DEVIATIONS * deviation)
+            fits = fits & (np.abs(smooth[c] - middle) < MAX_DEVIATIONS * deviation)
         sites |= fits
 
     fluid = is_tissue(tissues, "ventricle", "csf") | ~inside
@@ -94,8 +93,8 @@ def find_insertion_sites(
     return InsertionSites(remove_small_components(sites, MIN_SITE_MM3, voxel_mm), lesions, (t1w, t2w, flair))
 
 
-def find_lesions(smooth: dict[int, npt.NDArray[np.float32]], white: Bool, cortex: Bool, inside: Bool,
-                 voxel_mm: Triple) -> Bool:  # fmt: skip
+def find_lesions(smooth: dict[int, npt.NDArray[np.float32]], white: BoolArray, cortex: BoolArray, inside: BoolArray,
+                 voxel_mm: Triple) -> BoolArray:  # fmt: skip
     """Finds what is brighter than white matter and cortex in FLAIR (else in T2w, else nothing), with a margin."""
     flair, t2w = SEQUENCES.index("FLAIR"), SEQUENCES.index("T2w")
     channel = flair if flair in smooth else t2w
@@ -117,7 +116,7 @@ def robust(values: npt.NDArray[np.float32]) -> tuple[float, float]:
     return middle, 1.4826 * float(np.median(np.abs(values - middle)))
 
 
-def core_of(mask: Bool, voxels: int) -> Bool:
+def core_of(mask: BoolArray, voxels: int) -> BoolArray:
     """Erodes a mask by up to ``voxels``, fewer if less than ``MIN_VOXELS`` would be left."""
     for depth in range(voxels, 0, -1):
         core = ndimage.binary_erosion(mask, iterations=depth)
@@ -126,10 +125,7 @@ def core_of(mask: Bool, voxels: int) -> Bool:
     return mask
 
 
-def remove_small_components(mask: Bool, min_mm3: float, voxel_mm: Triple) -> Bool:
+def remove_small_components(mask: BoolArray, min_mm3: float, voxel_mm: Triple) -> BoolArray:
     """Removes face-connected components below a volume."""
-    labels, _ = ndimage.label(mask)
-    sizes = np.bincount(labels.ravel()) * float(np.prod(voxel_mm))
-    keep = sizes >= min_mm3
-    keep[0] = False
-    return np.asarray(keep[labels])
+    voxel_mm3 = float(np.prod(voxel_mm))
+    return filter_components(mask, lambda sizes: sizes * voxel_mm3 >= min_mm3, FACES)

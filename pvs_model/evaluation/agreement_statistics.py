@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+from pvs_model.types import Float64Array
 
 _LEVEL = 0.975  # two-sided 95 %
 
@@ -167,7 +167,7 @@ def studentized_max_modulus_sf(x: float, comparisons: int, df: float) -> float:
     if not x >= 0 or comparisons < 1 or not df > 0:
         raise ValueError(f"expected x >= 0, comparisons >= 1, df > 0, got {x}, {comparisons}, {df}")
 
-    def beyond(at: Floats) -> Floats:
+    def beyond(at: Float64Array) -> Float64Array:
         # 1 - (1 - q)^c with q = P(|Z| > at), without losing digits where q is tiny
         with np.errstate(divide="ignore"):
             inside = np.log1p(-np.exp(np.minimum(math.log(2) + log_ndtr(-at), 0.0)))

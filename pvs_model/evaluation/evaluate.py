@@ -16,7 +16,7 @@ import numpy as np
 
 from pvs_model.errors import PVSError, VolumeError
 from pvs_model.evaluation.file_matching import CaseFiles, match_files
-from pvs_model.evaluation.metrics import all_sets, without_ignored, worst
+from pvs_model.evaluation.metrics import all_sets, penalty_scores, without_ignored
 from pvs_model.evaluation.regions import BOXES, NO_REGIONS, REGION_ORDER, RegionMasks, Regions, regions_of
 from pvs_model.evaluation.results import MISSING, REFUSED, SCORED, Evaluation, Row
 from pvs_model.evaluation.summary import summarise
@@ -146,7 +146,7 @@ def score_case(case: CaseFiles, regions: Regions = AS_GIVEN) -> Scored:
             continue
         inside = within[region]
         if prediction is None:
-            counts, sets = worst(reference & inside, spacing)
+            counts, sets = penalty_scores(reference & inside, spacing)
         else:
             counts, sets = all_sets(prediction & inside, reference & inside, spacing)
         notes = [ABOVE_ONE] if (sets["official"]["precision"] or 0) > 1 else []
@@ -188,7 +188,7 @@ def _serial(cases: Iterable[CaseFiles], regions: Regions) -> Iterator[tuple[int,
 
 
 def _parallel(cases: Sequence[CaseFiles], regions: Regions, workers: int) -> Iterator[tuple[int, Scored]]:
-    """In several processes; a process that dies (out of memory, say) costs its case, not the others."""
+    """Scores in several processes; if a process dies (such as out of memory), only its case is lost."""
     left = dict(enumerate(cases))
     # Not forked: a forked copy of a process with threads can hang.
     with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_one_thread) as pool:

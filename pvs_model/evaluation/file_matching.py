@@ -38,7 +38,7 @@ class CaseFiles:
     Attributes:
         case, site: Name of the case, and the folders above it ("" where there are none).
         reference: File of the reference mask.
-        prediction: File of the mask to score; None where there is none.
+        prediction: File of the mask to score, or None.
         problem: Reason why no prediction could be chosen from several.
         data_error: Reason why the case cannot be scored: several reference masks.
         regions: Files of region masks by name, several to be united.
@@ -117,7 +117,7 @@ def match_files(
         name, folder = case.case.lower(), case.reference.parent.relative_to(references)
         candidates = [file for file in files if name in by_name[file.path] | by_folder[file.path]]
         same_site = [file for file in candidates if _within(case.site, file.folder)]
-        # Where a name occurs at several sites, the folder has to say which is meant.
+        # If a name occurs at several sites, the folder decides.
         candidates = same_site if same_site or count[name] > 1 else candidates
         if len(candidates) > 1:
             candidates = [file for file in candidates if file.folder == folder] or candidates

@@ -71,7 +71,7 @@ def evaluate_jobs(source: Path, output: Path, references: Path, sockets: Sockets
     cases = {case.case: case for case in files}
     if len(cases) < len(files):
         raise LayoutError(
-            f"{references}: expected one reference mask per name, since jobs do not say their site; got some twice"
+            f"{references}: expected one reference mask per name, since jobs do not contain their site; got some twice"
         )
     jobs = _jobs(source / "predictions.json")
     matched: dict[str, CaseFiles] = {}

@@ -1,8 +1,8 @@
-"""Scores of a mask against the truth: pure functions of boolean arrays (x, y, z).
+"""Scores of a predicted mask against its reference: pure functions of boolean arrays (x, y, z).
 
-Two masks are compared once (``overlap``: one labelling of each, 26-connected); four named sets of scores are made
-from what that counts. With |T|, |P| voxels and t, p clusters of truth and prediction, t' truth clusters that the
-prediction touches and p' predicted clusters that touch the truth (to touch: to share a voxel):
+Two masks are compared once (``overlap``: one labelling of each, 26-connected); four named sets of scores follow
+from its counts. With |T|, |P| voxels and t, p clusters of reference and prediction, t' reference clusters that the
+prediction touches and p' predicted clusters that touch the reference (share a voxel with it):
 
 ``official``: the challenge's own (epvs_challenge_2024, Table 3 and its published script)
     dice = 2 |T and P| / (|T| + |P|); avd = ||P| - |T|| / |T|; avd_capped = min(1, avd), as in its test phase;
@@ -19,7 +19,7 @@ prediction touches and p' predicted clusters that touch the truth (to touch: to 
 Where a mask is empty, a score is None (has no value) or a number by these rules, all of them tested:
 
 =========== ============================== =============================== ====================================
-set         both empty                     truth empty                     prediction empty
+set         both empty                     reference empty                 prediction empty
 =========== ============================== =============================== ====================================
 official    dice, avd None, avd_capped 1,  dice 0, avd None, avd_capped 1, all 0, avd and avd_capped 1
             recall, precision 0            recall, precision 0
@@ -41,17 +41,18 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
-Bool = npt.NDArray[np.bool_]
+from pvs_model.types import BoolArray, Triple
+
 Values = dict[str, float | None]
 
-#: Clusters match one to one from this intersection over union on; a fraction, since 3 of 30 voxels are enough.
+#: Smallest intersection over union of matching clusters; a fraction, since 3 of 30 voxels are enough.
 MATCH_IOU = Fraction(1, 10)
-#: Surfaces agree within this distance.
+#: Largest distance of surfaces that agree.
 SURFACE_TOLERANCE_MM = 1.0
-#: What a header's rounding may add to a distance: the next voxel at 1.0000001 mm is still at 1 mm.
+#: Tolerance of distances, as headers are rounded: a voxel at 1.0000001 mm is at 1 mm.
 _ROUNDING_MM = 1e-4
 
-#: The scores of each set, in the order in which they are shown.
+#: Scores of each set, in the order of reports.
 SETS: dict[str, tuple[str, ...]] = {
     "official": ("dice", "avd", "avd_capped", "recall", "precision"),
     "detection": ("recall", "precision", "f1", "matched_recall", "matched_precision", "matched_f1"),
@@ -66,15 +67,15 @@ SETS: dict[str, tuple[str, ...]] = {
     "voxels": ("dice", "iou", "sensitivity", "ppv"),
 }
 
-#: What a prediction that is missing gets, where it is worse than what an empty mask gets.
-WORST: dict[str, Values] = {
+#: Scores of a missing prediction that are worse than those of an empty mask.
+PENALTY: dict[str, Values] = {
     "official": {"dice": 0.0, "avd": 1.0, "avd_capped": 1.0, "recall": 0.0, "precision": 0.0},
     "detection": dict.fromkeys(SETS["detection"], 0.0),
     "volume": {"surface_dice_1mm": 0.0},
     "voxels": dict.fromkeys(SETS["voxels"], 0.0),
 }
 
-#: The papers' own names for the voxel scores, so that their tables can be compared.
+#: Names in the papers for the voxel scores, so that their tables can be compared.
 PAPERS: Mapping[str, Mapping[str, str]] = {
     "cross_modal_graph_learning_2025": {"DICE": "dice", "IoU": "iou", "Recall": "sensitivity", "Precision": "ppv"},
     "mcpvs_net_2024": {"DICE": "dice", "Precision": "ppv", "Recall": "sensitivity"},
@@ -84,14 +85,14 @@ PAPERS: Mapping[str, Mapping[str, str]] = {
 
 @dataclass(frozen=True)
 class Overlap:
-    """What two masks have and share, counted once; every score but the surface Dice follows from it.
+    """Counts of two masks and their intersection, from which all scores but the surface Dice follow.
 
     Attributes:
-        truth_voxels, predicted_voxels, shared_voxels: numbers of voxels.
-        truth_clusters, predicted_clusters: numbers of 26-connected components.
-        touched_truth: truth clusters that share a voxel with the prediction.
-        touching_predicted: predicted clusters that share a voxel with the truth.
-        matched: pairs in the largest one-to-one matching at ``MATCH_IOU``.
+        truth_voxels, predicted_voxels, shared_voxels: Numbers of voxels.
+        truth_clusters, predicted_clusters: Numbers of 26-connected components.
+        touched_truth: Detected reference clusters, which share a voxel with the prediction.
+        touching_predicted: True-positive predicted clusters, which share a voxel with the reference.
+        matched: Pairs in the largest one-to-one matching at ``MATCH_IOU``.
     """
 
     truth_voxels: int
@@ -104,74 +105,77 @@ class Overlap:
     matched: int
 
 
-def clusters(mask: Bool) -> tuple[npt.NDArray[np.int32], int]:
-    """26-connected components: labels (0 = none) and their number."""
+def clusters(mask: BoolArray) -> tuple[npt.NDArray[np.int32], int]:
+    """Labels the 26-connected components (0 in the background) and counts them."""
     from scipy import ndimage
 
     labels = np.empty(mask.shape, np.int32)
     return labels, int(ndimage.label(mask, np.ones((3, 3, 3)), output=labels))
 
 
-def dice(prediction: Bool, truth: Bool) -> float:
-    """2 |P and T| / (|P| + |T|); NaN when both are empty."""
-    total = int(prediction.sum()) + int(truth.sum())
-    return 2 * int((prediction & truth).sum()) / total if total else float("nan")
+def dice(prediction: BoolArray, reference: BoolArray) -> float:
+    """Computes 2 |P and T| / (|P| + |T|); NaN if both are empty."""
+    total = int(prediction.sum()) + int(reference.sum())
+    return 2 * int((prediction & reference).sum()) / total if total else float("nan")
 
 
-def without_ignored(prediction: Bool, truth: Bool, ignore: Bool) -> Bool:
-    """A prediction without what scores leave out: PVS so faint that neither finding nor missing them is an error.
+def without_ignored(prediction: BoolArray, reference: BoolArray, ignore: BoolArray) -> BoolArray:
+    """Removes PVS from a prediction that are so faint that neither detecting nor missing them is an error.
 
-    Clusters that touch an ignored voxel and no true one are dropped whole, as are ignored voxels of other clusters.
+    Clusters that touch an ignored voxel and no reference voxel are removed, as are ignored voxels of other clusters.
 
     Args:
-        prediction, truth, ignore: bool (x, y, z).
+        prediction, reference, ignore: bool (x, y, z).
 
     Example:
         >>> prediction = np.array([1, 1, 0, 1, 1]) > 0
-        >>> truth, ignore = np.array([0, 0, 0, 0, 1]) > 0, np.array([0, 1, 0, 0, 0]) > 0
-        >>> without_ignored(*(m.reshape(5, 1, 1) for m in (prediction, truth, ignore))).ravel().astype(int).tolist()
+        >>> reference, ignore = np.array([0, 0, 0, 0, 1]) > 0, np.array([0, 1, 0, 0, 0]) > 0
+        >>> without_ignored(*(m.reshape(5, 1, 1) for m in (prediction, reference, ignore))).ravel().astype(int).tolist()
         [0, 0, 0, 1, 1]
     """
     labels, count = clusters(prediction)
     dropped = np.zeros(count + 1, bool)
     dropped[labels[ignore]] = True
-    dropped[labels[truth]] = False
+    dropped[labels[reference]] = False
     dropped[0] = False
-    kept: Bool = prediction & ~dropped[labels] & ~(ignore & ~truth)
+    kept: BoolArray = prediction & ~dropped[labels] & ~(ignore & ~reference)
     return kept
 
 
-def overlap(prediction: Bool, truth: Bool) -> Overlap:
-    """Compare two masks (x, y, z); anything but 0 is inside.
+def overlap(prediction: BoolArray, reference: BoolArray) -> Overlap:
+    """Counts voxels and clusters of two masks (x, y, z), foreground where not 0.
 
-    Costs one labelling of each within the box around both, whatever the number of clusters.
+    Costs one labelling of each within the box around both, for any number of clusters.
 
     Raises:
-        ValueError: when the shapes differ.
+        ValueError: The shapes differ.
     """
-    prediction, truth = _cropped(prediction, truth)
-    found, predicted_clusters = clusters(prediction)
-    real, truth_clusters = clusters(truth)
-    both = prediction & truth
-    # Each pair of clusters that share voxels as one number, so that one sort counts them all.
-    pairs, shared = np.unique(real[both].astype(np.int64) * (predicted_clusters + 1) + found[both], return_counts=True)
-    true, guessed = np.divmod(pairs, predicted_clusters + 1)
-    union = np.bincount(real.ravel())[true] + np.bincount(found.ravel())[guessed] - shared
+    prediction, reference = _cropped(prediction, reference)
+    predicted, predicted_clusters = clusters(prediction)
+    actual, truth_clusters = clusters(reference)
+    both = prediction & reference
+    # Pairs of overlapping clusters, encoded as one number for a single sort.
+    pairs, shared = np.unique(
+        actual[both].astype(np.int64) * (predicted_clusters + 1) + predicted[both], return_counts=True
+    )
+    in_reference, in_prediction = np.divmod(pairs, predicted_clusters + 1)
+    sizes = np.bincount(actual.ravel())[in_reference] + np.bincount(predicted.ravel())[in_prediction]
+    union = sizes - shared
     close = shared * MATCH_IOU.denominator >= union * MATCH_IOU.numerator
     return Overlap(
-        truth_voxels=int(truth.sum()),
+        truth_voxels=int(reference.sum()),
         predicted_voxels=int(prediction.sum()),
         shared_voxels=int(both.sum()),
         truth_clusters=truth_clusters,
         predicted_clusters=predicted_clusters,
-        touched_truth=len(np.unique(true)),
-        touching_predicted=len(np.unique(guessed)),
-        matched=_matched(true[close], guessed[close]),
+        touched_truth=len(np.unique(in_reference)),
+        touching_predicted=len(np.unique(in_prediction)),
+        matched=_matched(in_reference[close], in_prediction[close]),
     )
 
 
 def official(o: Overlap) -> Values:
-    """The challenge's scores, as its script computes them."""
+    """Computes the challenge's scores as its script does."""
     avd = _ratio(abs(o.predicted_voxels - o.truth_voxels), o.truth_voxels)
     return {
         "dice": _ratio(2 * o.shared_voxels, o.truth_voxels + o.predicted_voxels),
@@ -183,13 +187,13 @@ def official(o: Overlap) -> Values:
 
 
 def detection(o: Overlap) -> Values:
-    """Recall, precision and F1 of clusters: by touching, and matched one to one."""
+    """Computes recall, precision and F1 of clusters, by overlap and by one-to-one matching."""
     t, p = o.truth_clusters, o.predicted_clusters
     touched, touching = o.touched_truth, o.touching_predicted
     return {
         "recall": _ratio(touched, t),
         "precision": _ratio(touching, p),
-        # The harmonic mean of both in whole numbers, rounded once.
+        # The harmonic mean in integers, rounded once.
         "f1": None if not t + p else _ratio(2 * touched * touching, touched * p + touching * t) or 0.0,
         "matched_recall": _ratio(o.matched, t),
         "matched_precision": _ratio(o.matched, p),
@@ -198,7 +202,7 @@ def detection(o: Overlap) -> Values:
 
 
 def voxels(o: Overlap) -> Values:
-    """Dice, intersection over union, sensitivity and positive predictive value of voxels."""
+    """Computes Dice, intersection over union, sensitivity and positive predictive value of voxels."""
     return {
         "dice": _ratio(2 * o.shared_voxels, o.truth_voxels + o.predicted_voxels),
         "iou": _ratio(o.shared_voxels, o.truth_voxels + o.predicted_voxels - o.shared_voxels),
@@ -208,7 +212,7 @@ def voxels(o: Overlap) -> Values:
 
 
 def volume(o: Overlap, voxel_mm3: float, surface_dice_1mm: float | None) -> Values:
-    """Volumes in mm3, and the surface Dice that ``surface_dice`` gives."""
+    """Computes volumes in mm3; also returns the given surface Dice."""
     return {
         "truth_mm3": o.truth_voxels * voxel_mm3,
         "predicted_mm3": o.predicted_voxels * voxel_mm3,
@@ -220,47 +224,45 @@ def volume(o: Overlap, voxel_mm3: float, surface_dice_1mm: float | None) -> Valu
 
 
 def surface_dice(
-    prediction: Bool, truth: Bool, spacing_mm: tuple[float, float, float], tolerance_mm: float = SURFACE_TOLERANCE_MM
+    prediction: BoolArray, reference: BoolArray, spacing_mm: Triple, tolerance_mm: float = SURFACE_TOLERANCE_MM
 ) -> float | None:
-    """Normalised surface Dice: the share of surface voxels within ``tolerance_mm`` of the other mask's surface.
+    """Computes the normalised surface Dice: the share of surface voxels close to the surface of the other mask.
 
     A surface voxel has one of its six neighbours outside the mask; distances run between voxel centres
     (MONAI's ``compute_surface_dice``, after Nikolov et al. 2018).
 
     Returns:
-        0 to 1; None when both masks are empty.
+        0 to 1; None if both masks are empty.
 
     Raises:
-        ValueError: when the shapes differ.
+        ValueError: The shapes differ.
     """
-    prediction, truth = _cropped(prediction, truth)
-    if not prediction.any() or not truth.any():
-        return None if not prediction.any() and not truth.any() else 0.0
+    prediction, reference = _cropped(prediction, reference)
+    if not prediction.any() or not reference.any():
+        return None if not prediction.any() and not reference.any() else 0.0
     import warnings
 
     import torch
     from monai.metrics import compute_surface_dice
 
-    # A voxel of margin: what lies at the edge of the image is a surface, too.
-    masks = [torch.from_numpy(np.pad(mask, 1))[None, None] for mask in (prediction, truth)]
+    # With a margin of one voxel, the edge of the image is a surface, too.
+    masks = [torch.from_numpy(np.pad(mask, 1))[None, None] for mask in (prediction, reference)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of an option that MONAI sets itself
-        found = compute_surface_dice(
+        score = compute_surface_dice(
             *masks, [tolerance_mm + _ROUNDING_MM], include_background=True, spacing=[float(s) for s in spacing_mm]
         )
-    return float(found)
+    return float(score)
 
 
-def all_sets(
-    prediction: Bool, truth: Bool, spacing_mm: tuple[float, float, float]
-) -> tuple[Overlap, dict[str, Values]]:
-    """The counts and the four sets of scores of one pair of masks (x, y, z).
+def all_sets(prediction: BoolArray, reference: BoolArray, spacing_mm: Triple) -> tuple[Overlap, dict[str, Values]]:
+    """Computes the counts and the four sets of scores of two masks (x, y, z).
 
     Raises:
-        ValueError: when the shapes differ.
+        ValueError: The shapes differ.
     """
-    o = overlap(prediction, truth)
-    surfaces = surface_dice(prediction, truth, spacing_mm)
+    o = overlap(prediction, reference)
+    surfaces = surface_dice(prediction, reference, spacing_mm)
     return o, {
         "official": official(o),
         "detection": detection(o),
@@ -269,33 +271,33 @@ def all_sets(
     }
 
 
-def worst(truth: Bool, spacing_mm: tuple[float, float, float]) -> tuple[Overlap, dict[str, Values]]:
-    """The scores of a case without a prediction: those of an empty mask, and the worst where that has no value."""
-    o, sets = all_sets(np.zeros_like(truth), truth, spacing_mm)
-    return o, {name: {**values, **WORST[name]} for name, values in sets.items()}
+def penalty_scores(reference: BoolArray, spacing_mm: Triple) -> tuple[Overlap, dict[str, Values]]:
+    """Returns the scores of a missing prediction: those of an empty mask, and ``PENALTY`` where these have no value."""
+    o, sets = all_sets(np.zeros_like(reference), reference, spacing_mm)
+    return o, {name: {**values, **PENALTY[name]} for name, values in sets.items()}
 
 
-def _cropped(prediction: Bool, truth: Bool) -> tuple[Bool, Bool]:
-    """Both masks as bool within the smallest box that holds them."""
-    if prediction.shape != truth.shape:
-        raise ValueError(f"expected equal shapes, found {prediction.shape} and {truth.shape}")
-    prediction, truth = prediction != 0, truth != 0
-    either = prediction | truth
+def _cropped(prediction: BoolArray, reference: BoolArray) -> tuple[BoolArray, BoolArray]:
+    """Crops both masks to their common bounding box, as bool."""
+    if prediction.shape != reference.shape:
+        raise ValueError(f"expected equal shapes, got {prediction.shape} and {reference.shape}")
+    prediction, reference = prediction != 0, reference != 0
+    either = prediction | reference
     box = []
     for axis in range(either.ndim):
         inside = np.flatnonzero(either.any(tuple(other for other in range(either.ndim) if other != axis)))
         box.append(slice(int(inside[0]), int(inside[-1]) + 1) if len(inside) else slice(0, 1))
-    return prediction[tuple(box)], truth[tuple(box)]
+    return prediction[tuple(box)], reference[tuple(box)]
 
 
-def _matched(true: npt.NDArray[np.int64], guessed: npt.NDArray[np.int64]) -> int:
-    """The most pairs that can be chosen so that no cluster is in two of them."""
-    if not len(true):
+def _matched(reference: npt.NDArray[np.int64], prediction: npt.NDArray[np.int64]) -> int:
+    """Returns the size of the largest one-to-one matching of pairs of cluster labels."""
+    if not len(reference):
         return 0
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import maximum_bipartite_matching
 
-    graph = csr_array((np.ones(len(true), np.int8), (true, guessed)))
+    graph = csr_array((np.ones(len(reference), np.int8), (reference, prediction)))
     return int((maximum_bipartite_matching(graph) >= 0).sum())
 
 

@@ -23,20 +23,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from pvs_model.errors import PVSError
 from pvs_model.evaluation import metrics
 from pvs_model.evaluation.tables import csv_text, document, fixed, markdown
 from pvs_model.layouts.base import listed
-
-Floats = npt.NDArray[np.float64]
+from pvs_model.types import CHALLENGE_REGIONS, Float64Array
 
 #: The metrics of the ranking, in the order of the paper's tables.
 METRICS = ("recall", "precision", "dice", "avd")
 LOWER_IS_BETTER = frozenset({"avd"})
 #: Scores of a case without a result (section 2.7).
-PENALTY: dict[str, float] = {name: float(metrics.WORST["official"][name] or 0) for name in METRICS}
+PENALTY: dict[str, float] = {name: float(metrics.PENALTY["official"][name] or 0) for name in METRICS}
 #: Largest possible scores; precision counts touched truth clusters and can pass 1.
 HIGHEST = {"recall": 1.0, "precision": math.inf, "dice": 1.0, "avd": 1.0}
 #: Names of the metrics in tables.
@@ -48,7 +46,7 @@ DECIMALS = 9
 
 _PENALTY = np.array([PENALTY[name] for name in METRICS])
 #: Phases and regions in the paper's order; others follow by name.
-_ORDER = ("training", "validation", "test", "CSO", "BG")
+_ORDER = ("training", "validation", "test", *CHALLENGE_REGIONS)
 
 
 class ScoresError(PVSError):
@@ -116,11 +114,11 @@ class PhaseRanking:
     teams: tuple[str, ...]
     regions: tuple[str, ...]
     cases: int | None
-    region_means: Floats
-    region_ranks: Floats
-    means: Floats
-    ranks: Floats
-    gross: Floats
+    region_means: Float64Array
+    region_ranks: Float64Array
+    means: Float64Array
+    ranks: Float64Array
+    gross: Float64Array
 
 
 @dataclass(frozen=True)
@@ -268,7 +266,7 @@ class PhaseScores:
     teams: tuple[str, ...]
     cases: tuple[str, ...]
     regions: tuple[str, ...]
-    values: Floats
+    values: Float64Array
 
     @property
     def by_case(self) -> bool:
@@ -348,7 +346,7 @@ def _rank_phase(scores: PhaseScores) -> PhaseRanking:
     )
 
 
-def means_over_cases(values: Floats, counts: Floats) -> Floats:
+def means_over_cases(values: Float64Array, counts: Float64Array) -> Float64Array:
     """Returns means over cases, each weighted by ``counts`` (B, C): (T, C, R, M) to (B, T, R, M)."""
     present = ~np.isnan(values)
     total = np.tensordot(counts, np.where(present, values, 0.0), axes=(1, 1))
@@ -356,14 +354,14 @@ def means_over_cases(values: Floats, counts: Floats) -> Floats:
     return np.where(n > 0, total / np.maximum(n, 1), _PENALTY)
 
 
-def ranks_of(means: Floats) -> Floats:
+def ranks_of(means: Float64Array) -> Float64Array:
     """Returns ranks of teams per metric, (..., T, M): 1 is best, ties share the average."""
     from scipy.stats import rankdata
 
     return np.asarray(rankdata(SIGN * np.round(means, DECIMALS), method="average", axis=-2), float)
 
 
-def by_metric(values: Floats) -> dict[str, float]:
+def by_metric(values: Float64Array) -> dict[str, float]:
     """Returns four values by the names of their metrics."""
     return dict(zip(METRICS, values.tolist(), strict=True))
 

@@ -10,14 +10,14 @@ import numpy as np
 
 from pvs_model.errors import VolumeError
 from pvs_model.evaluation.file_matching import CaseFiles
-from pvs_model.evaluation.metrics import Bool
+from pvs_model.types import CHALLENGE_REGIONS, BoolArray, Region
 from pvs_model.volume import io
 from pvs_model.volume.masks import MaskImage, aligned, read_region
 
 #: Sources of region masks besides a folder: the boxes of the challenge's script, or none.
 BOXES, NO_REGIONS = "boxes", "none"
 #: Regions in the order of tables; "all" is the whole image.
-REGION_ORDER = ("CSO", "BG", "all")
+REGION_ORDER = (*CHALLENGE_REGIONS, "all")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Regions:
 class RegionMasks:
     """Masks (x, y, z) in RAS+ order by region, and the image from which they were estimated, if any."""
 
-    masks: Mapping[str, Bool]
+    masks: Mapping[str, BoolArray]
     estimated_from: Path | None = None
 
 
@@ -65,7 +65,7 @@ def regions_of(case: CaseFiles, reference: MaskImage, regions: Regions) -> Regio
         return RegionMasks({})
     volume = io.read(image)
     anatomy = find_regions(volume, regions.weights)
-    masks = {name: MaskImage(anatomy.mask(name), volume.grid, image) for name in ("CSO", "BG")}
+    masks = {name: MaskImage(anatomy.mask(name), volume.grid, image) for name in CHALLENGE_REGIONS}
     return RegionMasks({name: _on(reference, mask) for name, mask in masks.items()}, image)
 
 
@@ -83,20 +83,20 @@ def can_be_estimated(case: CaseFiles, reference: MaskImage, regions: Regions) ->
     return None
 
 
-def boxes(shape: tuple[int, int, int]) -> dict[str, Bool]:
+def boxes(shape: tuple[int, int, int]) -> dict[str, BoolArray]:
     """Returns the regions of the challenge's test script without an atlas: boxes of the stored array (x, y, z).
 
     BG is the middle seventh of x and y and the middle ninth of z, CSO the middle three sevenths and three ninths
     around it.
     """
     out = {}
-    for region, low, high in (("CSO", (2, 2, 3), (5, 5, 6)), ("BG", (3, 3, 4), (4, 4, 5))):
+    for region, low, high in ((Region.CSO.value, (2, 2, 3), (5, 5, 6)), (Region.BG.value, (3, 3, 4), (4, 4, 5))):
         out[region] = np.zeros(shape, bool)
         box = tuple(slice(a * n // p, b * n // p) for a, b, p, n in zip(low, high, (7, 7, 9), shape, strict=True))
         out[region][box] = True
-    out["CSO"] &= ~out["BG"]
+    out[Region.CSO] &= ~out[Region.BG]
     return out
 
 
-def _on(reference: MaskImage, mask: MaskImage) -> Bool:
+def _on(reference: MaskImage, mask: MaskImage) -> BoolArray:
     return aligned(mask, reference.grid, reference.source)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from pvs_model.evaluation.ranking import METRICS, Score, ScoresError
 from pvs_model.evaluation.results import Evaluation
 from pvs_model.evaluation.tables import names_in, numbers_in, read_csv, read_text
+from pvs_model.types import CHALLENGE_REGIONS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 #: The regions of the challenge; where there are scores of them, those of other regions (the whole image) do not count.
-REGIONS = ("CSO", "BG")
+REGIONS = CHALLENGE_REGIONS
 #: The phase of scores that name none.
 ONLY_PHASE = "all"
 

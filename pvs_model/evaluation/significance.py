@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pvs_model.evaluation.ranking import DECIMALS, METRICS, SIGN, TITLES, Floats, PhaseScores, Score, arrange, by_metric
+from pvs_model.evaluation.ranking import DECIMALS, METRICS, SIGN, TITLES, PhaseScores, Score, arrange, by_metric
 from pvs_model.evaluation.tables import document, markdown
+from pvs_model.types import Float64Array
 
 #: Largest p of a significant difference.
 ALPHA = 0.05
 CORRECTIONS = ("none", "holm")
 #: With fewer cases no two-sided signed-rank test reaches ``ALPHA``.
-LEAST_CASES = 6
+MIN_CASES = 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +39,7 @@ class PhaseSignificance:
     teams: tuple[str, ...]
     regions: tuple[str, ...]
     cases: int
-    p: Floats
+    p: Float64Array
     wins: npt.NDArray[np.int64]
     total: npt.NDArray[np.int64]
 
@@ -113,7 +114,7 @@ def significance(scores: Sequence[Score], correction: str = "none") -> Significa
     phases, warnings = [], []
     for array in arrange(scores)[0]:  # ``rank`` gives the warnings
         array.require_cases("paired tests")
-        if len(array.cases) < LEAST_CASES:
+        if len(array.cases) < MIN_CASES:
             warnings.append(
                 f"phase {array.phase} has {len(array.cases)} cases: no test of fewer than 6 gives p <= 0.05"
             )
@@ -142,7 +143,7 @@ def _phase_significance(scores: PhaseScores, correction: str) -> PhaseSignifican
     )
 
 
-def _signed_rank_test(gains: Floats) -> tuple[float, float]:
+def _signed_rank_test(gains: Float64Array) -> tuple[float, float]:
     """Returns p, and the rank sum of the gains less that of the losses; NaN and 0 are left out, (1, 0) without any."""
     from scipy.stats import rankdata, wilcoxon
 

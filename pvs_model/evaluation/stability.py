@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pvs_model.evaluation.ranking import Floats, Score, ScoresError, arrange, means_over_cases, rank, ranks_of
+from pvs_model.evaluation.ranking import Score, ScoresError, arrange, means_over_cases, rank, ranks_of
 from pvs_model.evaluation.tables import document, markdown
+from pvs_model.types import Float64Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +30,7 @@ class Stability:
 
     teams: tuple[str, ...]
     positions: npt.NDArray[np.int64]
-    frequency: Floats
+    frequency: Float64Array
     low: npt.NDArray[np.int64]
     high: npt.NDArray[np.int64]
     tau: float | None

@@ -16,7 +16,7 @@ from pvs_model.evaluation.tables import csv_text, markdown
 
 RESAMPLES, SEED = 2000, 0
 #: Fewer values than this give no interval: their resamples vary too little.
-LEAST_FOR_INTERVAL = 5
+MIN_CASES_FOR_INTERVAL = 5
 
 #: Titles of the columns of the printed table, as in the challenge.
 TITLES = {"dice": "Dice", "avd": "AVD", "avd_capped": "AVD (capped)", "recall": "recall", "precision": "precision"}
@@ -64,8 +64,8 @@ def _summary(by: str, group: str, region: str, score_set: str, score: str, colum
 
 
 def interval(values: Any) -> tuple[float | None, float | None]:
-    """Returns the 95 % bootstrap interval of the mean of (n,) values; None for fewer than ``LEAST_FOR_INTERVAL``."""
-    if len(values) < LEAST_FOR_INTERVAL:
+    """Returns the 95 % bootstrap interval of the mean of (n,) values; None below ``MIN_CASES_FOR_INTERVAL``."""
+    if len(values) < MIN_CASES_FOR_INTERVAL:
         return None, None
     from scipy.stats import bootstrap
 

@@ -33,7 +33,7 @@ class TableError(PVSError):
 def read_csv(path: Path) -> pd.DataFrame:
     """Reads a CSV file with commas, semicolons or tabs between its cells.
 
-    Empty cells at the ends of lines, and a first line that says ``sep=;``, are left out: spreadsheets write them.
+    Empty cells at the ends of lines, and a first line ``sep=;``, as spreadsheets write them, are ignored.
     ``pandas.read_csv`` would fill up a line that was cut off; this raises an error.
 
     Args:

@@ -60,7 +60,7 @@ def device_lost(error: BaseException) -> bool:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a GPU or the CPU."""
+    """Whether an error means that a GPU or the CPU is out of memory."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return any(part in str(error).lower() for part in _MEMORY_ERRORS)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from pvs_model.config import INPUTS, NetworkConfig
+from pvs_model.config import NetworkConfig
 from pvs_model.errors import VolumeError
 from pvs_model.nets.base import SegmentationNet
+from pvs_model.types import SEQUENCES
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Group:
     def inputs(self) -> tuple[str, ...]:
         """Sequences that at least one network uses."""
         used = {name.lstrip("-") for network in self.networks for name in network.config.inputs}
-        return tuple(name for name in INPUTS if name in used)
+        return tuple(name for name in SEQUENCES if name in used)
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Ensemble:
 
     Attributes:
         configuration: "3d" (slices thinner than 2.5 mm) or "2d".
-        groups: Groups of equal weight, whatever their number of networks.
+        groups: Groups, weighted equally for any number of networks.
         threshold: Probability from which a voxel is PVS, chosen on simulated scans only.
         roi_size: Side of the sliding window in voxels.
         overlap: Overlap of neighbouring windows, as a fraction of their side.
@@ -102,7 +103,7 @@ class Ensemble:
         if len(groups) == len(self.groups):
             return self
         if not groups:
-            usable = " or ".join(name for name in INPUTS if any(name in group.inputs for group in self.groups))
+            usable = " or ".join(name for name in SEQUENCES if any(name in group.inputs for group in self.groups))
             raise VolumeError(
                 f"expected {usable}, which the {self.configuration} networks use, got "
                 f"{', '.join(available) or 'none of them'}"

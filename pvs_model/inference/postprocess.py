@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-from pvs_model.types import FloatArray, Mask
+from pvs_model.types import BoolArray, FloatArray, Mask
+from pvs_model.volume.components import filter_components, label_components
 
 #: A PVS of 1 mm width and a shorter length: chosen on two held-out simulated heads at 0.5 mm (docs/results.md).
 MIN_COMPONENT_MM3 = 0.5
 
 
-def to_mask(probability: FloatArray, threshold: float, foreground: npt.NDArray[np.bool_]) -> Mask:
+def to_mask(probability: FloatArray, threshold: float, foreground: BoolArray) -> Mask:
     """Marks the voxels of the foreground whose probability reaches the threshold.
 
     Args:
@@ -40,17 +40,13 @@ def remove_small_components(mask: Mask, voxel_mm3: float) -> Mask:
         >>> int(remove_small_components(mask, voxel_mm3=0.125).sum())
         4
     """
-    from scipy import ndimage
-
     if voxel_mm3 >= MIN_COMPONENT_MM3:
         return mask
-    labels, _ = ndimage.label(mask, np.ones((3, 3, 3)))
-    keep = np.bincount(labels.ravel()) * voxel_mm3 >= MIN_COMPONENT_MM3 * (1 - 1e-4)  # affines are stored as float32
-    keep[0] = False
-    return keep[labels].astype(np.uint8)
+    min_mm3 = MIN_COMPONENT_MM3 * (1 - 1e-4)  # affines are stored as float32
+    return filter_components(mask, lambda sizes: sizes * voxel_mm3 >= min_mm3).astype(np.uint8)
 
 
-def remove_components_outside(mask: Mask, region: npt.NDArray[np.bool_]) -> tuple[Mask, int]:
+def remove_components_outside(mask: Mask, region: BoolArray) -> tuple[Mask, int]:
     """Removes connected components of which less than half lies in a region.
 
     Components are kept or removed whole: regions come from a coarse grid and would erode those on their border.
@@ -62,13 +58,7 @@ def remove_components_outside(mask: Mask, region: npt.NDArray[np.bool_]) -> tupl
     Returns:
         The remaining mask, and the number of 26-connected components that were removed.
     """
-    from scipy import ndimage
-
-    labels, count = ndimage.label(mask, np.ones((3, 3, 3)))
-    if not count:
-        return mask, 0
-    sizes = np.bincount(labels.ravel(), minlength=count + 1)
-    within = np.bincount(labels[region], minlength=count + 1)
-    keep = 2 * within >= sizes
+    labels, sizes = label_components(mask)
+    keep = 2 * np.bincount(labels[region], minlength=len(sizes)) >= sizes
     keep[0] = False
-    return keep[labels].astype(np.uint8), int(count - keep.sum())
+    return keep[labels].astype(np.uint8), int(len(sizes) - 1 - keep.sum())

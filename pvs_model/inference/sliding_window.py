@@ -13,14 +13,12 @@ from pvs_model.inference.device import MemoryPlan, autocast, with_memory_fallbac
 from pvs_model.inference.ensemble import Ensemble, Group
 from pvs_model.nets.base import SegmentationNet
 from pvs_model.nets.slices import stack_slices
+from pvs_model.types import PLANES
 
 Progress = Callable[[int], None]
 
 #: Sides of 2D windows are multiples of this: few different shapes, and even ones on every level of the network.
 _PLANE_STEP = 16
-
-#: Order of RAS+ axes that puts the planes of a view last.
-PLANES = {"axial": (0, 1, 2), "coronal": (0, 2, 1), "sagittal": (1, 2, 0)}
 
 
 def predict(ensemble: Ensemble, image: Tensor, text: Tensor, device: torch.device, **options: Any) -> Tensor:

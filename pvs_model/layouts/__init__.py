@@ -1,4 +1,4 @@
-"""Forms of input, each with the form of output that belongs to it: one file per form."""
+"""Layouts of input and output folders, one module per layout."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ from pvs_model.layouts.grand_challenge import GrandChallenge
 
 __all__ = ["LAYOUTS", "Layout", "Options", "choose"]
 
-#: By name, in the order in which an input folder is looked at: the more particular form first.
+#: Layouts by name, in the order in which they are tried: the more specific ones first.
 LAYOUTS: dict[str, type[Layout]] = {layout.name: layout for layout in (GrandChallenge, Bids, Epvs, Flat)}
 
 
 def choose(root: Path, name: str | None = None, options: Options | None = None) -> Layout:
-    """The layout of an input folder.
+    """Chooses the layout of an input folder.
 
     Args:
-        root: the input folder.
-        name: one of ``LAYOUTS``, or None to look at the folder.
-        options: the user's options; defaults where None.
+        root: Input folder.
+        name: One of ``LAYOUTS``, or None to recognise the layout.
+        options: Options of the layout; None for defaults.
 
     Raises:
-        LayoutError: no such folder, no such layout, or a folder in none of the forms.
+        LayoutError: The folder or the layout does not exist, or no layout is recognised.
     """
     options = options if options is not None else Options()
     if name is not None and name not in LAYOUTS:
         raise LayoutError(f"layout {name!r}: expected one of {', '.join(LAYOUTS)}")
     try:
-        found = None if stat.S_ISDIR(root.stat().st_mode) else "a file"
+        problem = None if stat.S_ISDIR(root.stat().st_mode) else "got a file"
     except OSError as error:
         missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
-        found = "nothing there" if missing else f"one that may not be read: {error.strerror}"
-    if found is not None:
-        raise LayoutError(f"{root}: expected an input folder, found {found}")
+        problem = "but it does not exist" if missing else f"got one that cannot be read: {error.strerror}"
+    if problem is not None:
+        raise LayoutError(f"{root}: expected an input folder, {problem}")
     if name is not None:
         return LAYOUTS[name](options)
-    for kind in LAYOUTS.values():
-        layout = kind(options)
+    for layout_class in LAYOUTS.values():
+        layout = layout_class(options)
         if layout.recognises(root):
             return layout
-    found = listed(entries(root)) or "an empty folder"
-    looked = "; ".join(f"{kind.name}: {kind.looks_for}" for kind in LAYOUTS.values())
-    raise LayoutError(f"{root}: expected one of the forms ({looked}), found {found}")
+    content = listed(entries(root)) or "an empty folder"
+    known = "; ".join(f"{layout.name}: {layout.description}" for layout in LAYOUTS.values())
+    raise LayoutError(f"{root}: expected one of the layouts ({known}), got {content}")

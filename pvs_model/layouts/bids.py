@@ -16,39 +16,48 @@ from typing import Any
 from pvs_model import __version__
 from pvs_model.errors import LayoutError
 from pvs_model.files import write_text
-from pvs_model.layouts.base import Layout, Options, distinct, doubled, entries, leads_nowhere, listed, read_json
+from pvs_model.layouts.base import (
+    Layout,
+    Options,
+    broken_link_problem,
+    distinct,
+    duplicates_problem,
+    entries,
+    listed,
+    read_json,
+)
 from pvs_model.layouts.names import image_stem
 from pvs_model.types import SEQUENCES, Case
 
 _IMAGE = re.compile(r"(?P<entities>.+)_(?P<suffix>T1w|T2w|FLAIR)\.nii(?:\.gz)?", re.IGNORECASE)
 _SUBJECT = re.compile(r"(?P<subject>sub-[^_]+)(?:_(?P<session>ses-[^_]+))?")
-#: Scans after contrast agent, parts of complex images, and masks: passed over where no filter asks for them.
-_PASSED_OVER = re.compile(r"_(?:ce-|part-(?:phase|real|imag)|label-)", re.IGNORECASE)
-#: Of the files of a sequence those come first that are the scanner's; then those made from them on the same grid.
+#: Scans after contrast agent, parts of complex images, and masks: excluded unless a filter selects them.
+_EXCLUDED = re.compile(r"_(?:ce-|part-(?:phase|real|imag)|label-)", re.IGNORECASE)
+#: Original images are preferred to derived ones on the same grid, and these to images in another space.
 _DERIVED = re.compile(r"_desc-", re.IGNORECASE)
 _MOVED = re.compile(r"_space-(?!orig|T1w|T2w|FLAIR|individual|native)", re.IGNORECASE)
 _SEQUENCE = {sequence.lower(): sequence for sequence in SEQUENCES}
 
-#: Entities by the names that filters of BIDS apps have for them.
+#: Entities by their names in filters of BIDS apps.
 ENTITIES = {
     "subject": "sub", "session": "ses", "acquisition": "acq", "ceagent": "ce", "reconstruction": "rec", "run": "run",
     "space": "space", "desc": "desc", "description": "desc", "resolution": "res", "part": "part", "echo": "echo",
 }  # fmt: skip
 
-#: What filters of other apps say as well: it is clear here.
+#: Further keys in filters of other apps, which are ignored.
 _NO_ENTITIES = ("datatype", "suffix", "extension")
 
 Filters = Mapping[str, Mapping[str, Any]]
 
 
 def read_filter(path: Path) -> Filters:
-    """Reads a filter file as fMRIPrep and other BIDS apps take it: ``{"t1w": {"reconstruction": "norm"}}``.
+    """Reads a filter file of fMRIPrep and other BIDS apps: ``{"t1w": {"reconstruction": "norm"}}``.
 
-    By sequence ("t1w", "t2w", "flair"), the value that each entity must have, or a list of those that it may have;
-    null where it must not be there.
+    By sequence ("t1w", "t2w", "flair"), the required value of each entity, or a list of allowed values; null requires
+    its absence.
 
     Raises:
-        LayoutError: it cannot be read, or holds something else.
+        LayoutError: The file cannot be read, or is not a filter.
     """
     content = read_json(path)
     known = {*ENTITIES, *ENTITIES.values(), *_NO_ENTITIES}
@@ -60,19 +69,19 @@ def read_filter(path: Path) -> Filters:
     if not usable or not {name.lower() for name in content} & set(_SEQUENCE):
         raise LayoutError(
             f'{path}: expected a filter such as {{"t1w": {{"reconstruction": "norm"}}}} with the entities '
-            f"{', '.join(ENTITIES)}, found {content!r:.80}"
+            f"{', '.join(ENTITIES)}, got {content!r:.80}"
         )
     return {_SEQUENCE[name.lower()]: wanted for name, wanted in content.items() if name.lower() in _SEQUENCE}
 
 
 def _passes(entities: str, wanted: Mapping[str, Any]) -> bool:
-    """Whether a file's entities are those that a filter wants."""
-    found = dict(part.split("-", 1) for part in entities.split("_") if "-" in part)
+    """Whether a file's entities satisfy a filter."""
+    present = dict(part.split("-", 1) for part in entities.split("_") if "-" in part)
     for name, value in wanted.items():
         if name in _NO_ENTITIES:
             continue
         allowed = value if isinstance(value, list) else [value]
-        given = found.get(ENTITIES.get(name, name))
+        given = present.get(ENTITIES.get(name, name))
         if given not in [None if option is None else str(option) for option in allowed] and not (
             given is not None and given.isdigit() and int(given) in allowed
         ):
@@ -85,43 +94,43 @@ def _prefixed(path: Path, prefix: str) -> bool:
 
 
 def _subjects(root: Path) -> list[tuple[Path, Path]]:
-    """Folders of subjects and sessions, each with its path below the root of the data set.
+    """Lists folders of subjects and sessions, each with its path below the root of the data set.
 
     ``root`` may be the data set, or a subject or a session of it.
     """
-    found = []
+    folders = []
     own = Path(os.path.abspath(root))
     if own.name.startswith("ses-") and own.parent.name.startswith("sub-"):
         return [(root, Path(own.parent.name, own.name))]
     subjects = [root] if own.name.startswith("sub-") else [p for p in entries(root) if _prefixed(p, "sub-")]
     for subject in subjects:
         below = Path(own.name if subject == root else subject.name)
-        found.append((subject, below))
-        found += [(path, below / path.name) for path in _entries(subject) if _prefixed(path, "ses-")]
-    return found
+        folders.append((subject, below))
+        folders += [(path, below / path.name) for path in _entries(subject) if _prefixed(path, "ses-")]
+    return folders
 
 
 def _anat_folders(root: Path) -> list[tuple[Path, Path]]:
-    """Every ``anat`` folder with its path below the root of the data set.
+    """Lists the ``anat`` folders, each with its path below the root of the data set.
 
-    ``derivatives`` and ``sourcedata`` hold other data sets. Where the input folder is that of a subject and does not
-    bear its name (one that is mounted), the images do.
+    ``derivatives`` and ``sourcedata`` hold other data sets. If the input folder belongs to a subject but has another
+    name, as when mounted, the subject is taken from the image names.
     """
-    found = [(path / "anat", below / "anat") for path, below in _subjects(root) if (path / "anat").is_dir()]
-    if found:
-        return found
+    folders = [(path / "anat", below / "anat") for path, below in _subjects(root) if (path / "anat").is_dir()]
+    if folders:
+        return folders
     own = Path(os.path.abspath(root))
     inside = [root] if own.name == "anat" else [root / "anat"]
     inside += [path / "anat" for path in entries(root) if _prefixed(path, "ses-")]
     for anat in inside:
         names = [path.name for path in (_entries(anat) if anat.is_dir() else []) if _IMAGE.fullmatch(path.name)]
         if names and (match := _SUBJECT.match(names[0])):
-            found.append((anat, Path(*filter(None, match.groups()), "anat")))
-    return found
+            folders.append((anat, Path(*filter(None, match.groups()), "anat")))
+    return folders
 
 
 def _entries(folder: Path) -> list[Path]:
-    """As ``entries``; of a folder that may not be listed, none: its case fails."""
+    """Lists a folder as ``entries``; an unreadable one is empty, and its case fails."""
     try:
         return entries(folder)
     except LayoutError:
@@ -138,7 +147,7 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 class Bids(Layout):
     name = "bids"
-    looks_for = "sub-<X>[/ses-<Y>]/anat/sub-<X>[_ses-<Y>]_T1w.nii.gz, _T2w, _FLAIR"
+    description = "sub-<X>[/ses-<Y>]/anat/sub-<X>[_ses-<Y>]_T1w.nii.gz, _T2w, _FLAIR"
 
     def __init__(self, options: Options | None = None) -> None:
         super().__init__(options)
@@ -149,52 +158,52 @@ class Bids(Layout):
         return any(_IMAGE.fullmatch(path.name) for anat, _ in _anat_folders(root) for path in _entries(anat))
 
     def find_cases(self, root: Path) -> list[Case]:
-        """One case per ``anat`` folder that holds images, named ``sub-X[_ses-Y]``.
+        """Returns one case per ``anat`` folder with images, named ``sub-X[_ses-Y]``.
 
-        Of each sequence the scanner's own image counts, else one made from it (``desc-``), else one in another space.
-        Two that are equal in this are a problem: which of them counts is for the user to say, by a filter. Scans after
-        contrast agent (``ce-``) are passed over. A link that leads nowhere is a case that cannot be run.
+        Of each sequence the original image is used, else a derived one (``desc-``), else one in another space. Several
+        images of equal rank are a problem, which the user can solve by a filter. Scans after contrast agent (``ce-``)
+        are excluded. A broken link is a case with a problem.
         """
         cases = []
         for anat, below in _anat_folders(root):
             inside = self.options.kept(_entries(anat), root)
             images = [path for path in inside if image_stem(path.name) is not None]
-            found = self._images(images)
-            problem = doubled(anat, found)
+            by_sequence = self._images(images)
+            problem = duplicates_problem(anat, by_sequence)
             if problem is not None and not self.filters:
                 problem += ', or --bids-filter-file FILE with {"t1w": {"reconstruction": "norm"}} or the like'
-            if not found:
-                told = listed(images) or listed(_entries(anat)) or "an empty folder"
-                problem = f"{anat}: expected an image that ends in _T1w, _T2w or _FLAIR, found {told}"
+            if not by_sequence:
+                content = listed(images) or listed(_entries(anat)) or "an empty folder"
+                problem = f"{anat}: expected an image that ends in _T1w, _T2w or _FLAIR, got {content}"
                 if not os.access(anat, os.R_OK | os.X_OK):
-                    problem = f"{anat}: expected a folder of images, found one that may not be read"
-            chosen = {} if problem else {key: found[key][0] for key in SEQUENCES if key in found}
+                    problem = f"{anat}: expected a folder of images, got one that cannot be read"
+            chosen = {} if problem else {key: by_sequence[key][0] for key in SEQUENCES if key in by_sequence}
             cases.append(self._case(root, below, chosen, problem))
         for folder in [root, *(path for path, _ in _subjects(root))]:
             for path in _entries(folder):
                 expected = path.name == "anat" or path.name.startswith(("sub-", "ses-"))
-                if expected and (problem := leads_nowhere(path)) is not None:
+                if expected and (problem := broken_link_problem(path)) is not None:
                     cases.append(self._case(root, path.relative_to(root) / "anat", {}, problem))
                 elif path.name.startswith("sub-") and path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
-                    problem = f"{path}: expected a folder of images, found one that may not be read"
+                    problem = f"{path}: expected a folder of images, got one that cannot be read"
                     cases.append(self._case(root, path.relative_to(root) / "anat", {}, problem))
         if not cases:
-            raise LayoutError(f"{root}: expected {self.looks_for}, found no image in any anat folder")
+            raise LayoutError(f"{root}: expected {self.description}, got no image in any anat folder")
         return distinct(cases)
 
     def _images(self, images: list[Path]) -> dict[str, list[Path]]:
-        """Those that count, by sequence."""
-        found: dict[str, dict[tuple[bool, bool], list[Path]]] = {}
+        """Selects the images of highest rank, by sequence."""
+        by_sequence: dict[str, dict[tuple[bool, bool], list[Path]]] = {}
         for path in images:
             if (match := _IMAGE.fullmatch(path.name)) is None:
                 continue
             entities, sequence = match["entities"], _SEQUENCE[match["suffix"].lower()]
             wanted = self.filters.get(sequence)
-            if _PASSED_OVER.search(f"_{entities}_") if wanted is None else not _passes(entities, wanted):
+            if _EXCLUDED.search(f"_{entities}_") if wanted is None else not _passes(entities, wanted):
                 continue
             rank = (_MOVED.search(entities) is not None, _DERIVED.search(entities) is not None)
-            found.setdefault(sequence, {}).setdefault(rank, []).append(path)
-        return {sequence: by_rank[min(by_rank)] for sequence, by_rank in found.items()}
+            by_sequence.setdefault(sequence, {}).setdefault(rank, []).append(path)
+        return {sequence: by_rank[min(by_rank)] for sequence, by_rank in by_sequence.items()}
 
     def _case(self, root: Path, below: Path, chosen: dict[str, Path], problem: str | None) -> Case:
         parts = [part for part in below.parts if part != "anat"]
@@ -206,7 +215,7 @@ class Bids(Layout):
     def prepare_output(self, output_root: Path) -> None:
         super().prepare_output(output_root)
         description = output_root / "dataset_description.json"
-        # One that is there already may be the user's own (masks written into their data set).
+        # An existing file may be the user's own (masks written into their data set).
         if not description.exists():
             _write_json(
                 description,
@@ -219,15 +228,15 @@ class Bids(Layout):
             )
 
     def is_complete(self, case: Case, output_root: Path) -> bool:
-        """The mask and its sidecar, which is written after it."""
+        """Whether the mask and its sidecar exist, which is written after it."""
         return super().is_complete(case, output_root) and _sidecar(output_root / case.output).is_file()
 
-    def finish(self, case: Case, mask_path: Path, output_root: Path, facts: Mapping[str, Any]) -> None:
-        """Write the sidecar. ``facts`` go in beside the keys that BIDS asks for."""
+    def finish(self, case: Case, mask_path: Path, output_root: Path, metadata: Mapping[str, Any]) -> None:
+        """Writes the sidecar with the keys of BIDS and the metadata."""
         _write_json(
             _sidecar(mask_path),
             {
-                **facts,
+                **metadata,
                 "Description": "Enlarged perivascular spaces: 1 inside, 0 outside",
                 "Type": "ROI",
                 "SpatialReference": "orig",

@@ -9,9 +9,10 @@ from types import EllipsisType
 import torch
 from torch import Tensor, nn
 
-from pvs_model.config import INPUTS, NetworkConfig
+from pvs_model.config import NetworkConfig
 from pvs_model.nets.attention import TokenPooling
 from pvs_model.nets.blocks import CONVOLUTION
+from pvs_model.types import SEQUENCES
 
 #: Initial output bias: the logit of a 1 % foreground prior.
 PRIOR_LOGIT = -4.6
@@ -122,12 +123,12 @@ class SegmentationNet(nn.Module, ABC):
 
 def select_channels(image: Tensor, config: NetworkConfig) -> Tensor:
     """Selects the channels that a network reads: (B, in_channels, *spatial) to (B, input_channels, *spatial)."""
-    if config.inputs == INPUTS:
+    if config.inputs == SEQUENCES:
         return image
     slices = config.neighbour_slices
     parts = []
     for name in config.inputs:
-        start = INPUTS.index(name.lstrip("-")) * slices
+        start = SEQUENCES.index(name.lstrip("-")) * slices
         part = image[:, start : start + slices]
         parts.append(-part if name.startswith("-") else part)
     if config.regions:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pvs_model.config import INPUTS, NetworkConfig
+from pvs_model.config import NetworkConfig
 from pvs_model.nets.attention import CrossAttention, TokenPooling
 from pvs_model.nets.base import Head, SegmentationNet
 from pvs_model.nets.blocks import LEAK
@@ -15,6 +15,7 @@ from pvs_model.nets.fusion import DynamicFusion
 from pvs_model.nets.graph import GraphModule
 from pvs_model.nets.nested import NestedUNet
 from pvs_model.nets.precision import make_safe_in_bfloat16
+from pvs_model.types import SEQUENCES
 
 
 class TextProjection(nn.Module):
@@ -120,7 +121,7 @@ class GraphFusionNet(SegmentationNet):
 
     def stem(self) -> nn.Conv2d | nn.Conv3d | None:
         """See ``SegmentationNet.stem``."""
-        if self.config.inputs != INPUTS:
+        if self.config.inputs != SEQUENCES:
             return None
         conv: nn.Conv2d | nn.Conv3d = self.backbone.encoder[0][0][0]  # type: ignore[index, assignment]
         return conv

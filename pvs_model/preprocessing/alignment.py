@@ -39,19 +39,19 @@ def align(volumes: dict[str, Volume], register: bool = False) -> tuple[dict[str,
                     fit = registration.register(fixed, moving)
             except RuntimeError:
                 fit = None
-            if fit is not None and fit.helps:
-                aligned[name] = moving = registration.moved(moving, fit.transform)
+            if fit is not None and fit.accepted:
+                aligned[name] = moving = registration.transformed(moving, fit.transform)
                 warnings.append(
-                    f"{name} was moved by up to {fit.moved_mm:.1f} mm to fit {reference} (agreement {fit.before:.3f}, "
-                    f"now {fit.after:.3f})"
+                    f"{name} was moved by up to {fit.displacement_mm:.1f} mm to fit {reference} "
+                    f"(agreement {fit.before:.3f}, now {fit.after:.3f})"
                 )
-        check = registration.check(fixed, moving)
+        check = registration.check_alignment(fixed, moving)
         if not math.isnan(check.agreement):
             agreements[name] = round(check.agreement, 4)
-        if check.gross:
+        if check.misaligned:
             hint = "" if register else "; --register tries to correct it"
             warnings.append(
-                f"{name} fits {reference} better {check.moved} (agreement {check.agreement:.3f}, there "
+                f"{name} fits {reference} better {check.displacement} (agreement {check.agreement:.3f}, there "
                 f"{check.best:.3f}): they are not registered{hint}"
             )
     return aligned, warnings, agreements

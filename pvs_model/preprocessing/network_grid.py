@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -11,19 +11,18 @@ import numpy.typing as npt
 from pvs_model.config import THICK_SLICE_MM
 from pvs_model.errors import VolumeError
 from pvs_model.preprocessing.prepare import Prepared
-from pvs_model.types import Affine, FloatArray, Grid, Volume
-from pvs_model.volume.geometry import Crop, Respacing, crop_to, resample_onto, respacing, thick_axis
+from pvs_model.types import PLANES, Affine, AnyArray, BoolArray, FloatArray, Grid, Mask, Region, Triple, Volume
+from pvs_model.volume.geometry import Crop, Respacing, crop_to, find_slice_axis, resample_onto, respacing
 
 Scalar = TypeVar("Scalar", bound=np.generic)
-Triple = tuple[float, float, float]
 Range = tuple[float, float]
 
 #: Voxels kept around the foreground.
 CROP_MARGIN = 4
 #: Axes are permuted only if the largest spacing is at least this multiple of the smallest.
 ANISOTROPY = 1.2
-#: Axis order that puts the slice axis last, by slice axis: sagittal (y, z, x), coronal (x, z, y), axial (x, y, z).
-SLICE_AXIS_LAST = {0: (1, 2, 0), 1: (0, 2, 1), 2: (0, 1, 2)}
+#: Axis order that puts the slice axis last, by slice axis.
+SLICE_AXIS_LAST = {axes[2]: axes for axes in PLANES.values()}
 #: Relative tolerance of the trained range of spacings.
 TOLERANCE = 0.03
 
@@ -60,7 +59,7 @@ class NetworkGrid:
     @classmethod
     def create(
         cls,
-        foreground: npt.NDArray[np.bool_],
+        foreground: BoolArray,
         affine: Affine,
         spatial_dims: int,
         in_plane_mm: Range,
@@ -83,21 +82,21 @@ class NetworkGrid:
         spacing_mm = box.spacing_mm if change is None else change.new.spacing_mm
         return cls(crop, box.affine, change, axis_order(spacing_mm, spatial_dims))
 
-    def apply(self, array: npt.NDArray[Any]) -> FloatArray:
+    def apply(self, array: AnyArray) -> FloatArray:
         """Maps an array (x, y, z) on the case's grid to float32 on the network's grid."""
         data = np.ascontiguousarray(self.crop.apply(array), dtype=np.float32)
         if self.respacing is not None:
             data = resample_onto(Volume(data, self.affine), self.respacing.new).data
         return data.transpose(self.order)
 
-    def apply_mask(self, mask: npt.NDArray[Any], threshold: float = 0.5) -> npt.NDArray[np.uint8]:
+    def apply_mask(self, mask: AnyArray, threshold: float = 0.5) -> Mask:
         """Maps a mask (x, y, z), keeping voxels of which at least ``threshold`` is covered."""
         return (self.apply(mask) >= threshold).astype(np.uint8)
 
-    def invert(self, array: npt.NDArray[Scalar]) -> npt.NDArray[Any]:
+    def invert(self, array: npt.NDArray[Scalar]) -> AnyArray:
         """Maps an array on the network's grid back to the case's grid, with zeros outside the box."""
-        data: npt.NDArray[Any] = np.ascontiguousarray(array.transpose(np.argsort(self.order)))
-        return self.crop.undo(data if self.respacing is None else self.respacing(data))
+        data: AnyArray = np.ascontiguousarray(array.transpose(np.argsort(self.order)))
+        return self.crop.invert(data if self.respacing is None else self.respacing(data))
 
 
 def choose_configuration(grid: Grid) -> str:
@@ -110,7 +109,7 @@ def target_spacing(spacing_mm: Triple, spatial_dims: int, in_plane_mm: Range, th
 
     Slices are never interpolated for 2D networks: their thickness is kept.
     """
-    slice_axis = thick_axis(spacing_mm)
+    slice_axis = find_slice_axis(spacing_mm)
     limits = [through_plane_mm if axis == slice_axis else in_plane_mm for axis in range(3)]
     if spatial_dims == 2:
         limits[slice_axis] = (0.0, float("inf"))
@@ -125,7 +124,7 @@ def axis_order(spacing_mm: Triple, spatial_dims: int) -> tuple[int, int, int]:
     """The order of axes that puts the slice axis last; unchanged for nearly isotropic 3D scans."""
     if spatial_dims == 3 and max(spacing_mm) < ANISOTROPY * min(spacing_mm):
         return 0, 1, 2
-    return SLICE_AXIS_LAST[thick_axis(spacing_mm)]  # type: ignore[return-value]
+    return SLICE_AXIS_LAST[find_slice_axis(spacing_mm)]
 
 
 def network_image(prepared: Prepared, grid: NetworkGrid, regions: bool = False) -> FloatArray:
@@ -145,10 +144,10 @@ def network_image(prepared: Prepared, grid: NetworkGrid, regions: bool = False) 
     return np.stack(channels)
 
 
-def _region_channel(prepared: Prepared) -> npt.NDArray[np.bool_]:
+def _region_channel(prepared: Prepared) -> BoolArray:
     if prepared.anatomy is None:
         raise VolumeError(
             "expected a parcellation of the brain, which these networks use, got none: they need "
             "anatomy.safetensors in the weights folder, a brain in the scan, and no --no-anatomy"
         )
-    return np.asarray(prepared.anatomy.mask("BG") | prepared.anatomy.mask("CSO"))
+    return np.asarray(prepared.anatomy.mask(Region.BG) | prepared.anatomy.mask(Region.CSO))

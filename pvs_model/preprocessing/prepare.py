@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from pvs_model.errors import VolumeError
 from pvs_model.preprocessing.alignment import ITK_LOCK, MIN_OVERLAP
-from pvs_model.types import SEQUENCES, Case, FloatArray, Grid, Volume
+from pvs_model.types import SEQUENCES, BoolArray, Case, FloatArray, Grid, Volume
 
 if TYPE_CHECKING:
     from pvs_model.anatomy.regions import Anatomy
@@ -43,7 +42,7 @@ class Prepared:
     """
 
     image: FloatArray
-    foreground: npt.NDArray[np.bool_]
+    foreground: BoolArray
     grid: Grid
     reference: str
     restore_grid: Reorientation
@@ -111,7 +110,7 @@ def prepare(volumes: dict[str, Volume], n4: bool = False, anatomy: Anatomy | Non
     reliable = anatomy is not None and (skull_removed or brain_coverage(anatomy, foreground) >= MIN_BRAIN_COVERAGE)
     if anatomy is not None and skull_removed:
         warnings.append("Input is not skull-stripped; applied the estimated brain mask. Please check it.")
-        foreground &= geometry.widened(anatomy.brain, BRAIN_MARGIN_MM, canonical.spacing_mm)
+        foreground &= geometry.dilate_mm(anatomy.brain, BRAIN_MARGIN_MM, canonical.spacing_mm)
     elif anatomy is not None and not reliable:
         warnings.append(
             f"Brain mask covers only {100 * brain_coverage(anatomy, foreground):.0f} % of the foreground; regions are "
@@ -148,17 +147,17 @@ def prepare(volumes: dict[str, Volume], n4: bool = False, anatomy: Anatomy | Non
     return Prepared(image, foreground, canonical.grid, reference, restore_grid, tuple(warnings), anatomy, skull_removed)
 
 
-def has_skull(foreground: npt.NDArray[np.bool_], anatomy: Anatomy) -> bool:
+def has_skull(foreground: BoolArray, anatomy: Anatomy) -> bool:
     """Whether a foreground (x, y, z) is much larger than the intracranial volume."""
     return bool(foreground.sum() > SKULL_RATIO * _intracranial(anatomy).sum())
 
 
-def brain_coverage(anatomy: Anatomy, foreground: npt.NDArray[np.bool_]) -> float:
+def brain_coverage(anatomy: Anatomy, foreground: BoolArray) -> float:
     """Share of a foreground (x, y, z) that the parcellation labels as intracranial."""
     return float((_intracranial(anatomy) & foreground).sum() / max(1, foreground.sum()))
 
 
-def _intracranial(anatomy: Anatomy) -> npt.NDArray[np.bool_]:
+def _intracranial(anatomy: Anatomy) -> BoolArray:
     return np.asarray(anatomy.brain | anatomy.mask("intracranial"))
 
 

@@ -23,7 +23,7 @@ from pvs_model.reports.slices import (
     AXIAL,
     CORONAL,
     SAGITTAL,
-    Bool,
+    BoolArray,
     Labels,
     Plane,
     ShownSlice,
@@ -67,7 +67,7 @@ class CaseView:
         mask: bool, the PVS.
         regions: bool by name ("CSO", "BG", "MID", "HIP", or any other); may be empty.
         spacing_mm: Voxel size.
-        burden: The measurement; None where there is none.
+        burden: Measurement, or None.
         facts: Provenance of the mask from the pipeline; anything missing is left out.
         warnings: Sentences, besides those of the facts and of the burden.
         affine: (4, 4), voxel index to RAS mm, for positions in the scanner; None where it is unknown.
@@ -78,8 +78,8 @@ class CaseView:
 
     name: str
     images: Mapping[str, FloatArray]
-    mask: Bool
-    regions: Mapping[str, Bool]
+    mask: BoolArray
+    regions: Mapping[str, BoolArray]
     spacing_mm: tuple[float, float, float]
     burden: Burden | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -137,7 +137,7 @@ def case_report(view: CaseView) -> str:
     return render("case_report.html", parts)
 
 
-def _exclusive(regions: Mapping[str, Bool], mask: Bool) -> tuple[dict[str, Bool], Bool]:
+def _exclusive(regions: Mapping[str, BoolArray], mask: BoolArray) -> tuple[dict[str, BoolArray], BoolArray]:
     """Returns the regions in the order shown without overlap, and the part of the mask in none of them.
 
     A voxel of several regions belongs to the one named first, as in the burden.
@@ -167,7 +167,9 @@ def _warnings(view: CaseView) -> list[str]:
     return list(dict.fromkeys((*sentences(view.facts.get("warnings")), *view.warnings, *own)))
 
 
-def _provenance(view: CaseView, sequences: Sequence[str], named: Mapping[str, Bool]) -> list[tuple[str, list[str]]]:
+def _provenance(
+    view: CaseView, sequences: Sequence[str], named: Mapping[str, BoolArray]
+) -> list[tuple[str, list[str]]]:
     """Returns terms and sentences on how the mask was made."""
     facts = view.facts
     used = list(sentences(facts.get("sequences"))) or list(sequences)
@@ -284,7 +286,7 @@ def _count(burden: Burden | None, region: str) -> str:
 
 
 def _groups(
-    view: CaseView, shown: Mapping[str, Bool], labels: Labels, head: Bool, plane: Plane, sequences: list[str]
+    view: CaseView, shown: Mapping[str, BoolArray], labels: Labels, head: BoolArray, plane: Plane, sequences: list[str]
 ) -> tuple[list[dict[str, Any]], list[str], str]:
     """Returns the slices of every region, the sequences shown, and a sentence on what is left out."""
     frames = {name: frame(region, head, view.spacing_mm) for name, region in shown.items() if region.any()}
@@ -368,7 +370,7 @@ def _position(view: CaseView, plane: Plane, index: int) -> str:
 
 
 def _projection(
-    plane: Plane, view: CaseView, head: Bool, named: Mapping[str, Bool], by_region: Mapping[str, Bool]
+    plane: Plane, view: CaseView, head: BoolArray, named: Mapping[str, BoolArray], by_region: Mapping[str, BoolArray]
 ) -> dict[str, Any]:
     """Returns the maximum of the mask along one axis, with the outlines of head and regions."""
     box = box_of(head)

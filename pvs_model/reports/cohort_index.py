@@ -33,7 +33,7 @@ class CaseSummary:
 
     Attributes:
         case: Name of the case.
-        page: Path of its report from the index, "/" between folders; "" where there is none.
+        page: Path of its report from the index, "/" between folders; "" if there is none.
         sequences, network: Facts of the pipeline; empty where they are missing.
         counts, volumes_mm3: Number and volume of PVS by region, both sides together.
         scores: Estimated scores, by scale and region.

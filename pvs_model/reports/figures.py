@@ -37,7 +37,7 @@ _CSS: Mapping[str, str] = {
 }
 #: Signs of the styles: colour alone does not distinguish regions.
 _MARKERS = ("o", "^", "s", "D", "v", "P")
-#: With fewer values there is no box, and nothing lies outside it.
+#: With fewer values there is no box and there are no outliers.
 BOX_FROM = 5
 #: Largest number of intervals along an axis.
 _INTERVALS = 5
@@ -107,7 +107,7 @@ def distribution(name: str, description: str, scale: Scale, row: BoxRow, whisker
 
     Args:
         name: Prefix of the identifiers within the page.
-        description: The figure in words.
+        description: Text for screen readers.
         scale: Axis of the values.
         row: Values and dots.
         whisker: Length of the whiskers at most, in box lengths.
@@ -169,7 +169,7 @@ def _box_row(
     """Draws the dots and the box of a row around ``y``; returns the titles of the dots."""
     from matplotlib.cbook import boxplot_stats
 
-    # Steps of the golden ratio: neighbours in value lie far apart, and the same cases at the same places.
+    # Steps of the golden ratio separate neighbouring values, deterministically.
     aside = ((np.arange(len(row.dots)) * 0.618034 + 0.5) % 1 - 0.5) * 2 * spread
     x = np.minimum([dot.value for dot in row.dots], scale.top)
     titles = _dots(axes, row.style, row.dots, x, y + aside, size)

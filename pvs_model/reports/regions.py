@@ -5,18 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pvs_model.burden.records import ALL, OTHER
+from pvs_model.types import Region
 
 NAMES: Mapping[str, str] = {
-    "CSO": "centrum semiovale (CSO)",
-    "BG": "basal ganglia (BG)",
-    "MID": "midbrain",
-    "HIP": "hippocampus",
+    **{region.value: region.display_name for region in Region},
     ALL: "whole image",
     OTHER: "outside the regions",
 }
-SHORT_NAMES: Mapping[str, str] = {"MID": "midbrain", "HIP": "hippocampus", ALL: "all", OTHER: "outside"}
+SHORT_NAMES: Mapping[str, str] = {
+    **{region.value: region.table_name for region in Region},
+    ALL: "all",
+    OTHER: "outside",
+}
 #: Order of the regions, and the numbers of their colours in the style sheet.
-STYLES: Mapping[str, int] = {"CSO": 0, "BG": 1, "MID": 2, "midbrain": 2, "HIP": 3, "hippocampus": 3, OTHER: 5, ALL: 5}
+STYLES: Mapping[str, int] = {
+    **{region.value: number for number, region in enumerate(Region)},
+    **{region.table_name: number for number, region in enumerate(Region)},
+    OTHER: 5,
+    ALL: 5,
+}
 #: Style of any other region.
 ANOTHER_STYLE = 4
 

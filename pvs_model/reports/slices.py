@@ -11,20 +11,14 @@ import base64
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from pvs_model.types import FloatArray
-from pvs_model.volume.geometry import thick_axis
+from pvs_model.types import AnyArray, BoolArray, FloatArray, Mask, Triple
+from pvs_model.volume.components import Labels, label_components, largest_component
+from pvs_model.volume.geometry import find_slice_axis
 
-Bool = npt.NDArray[np.bool_]
-Bytes = npt.NDArray[np.uint8]
-Labels = npt.NDArray[np.int32]
-Array = npt.NDArray[Any]
 Corner = tuple[int, int]
-Spacing = tuple[float, float, float]
 
 #: Ratio of the largest to the smallest spacing from which slices are shown across the largest, else axial ones.
 ANISOTROPIC = 1.2
@@ -59,15 +53,15 @@ class Plane:
     edges: str
     from_end: str
 
-    def spacing(self, spacing_mm: Spacing) -> tuple[float, float]:
+    def spacing(self, spacing_mm: Triple) -> tuple[float, float]:
         """Returns width and height in mm of a picture's pixel."""
         return spacing_mm[self.columns], spacing_mm[self.rows]
 
-    def slice_of(self, volume: Array, index: int) -> Array:
+    def slice_of(self, volume: AnyArray, index: int) -> AnyArray:
         """Returns the picture (row, column) of one slice."""
         return radiological(volume.take(index, self.across))
 
-    def projected(self, mask: Bool) -> Bool:
+    def projected(self, mask: BoolArray) -> BoolArray:
         """Returns the picture of a mask's maximum along the plane's axis."""
         return radiological(np.asarray(mask.any(self.across)))
 
@@ -79,22 +73,22 @@ AXIAL = Plane("axial", 2, 0, 1, "RL", "above the lowest")
 PLANES = (SAGITTAL, CORONAL, AXIAL)
 
 
-def radiological(section: Array) -> Array:
+def radiological(section: AnyArray) -> AnyArray:
     """Returns a section with its two axes in RAS+ order as a picture (row, column) in radiological orientation."""
     return section.T[::-1, ::-1]
 
 
-def plane_of(spacing_mm: Spacing) -> Plane:
+def plane_of(spacing_mm: Triple) -> Plane:
     """Returns the plane of acquisition that the voxel size suggests; axial for nearly isotropic voxels."""
     if max(spacing_mm) < ANISOTROPIC * min(spacing_mm):
         return AXIAL
-    return PLANES[thick_axis(spacing_mm)]
+    return PLANES[find_slice_axis(spacing_mm)]
 
 
 # --- outlines -------------------------------------------------------------------------------------------
 
 
-def outlines(mask: Bool) -> list[list[Corner]]:
+def outlines(mask: BoolArray) -> list[list[Corner]]:
     """Returns the borders of a mask along the edges of its pixels.
 
     Args:
@@ -139,7 +133,7 @@ def _walk(steps: dict[Corner, list[Corner]], start: Corner) -> list[Corner]:
     return corners
 
 
-def path(mask: Bool) -> str:
+def path(mask: BoolArray) -> str:
     """Returns the outlines of a mask (row, column) as the commands of an SVG path; "" for an empty one."""
     parts = []
     for corners in outlines(mask):
@@ -165,15 +159,15 @@ def window(image: FloatArray, sequence: str) -> tuple[float, float]:
     return (low, high) if high > low else (low, low + 1)
 
 
-def grey(picture: FloatArray, shown: tuple[float, float]) -> Bytes:
+def grey(picture: FloatArray, shown: tuple[float, float]) -> Mask:
     """Returns 8-bit greys: black to white over the window, black where the value is 0."""
     low, high = shown
     scaled = np.clip((picture - low) * (255 / (high - low)), 0, 255)
-    greys: Bytes = np.where(picture == 0, 0, np.rint(scaled)).astype(np.uint8)
+    greys: Mask = np.where(picture == 0, 0, np.rint(scaled)).astype(np.uint8)
     return greys
 
 
-def png_uri(greys: Bytes) -> str:
+def png_uri(greys: Mask) -> str:
     """Returns an 8-bit grey picture (row, column) as a data URI."""
     from PIL import Image
 
@@ -193,18 +187,18 @@ class ShownSlice:
     pvs: int
 
 
-def clusters(mask: Bool) -> Labels:
+def clusters(mask: BoolArray) -> Labels:
     """Returns 1, 2, ... in the voxels of each 26-connected cluster, 0 elsewhere."""
-    from scipy import ndimage
-
     labels = np.zeros(mask.shape, np.int32)
     box = box_of(mask)
     if box is not None:
-        labels[box], _ = ndimage.label(mask[box], np.ones((3, 3, 3)))
+        labels[box], _ = label_components(mask[box])
     return labels
 
 
-def choose_slices(labels: Labels, region: Bool, plane: Plane, spacing_mm: Spacing, most: int = 3) -> list[ShownSlice]:
+def choose_slices(
+    labels: Labels, region: BoolArray, plane: Plane, spacing_mm: Triple, most: int = 3
+) -> list[ShownSlice]:
     """Chooses the slices of a region that cut the most PVS, then those with the most of their voxels.
 
     Args:
@@ -238,7 +232,7 @@ def choose_slices(labels: Labels, region: Bool, plane: Plane, spacing_mm: Spacin
     return [ShownSlice(index, int(counts[index])) for index in sorted(kept)]
 
 
-def box_of(mask: Bool) -> tuple[slice, slice, slice] | None:
+def box_of(mask: BoolArray) -> tuple[slice, slice, slice] | None:
     """Returns the smallest box with all of a mask; None for an empty one."""
     box = []
     for axis in range(3):
@@ -249,7 +243,7 @@ def box_of(mask: Bool) -> tuple[slice, slice, slice] | None:
     return box[0], box[1], box[2]
 
 
-def frame(region: Bool, within: Bool, spacing_mm: Spacing) -> tuple[slice, slice, slice]:
+def frame(region: BoolArray, within: BoolArray, spacing_mm: Triple) -> tuple[slice, slice, slice]:
     """Returns the box to show of a region: with a margin, at least ``MIN_SIZE_MM``, not beyond the head.
 
     Args:
@@ -268,22 +262,17 @@ def frame(region: Bool, within: Bool, spacing_mm: Spacing) -> tuple[slice, slice
     return shown[0], shown[1], shown[2]
 
 
-def silhouette(head: Bool, plane: Plane) -> Bool:
+def silhouette(head: BoolArray, plane: Plane) -> BoolArray:
     """Returns the picture of a head's projection: its largest piece, without holes."""
     from scipy import ndimage
 
-    flat = plane.projected(head)
-    pieces, count = ndimage.label(flat)
-    if count > 1:
-        flat = pieces == 1 + int(np.bincount(pieces.ravel())[1:].argmax())
-    filled: Bool = ndimage.binary_fill_holes(flat)
-    return filled
+    return np.asarray(ndimage.binary_fill_holes(largest_component(plane.projected(head))))
 
 
-def head_of(images: Mapping[str, FloatArray]) -> Bool:
+def head_of(images: Mapping[str, FloatArray]) -> BoolArray:
     """Returns where any of the images is not 0."""
     first, *others = images.values()
-    head: Bool = first != 0
+    head: BoolArray = first != 0
     for image in others:
         head |= image != 0
     return head

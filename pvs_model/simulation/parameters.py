@@ -12,11 +12,7 @@ import torch
 
 from pvs_model.config import THICK_SLICE_MM
 from pvs_model.simulation.tissue_contrast import draw_signals
-
-Triple = tuple[float, float, float]
-
-#: Axes of the head model for the array axes of a scene, the last one through plane.
-PLANES = {"axial": (0, 1, 2), "coronal": (0, 2, 1), "sagittal": (1, 2, 0)}
+from pvs_model.types import Triple
 
 
 @dataclass(frozen=True)

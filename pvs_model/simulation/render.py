@@ -19,9 +19,10 @@ from torch import Tensor
 from pvs_model.config import THICK_SLICE_MM
 from pvs_model.simulation import artefacts
 from pvs_model.simulation.head import BASAL_GANGLIA, CENTRUM_SEMIOVALE, FIELD_MM, TISSUES, VOXEL_MM, HeadModel
-from pvs_model.simulation.parameters import PLANES, SceneParams, Triple
+from pvs_model.simulation.parameters import SceneParams, Triple
 from pvs_model.simulation.structures import draw_structures
 from pvs_model.simulation.tissue_contrast import STRUCTURES
+from pvs_model.types import PLANES
 
 #: Partial-volume fraction from which the coverage rule, kept for comparison, labels a voxel as PVS.
 LABELLING_THRESHOLD = 0.4

@@ -11,10 +11,10 @@ import torch
 from pvs_model.config import THICK_SLICE_MM
 from pvs_model.simulation.acquisition import acquire
 from pvs_model.simulation.head import BASAL_GANGLIA, CENTRUM_SEMIOVALE, VOXEL_MM, HeadModel
-from pvs_model.simulation.parameters import PLANES, ScanParams, SceneParams, Triple, draw_scan, draw_scene
+from pvs_model.simulation.parameters import ScanParams, SceneParams, Triple, draw_scan, draw_scene
 from pvs_model.simulation.render import DIAMETER_UNIT_MM, Scene, render
 from pvs_model.simulation.visibility import label_visible
-from pvs_model.types import Affine
+from pvs_model.types import PLANES, Affine
 
 
 @dataclass(frozen=True)

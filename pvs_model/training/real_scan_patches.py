@@ -42,7 +42,7 @@ from pvs_model.simulation.visibility import label_visible
 from pvs_model.training.batch import UNKNOWN, Batch, flip
 from pvs_model.training.simulated_patches import MARGIN
 from pvs_model.types import SEQUENCES, Volume
-from pvs_model.volume.geometry import choose_reference, resample_onto, to_ras, widened
+from pvs_model.volume.geometry import choose_reference, dilate_mm, resample_onto, to_ras
 from pvs_model.volume.intensity import correct_bias, foreground
 from pvs_model.volume.io import read
 
@@ -195,7 +195,7 @@ def unlabelled_scan(
     regions[anatomy.mask("CSO")] = CENTRUM_SEMIOVALE
     regions[anatomy.mask("BG")] = BASAL_GANGLIA
     head = foreground(reference.data)
-    brain = head & widened(anatomy.brain | anatomy.mask("intracranial"), 1.0, spacing)
+    brain = head & dilate_mm(anatomy.brain | anatomy.mask("intracranial"), 1.0, spacing)
     available = (present[0], present[1], present[2])
     corrected = images.copy()
     for channel in np.flatnonzero(available):
@@ -323,7 +323,7 @@ class RealScanPatches:
 
         shape = (x, y, z // merged)
         images, cnr = torch.zeros(3, *shape), torch.zeros(shape)
-        hosts = merge(torch.from_numpy(part.insertion_sites)[None].float())[0].numpy() > 0.5
+        sites = merge(torch.from_numpy(part.insertion_sites)[None].float())[0].numpy() > 0.5
         worse = rng.uniform(0.2, 0.7) if rng.random() < 0.3 else 0.0
         ratio = rng.uniform(1.2, 2.0) if rng.random() < 0.2 else 1.0
         for c in present:
@@ -337,7 +337,7 @@ class RealScanPatches:
             layers = artefacts.regrid(layers, ratio, ratio / 2, 0)
             scale = float(np.median(np.abs(contrast[part.insertion_sites]))) if part.insertion_sites.any() else 0.0
             added = scale * rng.uniform(0.0, 0.06) if rng.random() < 0.5 else 0.0
-            noise = max(np.hypot(estimate_noise(layers[0].numpy(), hosts), added), MIN_NOISE * scale, 1e-6)
+            noise = max(np.hypot(estimate_noise(layers[0].numpy(), sites), added), MIN_NOISE * scale, 1e-6)
             cnr = torch.maximum(cnr, layers[1].abs() / float(noise))
             drawn_noise = torch.randn(shape, generator=generator) * added
             images[c] = torch.where(layers[0] != 0, layers.sum(0) + drawn_noise, layers[0])

@@ -18,7 +18,7 @@ from pvs_model.simulation.render import Scene, render
 from pvs_model.simulation.visibility import label_visible
 from pvs_model.training.batch import Batch, flip, join
 from pvs_model.training.distributed import SINGLE_PROCESS, DistributedContext
-from pvs_model.types import SEQUENCES
+from pvs_model.types import PLANES, SEQUENCES
 
 #: Margin of scenes around a patch, in voxels, so that blurs and shifts bring no invented border into the patch.
 MARGIN = 4
@@ -27,8 +27,6 @@ MARGIN = 4
 EMPTY_EVERY, FEW_VOXELS, ATTEMPTS = 3, 40, 3
 #: Fraction of the 2D samples that are the slice with the most PVS of their scene.
 PVS_SLICES = 0.25
-#: Axes (RAS) of the planes of a view, the through-plane axis last.
-PLANE_AXES = {"axial": (0, 1, 2), "coronal": (0, 2, 1), "sagittal": (1, 2, 0)}
 
 
 class SimulatedPatches:
@@ -95,7 +93,7 @@ class SimulatedPatches:
         side, view = self.patch + 2 * MARGIN, self.config.view
         shape = (side, side, side if self.config.dimensions == 3 else 5)
         if view:  # planes of a volume with thin slices
-            shape = tuple(5 if axis == PLANE_AXES[view][2] else side for axis in range(3))  # type: ignore[assignment]
+            shape = tuple(5 if axis == PLANES[view][2] else side for axis in range(3))  # type: ignore[assignment]
         for attempt in range(1 if number % EMPTY_EVERY == 0 else ATTEMPTS):
             seed = (self.seed * 1_000_003 + number) * ATTEMPTS + attempt
             rng = random.Random(seed)
@@ -139,7 +137,7 @@ class SimulatedPatches:
         if self.config.regions:
             images = torch.cat([images, (scene.regions > 0).to(images.dtype)[None]])
         if self.config.view:
-            axes = (0, *(a + 1 for a in PLANE_AXES[self.config.view]))
+            axes = (0, *(a + 1 for a in PLANES[self.config.view]))
             images, target = images.permute(axes), target.permute(axes)
         start = [rng.randint(0, n - self.patch) for n in images.shape[1:3]]
         crop = [slice(s, s + self.patch) for s in start]

@@ -1,46 +1,43 @@
-"""Intensities: where the head is, one scale for every scanner, and the bias field."""
+"""Foreground masks, standardisation of intensities and correction of the bias field."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from pvs_model.types import FloatArray, Volume
+from pvs_model.types import AnyArray, BoolArray, FloatArray, Volume
+from pvs_model.volume.components import FACES, label_components
 
-Bool = npt.NDArray[np.bool_]
-
-#: Values after standardisation lie in this range: CSF in T2w, at the top, is not to be cut off.
+#: Range of standardised values. It includes CSF in T2w, at the upper end.
 STANDARD_RANGE = (-4.0, 8.0)
 
-#: Percentiles of the foreground between which mean and deviation are taken.
+#: Percentiles to which the foreground is clipped for its mean and deviation.
 _STATISTICS_PERCENT = (0.5, 99.5)
 
-#: A voxel differs from the background from this share of the bright end (99.5th percentile) on.
-_NOTHING = 0.01
+#: Smallest distance from the background, relative to the 99.5th percentile, that counts as a difference.
+_MIN_DIFFERENCE = 0.01
 
-#: Share of the far background that may differ from its value for it to count as exact. Measured:
+#: Share of the far background that may differ from its value if the background is constant. Measured:
 #: skull-stripped scans 0 to 0.0025, scans with air noise 0.0096 (zero-padded) to 0.22.
-_EXACT_BACKGROUND = 0.005
+_CONSTANT_BACKGROUND = 0.005
 
-#: Voxels looked at to find the background value and the percentiles.
+#: Number of voxels sampled to estimate the background value and the percentiles.
 _SAMPLE = 500_000
 
 _N4_SPACING_MM = 4.0
 
 
-def foreground(data: FloatArray) -> Bool:
-    """The head, or the brain where the image is skull-stripped.
+def foreground(data: FloatArray) -> BoolArray:
+    """Segments the head, or the brain if the image is skull-stripped.
 
-    1. The background value is the most common one, where it is common enough (half of all
-       voxels; or 5 % with next to nothing below it), else 0. Distances from it are taken without
-       their sign, so that a brain that was standardised around 0 is found, too.
-    2. A first mask of the head: above half of Otsu's threshold (air noise lies far below, dark
-       tissue mostly above), the largest component, holes filled slice by slice along all axes.
-    3. If hardly a voxel away from that mask differs from the background, the background is
-       exact, as in skull-stripped images, and the mask becomes everything that differs, so that
-       the dark CSF at the rim is kept. Else there is air noise, and the first mask stands.
+    1. The background value is the most frequent one if it is frequent enough (half of all voxels; or 5 % with almost no
+       lower values), else 0. Distances from it are absolute, so that a brain standardised around 0 is segmented, too.
+    2. First mask of the head: above half of Otsu's threshold (air noise is far below, dark tissue mostly above),
+       largest component, holes filled slice by slice along all axes.
+    3. If almost no voxel away from that mask differs from the background, the background is constant, as in
+       skull-stripped images, and the mask is extended to all voxels that differ, which keeps the dark CSF at the rim.
+       Otherwise there is air noise, and the first mask is used.
 
     Args:
         data: (x, y, z), not constant.
@@ -59,15 +56,15 @@ def foreground(data: FloatArray) -> Bool:
         return np.ones(data.shape, dtype=bool)
     threshold = 0.5 * _otsu(np.minimum(sample, bright), bright)
     head = _solid(distance > threshold)
-    differs = distance > _NOTHING * bright
+    differs = distance > _MIN_DIFFERENCE * bright
     far = ~ndimage.binary_dilation(head, iterations=2)
-    if not far.any() or float(differs[far].mean()) < _EXACT_BACKGROUND:
+    if not far.any() or float(differs[far].mean()) < _CONSTANT_BACKGROUND:
         head |= _solid(differs)
     return head if head.any() else differs | (distance > 0)
 
 
 def _sampled(data: FloatArray) -> FloatArray:
-    """At most about ``_SAMPLE`` voxels, evenly spread; always the same ones."""
+    """Returns about ``_SAMPLE`` evenly spaced voxels at most."""
     step = max(1, round((data.size / _SAMPLE) ** (1 / 3)))
     return np.ravel(data[::step, ::step, ::step])
 
@@ -75,17 +72,20 @@ def _sampled(data: FloatArray) -> FloatArray:
 def _background_value(data: FloatArray) -> float:
     sample = _sampled(data)
     values, counts = np.unique(sample, return_counts=True)
-    common = int(counts.argmax())
-    share = counts[common] / sample.size
-    below = counts[:common].sum() / sample.size
-    # In a brain without margin, stored as bytes, white matter is the most common value.
+    mode = int(counts.argmax())
+    share = counts[mode] / sample.size
+    below = counts[:mode].sum() / sample.size
+    # In a brain without margin that is stored as bytes, white matter is the most frequent value.
     if share >= 0.5 or (share >= 0.05 and below < 0.05):
-        return float(values[common])
+        return float(values[mode])
     return float(max(0.0, values[0]))
 
 
 def _otsu(values: FloatArray, highest: float) -> float:
-    """Otsu's threshold of values in 0 to ``highest``, on 256 bins."""
+    """Computes Otsu's threshold of values in 0 to ``highest``, on 256 bins.
+
+    scikit-image sums in float32, which moves the threshold on about 1 of 200 histograms.
+    """
     counts, edges = np.histogram(values, 256, range=(0.0, highest))
     centres = (edges[1:] + edges[:-1]) / 2
     low = np.cumsum(counts).astype(np.float64)
@@ -98,60 +98,41 @@ def _otsu(values: FloatArray, highest: float) -> float:
     return float(centres[between.argmax()])
 
 
-def _solid(mask: Bool) -> Bool:
-    """The largest component of a mask (by faces), holes filled slice by slice along each axis."""
+def _solid(mask: BoolArray) -> BoolArray:
+    """Returns the largest component of a mask with holes filled slice by slice along each axis."""
     from scipy import ndimage
 
-    labels, number = ndimage.label(mask)
-    if number == 0:
-        return mask
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
+    labels, sizes = label_components(mask, FACES)
     largest = int(sizes.argmax())
+    if largest == 0:
+        return mask
     box = ndimage.find_objects(labels, max_label=largest)[-1]
-    part: Bool = labels[box] == largest
-    filled = part.copy()
+    component: BoolArray = labels[box] == largest
+    filled = component.copy()
     for axis in range(3):
-        filled |= _holes(part, axis)
+        in_plane = ndimage.generate_binary_structure(3, 1)
+        in_plane[tuple([0, 2] if other == axis else slice(None) for other in range(3))] = False
+        filled |= ndimage.binary_fill_holes(component, in_plane)
     solid = np.zeros_like(mask)
     solid[box] = filled
     return solid
 
 
-def _holes(mask: Bool, axis: int) -> Bool:
-    """What a mask encloses in each of its slices perpendicular to an axis."""
-    from scipy import ndimage
+def standardise(data: FloatArray, mask: BoolArray) -> FloatArray:
+    """Standardises to zero mean and unit deviation within a mask, robustly.
 
-    # All slices at once: neighbours are only those within the slice.
-    within = ndimage.generate_binary_structure(3, 1)
-    within = within & (np.abs(np.arange(3) - 1) == 0).reshape([3 if other == axis else 1 for other in range(3)])
-    labels, number = ndimage.label(~mask, within)
-    enclosed = np.ones(number + 1, dtype=bool)
-    enclosed[0] = False
-    for other in range(3):
-        if other != axis:
-            for end in (0, -1):
-                enclosed[labels.take(end, axis=other)] = False
-    holes: Bool = enclosed[labels]
-    return holes
-
-
-def standardise(data: FloatArray, mask: Bool) -> FloatArray:
-    """Zero mean and unit deviation within a mask, robustly.
-
-    Mean and deviation are those of the values clipped to the mask's 0.5th and 99.5th percentile;
+    Mean and deviation are computed from values clipped to the mask's 0.5th and 99.5th percentile;
     the values themselves are clipped only to -4 and 8 deviations.
 
     Args:
         data: (x, y, z).
-        mask: (x, y, z), where the head or brain is.
+        mask: (x, y, z), head or brain.
 
     Returns:
-        float32 (x, y, z) in [-4, 8], 0 outside the mask; 0 everywhere where the mask is empty or
-        all is equal inside.
+        float32 (x, y, z) in [-4, 8], 0 outside the mask; all 0 if the mask is empty or its values are constant.
 
     Raises:
-        ValueError: another shape than the mask's.
+        ValueError: The shapes differ.
     """
     if data.shape != mask.shape:
         raise ValueError(f"expected a mask of shape {data.shape}, got {mask.shape}")
@@ -162,25 +143,24 @@ def standardise(data: FloatArray, mask: Bool) -> FloatArray:
     low, high = np.percentile(inside, _STATISTICS_PERCENT)
     clipped = np.clip(inside, low, high)
     mean, deviation = float(clipped.mean()), float(clipped.std())
-    # To float32 rounding, not to 0: a deviation from rounding alone would become an image.
+    # Not 0: a deviation from float32 rounding alone would become an image.
     if deviation > 1e-6 * max(abs(mean), abs(high - low)):
         out[mask] = np.clip((inside - mean) / deviation, *STANDARD_RANGE)
     return out
 
 
-def correct_bias(volume: Volume, mask: Bool) -> Volume:
-    """Correct the bias field by N4 (Tustison 2010, doi:10.1109/TMI.2010.2046908).
+def correct_bias(volume: Volume, mask: BoolArray) -> Volume:
+    """Corrects the bias field by N4 (Tustison 2010, doi:10.1109/TMI.2010.2046908).
 
-    The field is smooth, so it is fitted to a copy shrunk to about 4 mm, within the mask, and
-    evaluated at full resolution. Its mean within the mask is 1. The same input gives the same
-    output.
+    The field is smooth, so it is fitted at about 4 mm within the mask and evaluated at full resolution. Its mean within
+    the mask is 1. The result is deterministic.
 
     Args:
-        volume: the image; values of 0 or less take no part in the fit.
-        mask: (x, y, z), where the head or brain is.
+        volume: Image; values of 0 or less are excluded from the fit.
+        mask: (x, y, z), head or brain.
 
     Returns:
-        The image divided by its field; unchanged where fewer than 100 voxels could be fitted.
+        The image divided by its field; unchanged if fewer than 100 voxels are available for the fit.
     """
     import SimpleITK
 
@@ -189,8 +169,8 @@ def correct_bias(volume: Volume, mask: Bool) -> Volume:
         raise ValueError(f"expected a mask of shape {volume.data.shape}, got {mask.shape}")
     usable = mask & (volume.data > 0)
 
-    def image_of(array: npt.NDArray[Any]) -> Any:
-        # Position does not matter to the field, only the spacing does.
+    def image_of(array: AnyArray) -> Any:
+        # The field depends on the spacing but not on the position.
         image = sitk.GetImageFromArray(np.ascontiguousarray(array.transpose(2, 1, 0)))
         image.SetSpacing(volume.spacing_mm)
         return image
@@ -207,10 +187,10 @@ def correct_bias(volume: Volume, mask: Bool) -> Volume:
     n4 = sitk.N4BiasFieldCorrectionImageFilter()
     n4.SetMaximumNumberOfIterations([50, 50, 50])
     n4.SetConvergenceThreshold(1e-4)
-    n4.SetNumberOfThreads(1)  # sums over threads would come in another order each time
+    n4.SetNumberOfThreads(1)  # for deterministic sums
     n4.Execute(small, small_mask)
     log_field = sitk.GetArrayFromImage(n4.GetLogBiasFieldAsImage(image)).transpose(2, 1, 0)
-    # Far from the mask the spline is free; a coil's field is within a factor of about 10.
+    # The spline is not constrained far from the mask; a coil's field is within a factor of about 10.
     field = np.exp(np.clip(log_field, -2.3, 2.3))
     field /= field[usable].mean()
     return Volume((volume.data / field).astype(np.float32), volume.affine, volume.source)

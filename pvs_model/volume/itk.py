@@ -1,4 +1,4 @@
-"""Every other image file, through SimpleITK, whose LPS+ coordinates are turned into RAS+ here."""
+"""Reads and writes other image files with SimpleITK, whose LPS+ coordinates are converted to RAS+."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from pvs_model.errors import VolumeError
 from pvs_model.files import write_atomically
-from pvs_model.types import Affine, Grid, spacing_of
-from pvs_model.volume.headers import Opened, believable, damaged, one_volume
+from pvs_model.types import Affine, AnyArray, Grid, spacing_of
+from pvs_model.volume.validation import ImageHandle, check_affine, check_shape, corrupt_file_error
 
 ITK_IO = {
     ".mha": "MetaImageIO",
@@ -30,7 +29,7 @@ LPS = np.diag([-1.0, -1.0, 1.0])
 
 
 def _sitk() -> Any:
-    """SimpleITK, its warnings (on odd metadata, mostly) kept from the terminal."""
+    """Returns SimpleITK with its warnings, mostly about metadata, switched off."""
     import SimpleITK
 
     sitk: Any = SimpleITK
@@ -38,11 +37,11 @@ def _sitk() -> Any:
     return sitk
 
 
-def open_itk(path: Path, extension: str) -> Opened:
-    """Read and judge the header of a file whose extension is in ``ITK_IO``.
+def open_itk(path: Path, extension: str) -> ImageHandle:
+    """Reads and checks the header of a file whose extension is in ``ITK_IO``.
 
     Raises:
-        VolumeError: damaged, not 3D, several values per voxel, or an impossible grid.
+        VolumeError: The file is damaged, not 3D, holds several values per voxel, or has an implausible grid.
     """
     sitk = _sitk()
     reader = sitk.ImageFileReader()
@@ -51,40 +50,40 @@ def open_itk(path: Path, extension: str) -> Opened:
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
-        raise damaged(path) from error
+        raise corrupt_file_error(path) from error
     dimensions = reader.GetDimension()
     shape = tuple(int(n) for n in reader.GetSize())
     components = reader.GetNumberOfComponents()
     pixel = sitk.GetPixelIDValueAsString(reader.GetPixelIDValue()).lower()
     if components != 1 or "complex" in pixel:
-        kind = "complex" if "complex" in pixel else f"{components} values per voxel"
-        raise VolumeError(f"{path}: expected one real value per voxel, found {kind}")
-    xyz = one_volume(path, shape)
+        voxels = "complex values" if "complex" in pixel else f"{components} values per voxel"
+        raise VolumeError(f"{path}: expected one real value per voxel, got {voxels}")
+    xyz = check_shape(path, shape)
     spacing = [float(s) for s in reader.GetSpacing()[:3]]
     origin = [float(o) for o in reader.GetOrigin()[:3]]
     direction = np.array(reader.GetDirection()).reshape(dimensions, dimensions)[:3, :3]
     affine = np.eye(4)
     affine[:3, :3] = LPS @ direction @ np.diag(spacing)
     affine[:3, 3] = LPS @ np.array(origin)
-    believable(path, affine)
+    check_affine(path, affine)
 
-    def load() -> npt.NDArray[Any]:
+    def load() -> AnyArray:
         reader.SetOutputPixelType(sitk.sitkFloat32)
         if dimensions > 3:
             reader.SetExtractSize([*xyz, *[0] * (dimensions - 3)])
         try:
-            data: npt.NDArray[Any] = sitk.GetArrayFromImage(reader.Execute()).transpose(2, 1, 0)
+            data: AnyArray = sitk.GetArrayFromImage(reader.Execute()).transpose(2, 1, 0)
             return data
         except RuntimeError as error:
-            raise damaged(path) from error
+            raise corrupt_file_error(path) from error
 
     geometry = (spacing, origin, [float(d) for d in direction.ravel()])
     note = reader.GetMetaData(NOTE) if reader.HasMetaDataKey(NOTE) else ""
-    return Opened(Grid(xyz, affine), load, itk=geometry, note=note)
+    return ImageHandle(Grid(xyz, affine), load, itk=geometry, note=note)
 
 
 def itk_geometry(affine: Affine) -> tuple[list[float], list[float], list[float]]:
-    """(spacing, origin, direction) in LPS+, the direction flattened by rows."""
+    """Returns (spacing, origin, direction) in LPS+, the direction flattened by rows."""
     spacing = spacing_of(affine)
     direction = LPS @ affine[:3, :3] / np.array(spacing)
     origin = LPS @ affine[:3, 3]
@@ -93,14 +92,14 @@ def itk_geometry(affine: Affine) -> tuple[list[float], list[float], list[float]]
 
 def write_itk(
     path: Path,
-    voxels: npt.NDArray[Any],
+    voxels: AnyArray,
     geometry: tuple[list[float], list[float], list[float]],
     note: str = "",
 ) -> None:
-    """Write voxels (x, y, z) as compressed MetaImage with (spacing, origin, direction) in LPS+, and a note, if any.
+    """Writes voxels (x, y, z) as compressed MetaImage with (spacing, origin, direction) in LPS+ and an optional note.
 
     Raises:
-        VolumeError: it cannot be written.
+        VolumeError: The file cannot be written.
     """
     sitk = _sitk()
     image = sitk.GetImageFromArray(np.ascontiguousarray(voxels.transpose(2, 1, 0)))

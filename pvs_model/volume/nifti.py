@@ -1,4 +1,4 @@
-"""NIfTI and MGH files, through nibabel, which reads any sform, sheared ones too."""
+"""Reads and writes NIfTI and MGH files with nibabel, sheared affines included."""
 
 from __future__ import annotations
 
@@ -13,26 +13,33 @@ import numpy.typing as npt
 
 from pvs_model.errors import VolumeError
 from pvs_model.files import write_atomically
-from pvs_model.types import Affine, Grid
-from pvs_model.volume.headers import SPACING_RANGE_MM, Opened, believable, damaged, one_volume
+from pvs_model.types import Affine, AnyArray, Grid
+from pvs_model.volume.validation import (
+    SPACING_RANGE_MM,
+    ImageHandle,
+    check_affine,
+    check_shape,
+    corrupt_file_error,
+    format_shape,
+)
 
 NIBABEL = (".nii.gz", ".nii", ".mgz")
 
-#: Deflate cannot shrink anything by more than this factor.
-MOST_COMPRESSION = 1032
+#: Largest compression ratio of deflate.
+MAX_COMPRESSION = 1032
 
 
-def open_nibabel(path: Path, extension: str) -> Opened:
-    """Read and judge the header of a file whose extension is in ``NIBABEL``.
+def open_nibabel(path: Path, extension: str) -> ImageHandle:
+    """Reads and checks the header of a file whose extension is in ``NIBABEL``.
 
     Raises:
-        VolumeError: damaged, not 3D, colour or complex, several volumes, or an impossible grid.
+        VolumeError: The file is damaged, not 3D, colour or complex, holds several volumes, or has an implausible grid.
     """
     import nibabel as nib
     from nibabel.imageglobals import LoggingOutputSuppressor
 
-    # What nibabel, gzip and numpy raise for files that are not what they say.
-    broken = (
+    # Raised by nibabel, gzip and numpy for damaged files.
+    read_errors = (
         nib.filebasedimages.ImageFileError,
         nib.spatialimages.HeaderDataError,
         nib.wrapstruct.WrapStructError,
@@ -52,42 +59,41 @@ def open_nibabel(path: Path, extension: str) -> Opened:
             dtype = np.dtype(image.get_data_dtype())
             affine = np.array(image.affine, dtype=np.float64)
             pixdim = _raw_pixdim(image) if extension != ".mgz" else np.ones(3)
-    except broken as error:
-        raise damaged(path, error) from error
+    except read_errors as error:
+        raise corrupt_file_error(path, error) from error
     if dtype.fields is not None or dtype.kind == "c":
-        kind = "complex" if dtype.kind == "c" else "colour"
-        raise VolumeError(f"{path}: expected one real value per voxel, found {kind} voxels")
-    xyz = one_volume(path, shape)
+        voxels = "complex" if dtype.kind == "c" else "colour"
+        raise VolumeError(f"{path}: expected one real value per voxel, got {voxels} voxels")
+    xyz = check_shape(path, shape)
     if not (np.isfinite(pixdim) & (pixdim != 0)).all():
         raise VolumeError(
-            f"{path}: expected a voxel spacing above {SPACING_RANGE_MM[0]} mm, found "
-            f"{' x '.join(f'{s:g}' for s in pixdim)} in its header"
+            f"{path}: expected a voxel spacing above {SPACING_RANGE_MM[0]} mm, got {format_shape(pixdim)} in its header"
         )
-    believable(path, affine)
-    most = path.stat().st_size * (1 if extension == ".nii" else MOST_COMPRESSION)
-    if int(np.prod(xyz, dtype=np.int64)) * dtype.itemsize > most:
-        raise damaged(path)
+    check_affine(path, affine)
+    max_bytes = path.stat().st_size * (1 if extension == ".nii" else MAX_COMPRESSION)
+    if int(np.prod(xyz, dtype=np.int64)) * dtype.itemsize > max_bytes:
+        raise corrupt_file_error(path)
 
-    def load() -> npt.NDArray[Any]:
+    def load() -> AnyArray:
         try:
             with LoggingOutputSuppressor():
                 if extension == ".nii":
-                    plain: npt.NDArray[Any] = image.get_fdata(dtype=np.float32, caching="unchanged")
+                    plain: AnyArray = image.get_fdata(dtype=np.float32, caching="unchanged")
                     return plain
                 with gzip.open(path, "rb") as file:
-                    data: npt.NDArray[Any] = type(image).from_stream(file).get_fdata(dtype=np.float32)
-                    while file.read(2**20):  # to its end, where the check sum stands
+                    data: AnyArray = type(image).from_stream(file).get_fdata(dtype=np.float32)
+                    while file.read(2**20):  # to its end, where gzip checks its checksum
                         pass
                     return data
-        except broken as error:
-            raise damaged(path, error) from error
+        except read_errors as error:
+            raise corrupt_file_error(path, error) from error
 
     nifti = image.header if isinstance(image, nib.Nifti1Pair) else None
-    return Opened(Grid(xyz, affine), load, nifti=nifti)
+    return ImageHandle(Grid(xyz, affine), load, nifti=nifti)
 
 
 def _nibabel_class(path: Path, extension: str) -> Any:
-    """The image class by extension and, for NIfTI, by the size of the header."""
+    """Returns the image class by extension and, for NIfTI, by the size of the header."""
     import nibabel as nib
 
     if extension == ".mgz":
@@ -101,16 +107,16 @@ def _nibabel_class(path: Path, extension: str) -> Any:
 
 
 def _raw_pixdim(image: Any) -> npt.NDArray[np.float64]:
-    """pixdim[1:4] as they stand in the file: nibabel's own header has zeros mended to ones."""
+    """Returns pixdim[1:4] of the file; nibabel's header replaces zeros by ones."""
     with image.file_map["image"].get_prepare_fileobj("rb") as file:
         header = type(image.header).from_fileobj(file, check=False)
     return np.array(header["pixdim"][1:4], dtype=np.float64)
 
 
 def nifti_header(affine: Affine) -> Any:
-    """A new NIfTI-1 header. Other software may look at either form, so both are set.
+    """Returns a new NIfTI-1 header with sform and qform, as other software may use either.
 
-    The qform cannot hold shear; the sform, which most readers prefer, does.
+    Only the sform, which most readers prefer, can represent shear.
     """
     import nibabel as nib
 
@@ -122,10 +128,10 @@ def nifti_header(affine: Affine) -> Any:
     return header
 
 
-def write_nifti(path: Path, voxels: npt.NDArray[Any], header: Any, note: str = "") -> None:
-    """Write header and voxels as they are, with a note in the place of the description.
+def write_nifti(path: Path, voxels: AnyArray, header: Any, note: str = "") -> None:
+    """Writes header and voxels without scaling, and a note as the description.
 
-    By hand and not by nibabel's image class, which would write NaN for a slope of 1.
+    The bytes are assembled here because nibabel's image class stores a slope of 1 as NaN.
     """
     pixdim = header["pixdim"].copy()
     header.set_data_dtype(voxels.dtype)
@@ -134,7 +140,7 @@ def write_nifti(path: Path, voxels: npt.NDArray[Any], header: Any, note: str = "
     header["scl_slope"], header["scl_inter"] = 1, 0
     header["cal_min"], header["cal_max"] = 0, 0
     header["intent_code"], header["intent_name"] = 0, b""
-    # The reference's own text may name the patient.
+    # Text of the reference may identify the patient.
     for text in ("descrip", "aux_file", "db_name"):
         if text in header:
             header[text] = b""
@@ -149,7 +155,7 @@ def write_nifti(path: Path, voxels: npt.NDArray[Any], header: Any, note: str = "
     def write(part: Path) -> None:
         with part.open("wb") as file:
             if path.name.lower().endswith(".gz"):
-                # No name and no time in it: the same mask is the same file.
+                # Without name and time, equal masks give equal files.
                 with gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0) as packed:
                     packed.write(content)
             else:

@@ -1,7 +1,7 @@
-"""Do the sequences of a case lie on each other? Measured, told when they do not, and mended on request.
+"""Checks the alignment of two images and optionally corrects it by rigid registration.
 
-Agreement is the normalised mutual information of Studholme (1999), doi:10.1016/S0031-3203(98)00091-0, which holds
-between any two contrasts and whatever part of the other image a scan covers.
+Agreement is the normalised mutual information of Studholme (1999), doi:10.1016/S0031-3203(98)00091-0, which is valid
+for any two contrasts and for partial overlap.
 """
 
 from __future__ import annotations
@@ -13,71 +13,76 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from pvs_model.types import Affine, FloatArray, Grid, Volume
+from pvs_model.types import Affine, BoolArray, Float64Array, FloatArray, Grid, Volume
 from pvs_model.volume import geometry
 
-#: Grid of the comparison, mm: gross shifts are asked for, and a case has seconds, not minutes.
+#: Spacing of the comparison, mm: sufficient for gross shifts, at a cost of seconds.
 GRID_MM = 4.0
-#: How far an image is moved to see whether it fits better elsewhere.
+#: Translations and rotations at which the agreement is compared.
 SHIFT_MM, TURN_DEG = 8.0, 10.0
-#: Agreement (1 to 2) must grow by this share of what lies above 1 before a warning is given, or a fit kept.
-GAIN = 0.05
-#: A fit that moves the head further than this, mm, has lost it.
-FARTHEST_MM = 80.0
+#: Smallest relative gain of (agreement - 1) for a warning, and for a registration to be accepted.
+MIN_GAIN = 0.05
+#: Largest displacement of an accepted registration, mm.
+MAX_DISPLACEMENT_MM = 80.0
 _BINS = 32
-#: Of the smaller image's box: with less in common nothing is compared.
-_LEAST_COMMON = 0.2
+#: Smallest overlap, relative to the smaller image, for which the agreement is computed.
+_MIN_OVERLAP = 0.2
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """How well two images agree.
+    """Agreement of two images at their position and at displaced ones.
 
     Attributes:
-        agreement: normalised mutual information where they are, 1 (none) to 2; nan where hardly anything is common.
-        best: the highest over the moves that were tried, ``agreement`` itself included.
-        moved: that move in words; empty where none is better.
+        agreement: Normalised mutual information, 1 (none) to 2; nan if they hardly overlap.
+        best: Highest value over all positions, ``agreement`` included.
+        displacement: Description of the best displacement, such as "moved 8 mm left"; empty if none is better.
     """
 
     agreement: float
     best: float
-    moved: str = ""
+    displacement: str = ""
 
     @property
-    def gross(self) -> bool:
-        """Whether another place is so much better that the images cannot be registered."""
-        return self.best - 1 > (1 + GAIN) * (self.agreement - 1) and bool(self.moved)
+    def misaligned(self) -> bool:
+        """Whether a displaced position agrees so much better that the images cannot be registered."""
+        return self.best - 1 > (1 + MIN_GAIN) * (self.agreement - 1) and bool(self.displacement)
 
 
 @dataclass(frozen=True)
-class Fit:
-    """A rigid fit: ``transform`` (4, 4) takes points of the moving image, mm RAS+, to where they belong."""
+class RigidFit:
+    """Result of a rigid registration.
+
+    Attributes:
+        transform: (4, 4), maps points of the moving image to the fixed image, mm RAS+.
+        before, after: Agreement before and after registration.
+        displacement_mm: Largest displacement of a corner of the moving image.
+    """
 
     transform: Affine
     before: float
     after: float
-    moved_mm: float
+    displacement_mm: float
 
     @property
-    def helps(self) -> bool:
-        """Whether it is to be kept."""
-        return self.after - 1 > (1 + GAIN) * (self.before - 1) and self.moved_mm <= FARTHEST_MM
+    def accepted(self) -> bool:
+        """Whether the registration improves the agreement by a plausible displacement."""
+        return self.after - 1 > (1 + MIN_GAIN) * (self.before - 1) and self.displacement_mm <= MAX_DISPLACEMENT_MM
 
 
 def agreement(a: FloatArray, b: FloatArray) -> float:
-    """Normalised mutual information of two lists of values, (H(a) + H(b)) / H(a, b), 1 to 2.
+    """Computes the normalised mutual information (H(a) + H(b)) / H(a, b), 1 to 2.
 
     Args:
-        a, b: (n,), values at the same places. Clipped to their 1st and 99th percentile, in 32 bins.
+        a, b: Intensities (n,) at the same points; clipped to their 1st and 99th percentile, in 32 bins.
 
     Returns:
-        1 where either has one value everywhere.
+        The agreement; 1 if either is constant.
     """
     counts, _, _ = np.histogram2d(_binned(a), _binned(b), bins=_BINS, range=[[0, _BINS], [0, _BINS]])
 
-    def entropy(p: npt.NDArray[np.float64]) -> float:
+    def entropy(p: Float64Array) -> float:
         p = p[p > 0] / p.sum()
         return float(-(p * np.log(p)).sum())
 
@@ -93,51 +98,51 @@ def _binned(values: FloatArray) -> FloatArray:
     return np.asarray(np.clip(scaled * _BINS, 0, _BINS - 0.5))
 
 
-def check(reference: Volume, moving: Volume) -> Alignment:
-    """Whether an image would fit another better if it were moved by ``SHIFT_MM`` or turned by ``TURN_DEG``.
+def check_alignment(fixed: Volume, moving: Volume) -> Alignment:
+    """Compares the agreement of two images with that after translations by ``SHIFT_MM`` and rotations by ``TURN_DEG``.
 
-    Two registered images agree best where they are, whatever their contrasts: so no threshold on agreement itself is
-    needed, which depends on contrast and noise.
+    Registered images agree best at their position for any contrasts. No threshold on the agreement itself is needed,
+    which depends on contrast and noise.
 
     Args:
-        reference, moving: any grids and orientations; their affines say where they are.
+        fixed, moving: Images on any grids, positioned by their affines.
     """
-    grid, still, head = _compared(reference)
+    grid, fixed_data, head = _coarse(fixed)
     if not head.any():
         return Alignment(math.nan, math.nan)
-    small = geometry.averaged(moving, _factors(moving))
-    middle = grid.affine[:3, :3] @ np.argwhere(head).mean(0) + grid.affine[:3, 3]
-    here = _agreement_at(still, small, grid, np.eye(4))
-    if math.isnan(here):
-        return Alignment(here, here)
-    best, words = here, ""
-    for transform, told in _moves(middle):
-        there = _agreement_at(still, small, grid, transform)
-        if there > best:
-            best, words = there, told
-    return Alignment(here, best, words)
+    small = geometry.block_average(moving, _factors(moving))
+    centre = grid.affine[:3, :3] @ np.argwhere(head).mean(0) + grid.affine[:3, 3]
+    current = _agreement_at(fixed_data, small, grid, np.eye(4))
+    if math.isnan(current):
+        return Alignment(current, current)
+    best, displacement = current, ""
+    for transform, description in _displacements(centre):
+        value = _agreement_at(fixed_data, small, grid, transform)
+        if value > best:
+            best, displacement = value, description
+    return Alignment(current, best, displacement)
 
 
-def register(reference: Volume, moving: Volume) -> Fit:
-    """A rigid fit of one image to another by SimpleITK; the same result twice.
+def register(fixed: Volume, moving: Volume) -> RigidFit:
+    """Registers one image rigidly to another with SimpleITK; deterministic.
 
-    Mattes mutual information, three resolutions, from where the headers place the images.
+    Mattes mutual information at three resolutions, initialised by the affines of the images.
 
     Raises:
-        RuntimeError: the images have nothing in common to start from.
+        RuntimeError: The images do not overlap.
     """
     import SimpleITK
 
     sitk: Any = SimpleITK
-    grid, still, _ = _compared(reference)
-    small = geometry.averaged(moving, _factors(moving))
-    before = _agreement_at(still, small, grid, np.eye(4))
-    fixed = _image(geometry.averaged(reference, _factors(reference, 2.0)))
-    other = _image(geometry.averaged(moving, _factors(moving, 2.0)))
+    grid, fixed_data, _ = _coarse(fixed)
+    small = geometry.block_average(moving, _factors(moving))
+    before = _agreement_at(fixed_data, small, grid, np.eye(4))
+    fixed_image = _image(geometry.block_average(fixed, _factors(fixed, 2.0)))
+    moving_image = _image(geometry.block_average(moving, _factors(moving, 2.0)))
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(_BINS)
     method.SetMetricSamplingStrategy(method.REGULAR)
-    method.SetMetricSamplingPercentage(0.3, 1)  # the seed: without one, the clock
+    method.SetMetricSamplingPercentage(0.3, 1)  # with a fixed seed
     method.SetInterpolator(sitk.sitkLinear)
     method.SetOptimizerAsRegularStepGradientDescent(
         learningRate=2.0, minStep=0.01, numberOfIterations=150, relaxationFactor=0.6, gradientMagnitudeTolerance=1e-5
@@ -147,13 +152,14 @@ def register(reference: Volume, moving: Volume) -> Fit:
     method.SetSmoothingSigmasPerLevel([4.0, 2.0, 1.0])
     method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
     start = sitk.Euler3DTransform()
-    start.SetCenter(fixed.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in fixed.GetSize()]))
+    middle = [(n - 1) / 2 for n in fixed_image.GetSize()]
+    start.SetCenter(fixed_image.TransformContinuousIndexToPhysicalPoint(middle))
     method.SetInitialTransform(start, inPlace=True)
-    # Sums over threads would come in another order each time, and the metric asks for the global number alone.
+    # One thread for deterministic sums; the metric only respects the global number of threads.
     threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     try:
-        method.Execute(fixed, other)
+        method.Execute(fixed_image, moving_image)
     finally:
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
     # SimpleITK maps points of the fixed image to the moving one, in LPS+.
@@ -163,20 +169,20 @@ def register(reference: Volume, moving: Volume) -> Fit:
     centre = np.array(start.GetCenter())
     pull[:3, 3] = np.array(start.GetTranslation()) + centre - pull[:3, :3] @ centre
     transform = np.asarray(np.linalg.inv(flip @ pull @ flip), np.float64)
-    after = _agreement_at(still, small, grid, transform)
-    return Fit(transform, before, after, _largest_move(transform, moving.grid))
+    after = _agreement_at(fixed_data, small, grid, transform)
+    return RigidFit(transform, before, after, _largest_displacement(transform, moving.grid))
 
 
-def moved(volume: Volume, transform: Affine) -> Volume:
-    """A volume elsewhere: no voxel changes, its affine does."""
+def transformed(volume: Volume, transform: Affine) -> Volume:
+    """Moves a volume in space by changing its affine, without resampling."""
     return Volume(volume.data, transform @ volume.affine, volume.source)
 
 
-def _compared(reference: Volume) -> tuple[Grid, FloatArray, npt.NDArray[np.bool_]]:
-    """The reference on about ``GRID_MM``, and where its head is."""
+def _coarse(volume: Volume) -> tuple[Grid, FloatArray, BoolArray]:
+    """Averages a volume to about ``GRID_MM`` and segments its head."""
     from pvs_model.volume import intensity
 
-    small = geometry.averaged(reference, _factors(reference))
+    small = geometry.block_average(volume, _factors(volume))
     return small.grid, small.data, intensity.foreground(small.data)
 
 
@@ -187,8 +193,8 @@ def _factors(volume: Volume, spacing_mm: float = GRID_MM) -> list[int]:
     ]
 
 
-def _agreement_at(still: FloatArray, moving: Volume, grid: Grid, transform: Affine) -> float:
-    """Agreement over what both images cover; nan where that is too little."""
+def _agreement_at(fixed_data: FloatArray, moving: Volume, grid: Grid, transform: Affine) -> float:
+    """Computes the agreement over the overlap of both images; nan if that is too small."""
     from scipy import ndimage
 
     index = np.linalg.inv(transform @ moving.affine) @ grid.affine
@@ -198,14 +204,14 @@ def _agreement_at(still: FloatArray, moving: Volume, grid: Grid, transform: Affi
     )  # fmt: skip
     common = ~np.isnan(values)
     voxel_mm3 = [abs(float(np.linalg.det(a[:3, :3]))) for a in (grid.affine, moving.affine)]
-    smaller = min(still.size, moving.data.size * voxel_mm3[1] / voxel_mm3[0])
-    if common.sum() < max(1000.0, _LEAST_COMMON * smaller):
+    smaller = min(fixed_data.size, moving.data.size * voxel_mm3[1] / voxel_mm3[0])
+    if common.sum() < max(1000.0, _MIN_OVERLAP * smaller):
         return math.nan
-    return agreement(still[common], values[common])
+    return agreement(fixed_data[common], values[common])
 
 
-def _moves(middle: FloatArray) -> Iterator[tuple[Affine, str]]:
-    """Shifts along and turns about each axis, both ways; turns about the middle of the head."""
+def _displacements(centre: FloatArray) -> Iterator[tuple[Affine, str]]:
+    """Yields translations along and rotations about each axis in both directions, and their descriptions."""
     ways = (("right", "left"), ("forwards", "backwards"), ("up", "down"))
     for axis, sign in itertools.product(range(3), (0, 1)):
         shift = np.eye(4)
@@ -217,16 +223,16 @@ def _moves(middle: FloatArray) -> Iterator[tuple[Affine, str]]:
         i, j = [(1, 2), (2, 0), (0, 1)][axis]
         turn[i, i] = turn[j, j] = math.cos(angle)
         turn[i, j], turn[j, i] = -math.sin(angle), math.sin(angle)
-        turn[:3, 3] = middle - turn[:3, :3] @ middle
+        turn[:3, 3] = centre - turn[:3, :3] @ centre
         about = ("left to right", "back to front", "foot to head")[axis]
         yield turn, f"turned by {TURN_DEG:g} degrees about the axis from {about}"
 
 
-def _largest_move(transform: Affine, grid: Grid) -> float:
+def _largest_displacement(transform: Affine, grid: Grid) -> float:
     corners = np.array([[x, y, z, 1.0] for x in (0, 1) for y in (0, 1) for z in (0, 1)])
     corners[:, :3] *= np.array(grid.shape) - 1
-    places = corners @ grid.affine.T
-    return float(np.linalg.norm((places @ transform.T - places)[:, :3], axis=1).max())
+    points = corners @ grid.affine.T
+    return float(np.linalg.norm((points @ transform.T - points)[:, :3], axis=1).max())
 
 
 def _image(volume: Volume) -> Any:

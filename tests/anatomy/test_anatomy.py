@@ -429,7 +429,7 @@ def test_other_formats_and_missing_folders(tmp_path: Path) -> None:
 def test_an_empty_scan_leaves_no_file(tmp_path: Path) -> None:
     source = tmp_path / "empty.nii.gz"
     write_volume(source, np.zeros((20, 20, 20)), np.eye(4))
-    with pytest.raises(VolumeError, match=r"empty.nii.gz: expected an image, found 0 in every voxel"):
+    with pytest.raises(VolumeError, match=r"empty.nii.gz: expected an image, got 0 in every voxel"):
         write_regions(source, tmp_path / "out", WEIGHTS)
     assert not (tmp_path / "out").exists()
 

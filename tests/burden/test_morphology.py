@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.morphology import Measured, draw, measured
-from pvs_model.burden.morphology import LEAST_LINEARITY, Shape, centre_line, shape_of, tube_width
+from pvs_model.burden.morphology import MIN_LINEARITY, Shape, centre_line, shape_of, tube_width
 
 Bool = npt.NDArray[np.bool_]
 ISOTROPIC = np.eye(4)
@@ -111,9 +111,7 @@ def test_linearity_takes_off_the_voxel_itself() -> None:
 @pytest.mark.parametrize("sides", [(2, 2, 1), (2, 2, 2), (3, 3, 3), (3, 3, 1)])
 def test_blocks_and_plates_have_no_direction(sides: tuple[int, int, int]) -> None:
     found = shape_of(block(*sides), ISOTROPIC)
-    assert (
-        found.direction is None and found.linearity == pytest.approx(0, abs=1e-9) and found.linearity < LEAST_LINEARITY
-    )
+    assert found.direction is None and found.linearity == pytest.approx(0, abs=1e-9) and found.linearity < MIN_LINEARITY
 
 
 @pytest.mark.parametrize("side", [2, 3, 4])
@@ -208,7 +206,7 @@ def test_turning_the_scanner_turns_the_direction_alone(mask: Bool, angle: float)
     turn[:2, :2] = [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
     here, there = shape_of(mask, THICK), shape_of(mask, turn @ THICK)
     assert there.linearity == pytest.approx(here.linearity, abs=1e-9)
-    if here.direction is not None and abs(here.linearity - LEAST_LINEARITY) > 1e-6:
+    if here.direction is not None and abs(here.linearity - MIN_LINEARITY) > 1e-6:
         assert there.direction is not None
         assert abs(np.dot(turn[:3, :3] @ here.direction, there.direction)) == pytest.approx(1)
         assert there.angle_to_superior_degrees == pytest.approx(here.angle_to_superior_degrees, abs=1e-4)

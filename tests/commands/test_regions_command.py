@@ -23,7 +23,7 @@ def seen(own_weights: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, 
 
     def write(scan: Path, folder: Path, weights: Path, device: Any) -> inference.Written:
         if scan.read_bytes() == b"broken":
-            raise VolumeError(f"{scan}: expected a complete image, found a damaged one")
+            raise VolumeError(f"{scan}: expected a complete image, got a damaged one")
         calls.append((scan.name, folder))
         return inference.Written(folder / "brain", folder / "regions", folder / "table")
 

@@ -248,17 +248,17 @@ def test_the_layout_can_be_said(write_body: WriteBody, weights: Path, tmp_path: 
 
 def test_nothing_to_read_from(tmp_path: Path, weights: Path, capsys: Any) -> None:
     assert run(tmp_path / "none", tmp_path / "out", weights) == 2
-    assert capsys.readouterr().err == f"error: {tmp_path / 'none'}: expected an input folder, found nothing there\n"
+    assert capsys.readouterr().err == f"error: {tmp_path / 'none'}: expected an input folder, but it does not exist\n"
     (tmp_path / "empty").mkdir()
     assert run(tmp_path / "empty", tmp_path / "out", weights) == 2
-    assert "found an empty folder" in capsys.readouterr().err
+    assert "got an empty folder" in capsys.readouterr().err
 
 
 def test_an_output_that_cannot_be_made(write_body: WriteBody, weights: Path, tmp_path: Path, capsys: Any) -> None:
     write_body(tmp_path / "in" / "a" / "a_{}.nii.gz", ("T2w",))
     (tmp_path / "file").write_text("")
     assert run(tmp_path / "in", tmp_path / "file" / "out", weights) == 2
-    assert f"error: {tmp_path / 'file' / 'out'}: expected an output folder" in capsys.readouterr().err
+    assert f"error: {tmp_path / 'file' / 'out'}: expected a writable output folder" in capsys.readouterr().err
 
 
 def test_missing_weights(write_body: WriteBody, tmp_path: Path, capsys: Any) -> None:

@@ -36,7 +36,7 @@ from tests.corpus.place import (
 )
 
 MASK, WARNED, REFUSED = "mask", "mask with a warning", "refused"
-DAMAGED = r"expected a complete image, found a damaged or truncated file"
+DAMAGED = r"expected a complete image, got a damaged or truncated file"
 EXACT = 0.999
 
 
@@ -201,7 +201,7 @@ FILES = [
             file="_T2w.nii"),
     refused("half a header", DAMAGED, lambda at: at.raw("_T2w.nii.gz", at.base.files["T2w"][:200])),
     refused("wrong magic", DAMAGED, lambda at: at.patched((MAGIC, b"abc"))),
-    refused("empty file", "expected an image file, found an empty file", lambda at: at().touch()),
+    refused("empty file", "expected an image file, got an empty file", lambda at: at().touch()),
     refused("text file with the name of an image", DAMAGED, lambda at: at().write_text("not an image\n" * 99)),
     refused("text file named .mha", DAMAGED, lambda at: at("_T2w.mha").write_text("not an image\n" * 99),
             file="_T2w.mha"),
@@ -215,18 +215,18 @@ FILES = [
     refused("header extension of a gigabyte", DAMAGED, with_a_lying_extension),
     refused("no axes", "expected ", lambda at: at.patched((DIM, shorts(0)))),
     refused("nine axes", "expected ", lambda at: at.patched((DIM, shorts(9)))),
-    refused("length of an axis is 0", "expected a 3D image, found an empty one",
+    refused("length of an axis is 0", "expected a 3D image, got an empty one",
             lambda at: at.patched((DIM + 2, shorts(0)))),
     refused("length of an axis is negative", "expected ", lambda at: at.patched((DIM + 2, shorts(-48)))),
-    refused("header declares 30000 voxels per axis", "expected at most 536870912 voxels, found 30000 x 30000 x 30000",
+    refused("header declares 30000 voxels per axis", "expected at most 536870912 voxels, got 30000 x 30000 x 30000",
             lambda at: at.patched((DIM + 2, shorts(30000, 30000, 30000)))),
     refused("header declares more than the file can hold", DAMAGED,
             lambda at: at.patched((DIM + 2, shorts(800, 800, 800)))),
-    refused("honest gzip of 2 GiB of zeros", "expected at most 536870912 voxels, found 1291 x 1291 x 1291", bomb),
+    refused("honest gzip of 2 GiB of zeros", "expected at most 536870912 voxels, got 1291 x 1291 x 1291", bomb),
     refused(".mhd without its .raw", DAMAGED, without_its_raw, file="_T2w.mhd"),
     refused(".mha cut short", DAMAGED, cut_mha, file="_T2w.mha"),
     refused(".mgz cut short", DAMAGED, lambda at: mgz(at, share=0.6), file="_T2w.mgz"),
-    refused(".mgz of two frames", "expected one volume, found 2",
+    refused(".mgz of two frames", "expected one volume, got 2",
             lambda at: mgz(at, np.stack([at.data()] * 2, -1)), file="_T2w.mgz"),
 ]  # fmt: skip
 
@@ -245,20 +245,20 @@ def quantised(at: Place, top: int, dtype: Any) -> None:
 
 
 DIMENSIONS = [
-    refused("2D", r"expected a 3D image, found 2D \(48 x 56\)", lambda at: at.nifti(at.data()[..., 20])),
-    refused("one slice", r"expected a 3D image, found 2D \(48 x 56 x 1\)",
+    refused("2D", r"expected a 3D image, got 2D \(48 x 56\)", lambda at: at.nifti(at.data()[..., 20])),
+    refused("one slice", r"expected a 3D image, got 2D \(48 x 56 x 1\)",
             lambda at: at.nifti(at.data()[..., 20:21])),
     mask("two slices", lambda at: at.nifti(at.data()[..., 20:22])),
     same("4D of one volume", lambda at: at.nifti(at.data()[..., None])),
-    refused("4D of three volumes", r"expected one volume, found 3 \(48 x 56 x 40 x 3\)",
+    refused("4D of three volumes", r"expected one volume, got 3 \(48 x 56 x 40 x 3\)",
             lambda at: at.nifti(np.stack([at.data()] * 3, -1))),
     same("5D of one volume", lambda at: at.nifti(at.data()[..., None, None])),
-    refused("5D of vectors", r"expected one volume, found 3 \(48 x 56 x 40 x 1 x 3\)",
+    refused("5D of vectors", r"expected one volume, got 3 \(48 x 56 x 40 x 1 x 3\)",
             lambda at: at.nifti(np.stack([at.data()] * 3, -1)[..., None, :])),
-    refused("colour", "expected one real value per voxel, found colour voxels", coloured),
-    refused("complex", "expected one real value per voxel, found complex voxels",
+    refused("colour", "expected one real value per voxel, got colour voxels", coloured),
+    refused("complex", "expected one real value per voxel, got complex voxels",
             lambda at: at.nifti(at.data().astype(np.complex64))),
-    refused(".mha of vectors", "expected one real value per voxel, found 3 values per voxel",
+    refused(".mha of vectors", "expected one real value per voxel, got 3 values per voxel",
             lambda at: at.itk(".mha", data=np.stack([at.data()] * 3, -1)), file="_T2w.mha"),
 ]  # fmt: skip
 
@@ -362,16 +362,16 @@ VALUES = [
     same("huge values (1e30)", lambda at: at.nifti(at.data() * 2.0**90)),
     same("tiny values (1e-20)", lambda at: at.nifti(at.data() * 2.0**-76)),
     same("negative values", lambda at: at.nifti(at.data() - 700)),
-    refused("values beyond float32 (1e300)", "expected intensities that float32 can hold, found ",
+    refused("values beyond float32 (1e300)", "expected intensities within the range of float32, got ",
             lambda at: at.nifti(at.data() * 1e300, dtype=np.float64)),
     same("NaN in the background", with_values(np.nan, "background")),
     mask("NaN in the brain", with_values(np.nan, "brain")),
-    refused("NaN everywhere", "expected intensities, found no finite voxel", filled(np.nan)),
+    refused("NaN everywhere", "expected intensities, got no finite voxel", filled(np.nan)),
     mask("infinite values in the brain", with_values(np.inf, "brain")),
     same("infinite values in the background", with_values(-np.inf, "background")),
-    refused("constant", "expected an image, found 7 in every voxel", filled(7)),
-    refused("zero", "expected an image, found 0 in every voxel", filled(0)),
-    refused("constant FLAIR beside good ones", "expected an image, found 7 in every voxel", filled(7, "FLAIR"),
+    refused("constant", "expected an image, got 7 in every voxel", filled(7)),
+    refused("zero", "expected an image, got 0 in every voxel", filled(0)),
+    refused("constant FLAIR beside good ones", "expected an image, got 7 in every voxel", filled(7, "FLAIR"),
             file="_FLAIR.nii.gz", others=("T1w", "T2w")),
     warned("mask in place of the T1w", "T1w has a single value throughout the head and was left out",
            lambda at: a_mask(at, "T1w"), others=("T2w", "FLAIR")),
@@ -459,7 +459,7 @@ def coarse(at: Place, spacing: float) -> None:
     at.nifti(at.data()[12:36:8, 16:40:8, 8:32:8], np.diag([spacing] * 3 + [1.0]))
 
 
-SPACING = r"expected a voxel spacing above 0.05 (and up to 50 )?mm, found "
+SPACING = r"expected a voxel spacing above 0.05 (and up to 50 )?mm, got "
 NO_FORMS = ((QFORM_CODE, shorts(0, 0)),)
 
 SPACE = [
@@ -468,7 +468,7 @@ SPACE = [
     same("upside down, as the header says", lambda at: upside_down(at, True), others=()),
     mask("upside down, and the header lies", lambda at: upside_down(at, False), others=()),
     same("slight shear", lambda at: at.all(SHEAR @ at.affine), moved=SHEAR, others=()),
-    refused("axes that coincide", "expected axes about at right angles, found directions that coincide",
+    refused("axes that coincide", "expected axes at about right angles, got nearly parallel directions",
             lambda at: at.patched((SROW, floats(1, 1, 0, 0, 0, 1e-3, 0, 0, 0, 0, 1, 0)))),
     same("qform against sform: the sform counts", disagreeing, others=()),
     same("sform alone", lambda at: at.patched_all((QFORM_CODE, shorts(0)), (SFORM_CODE, shorts(1))), others=()),
@@ -482,7 +482,7 @@ SPACE = [
     mask("slices of 50 mm", lambda at: at.nifti(at.data()[..., ::8], at.grid(2, 50.0)), others=()),
     refused("slices of 60 mm", SPACING + "1 x 1 x 60",
             lambda at: at.nifti(at.data()[..., ::8], at.grid(2, 60.0)), others=()),
-    refused("voxels of 20 mm within slices", "expected .* within slices, found ", lambda at: coarse(at, 20.0),
+    refused("voxels of 20 mm within slices", "expected .* within slices, got ", lambda at: coarse(at, 20.0),
             others=()),
     mask("voxels of 0.06 mm", lambda at: at.nifti(affine=np.diag([0.06, 0.06, 0.06, 1])), others=()),
     same("two metres from the origin", lambda at: at.all(FAR @ at.affine), moved=FAR, others=()),
@@ -613,15 +613,15 @@ FOLDERS = [
     mask("T2w alone", alone, others=()),
     mask("FLAIR alone", lambda at: alone(at, "FLAIR"), file="_FLAIR.nii.gz", others=()),
     mask("names of sequences swapped", swapped, others=()),
-    refused("two files for one sequence", r"expected one file per sequence, found .*_T2w.nii, .*_T2w.nii.gz for T2w",
+    refused("two files for one sequence", r"expected one file per sequence, got .*_T2w.nii, .*_T2w.nii.gz for T2w",
             doubled, file=""),
-    refused("file that may not be read", "expected an image that can be read, found: Permission denied",
+    refused("file that cannot be read", "cannot be read: Permission denied",
             unreadable, not_as_root=True),
     same("link to a file elsewhere", linked),
     same("link to a folder elsewhere", linked_folder, others=()),
-    refused("dangling link", "expected an image file, found nothing there", dangling),
-    refused("folder with the name of an image", "expected an image file, found a folder", lambda at: at().mkdir()),
-    refused("named pipe with the name of an image", "expected an image file, found ", lambda at: os.mkfifo(at())),
+    refused("dangling link", "expected an image file, but it does not exist", dangling),
+    refused("folder with the name of an image", "expected an image file, got a folder", lambda at: at().mkdir()),
+    refused("named pipe with the name of an image", "expected an image file, got ", lambda at: os.mkfifo(at())),
     same("link to its own parent", looped),
     same("more files beside the images", with_more_files),
     same("names in other words", other_names, file="/T2 tse.nii.gz", others=()),
@@ -643,9 +643,9 @@ FOLDERS = [
     mask("FreeSurfer's subject folder", freesurfer, file="/mri/nu.mgz", others=()),
     refused("images of two subjects in one folder", "expected images of one subject, or names that begin with",
             lambda at: put(at, ("mueller_T1", "T1w"), ("schmidt_FLAIR", "FLAIR")), file="", others=()),
-    refused("image whose name says no sequence", "expected a T1w, T2w or FLAIR image by its name, found scan1.nii.gz",
+    refused("image whose name says no sequence", "expected a T1w, T2w or FLAIR image by its name, got scan1.nii.gz",
             unnamed, file="", others=()),
-    refused("empty case folder", "expected a T1w, T2w or FLAIR image, found an empty folder", lambda at: None, file="",
+    refused("empty case folder", "expected a T1w, T2w or FLAIR image, got an empty folder", lambda at: None, file="",
             others=()),
     refused("Analyze pairs (.hdr, .img)", "expected an image", analyze, file="", others=()),
     refused("DICOM files", "expected ", dicom, file="", others=()),
@@ -742,20 +742,20 @@ def numbers_alone(folder: Path) -> tuple[Path, Path]:
 
 WHOLE = [
     FolderKind("input: missing", lambda folder: (folder / "in", folder / "out"),
-               "error: {}: expected an input folder, found nothing there", "in"),
-    FolderKind("input: a file", file_as_input, "error: {}: expected an input folder, found a file", "in"),
-    FolderKind("input: an empty folder", empty_input, "error: {}: expected .*, found an empty folder", "in"),
+               "error: {}: expected an input folder, but it does not exist", "in"),
+    FolderKind("input: a file", file_as_input, "error: {}: expected an input folder, got a file", "in"),
+    FolderKind("input: an empty folder", empty_input, "error: {}: expected .*, got an empty folder", "in"),
     FolderKind("input: empty case folders alone", empty_cases, "error: {}: expected ", "in"),
     FolderKind("input: a case folder that may not be listed", locked_case, "error: .*{}: expected ", "in/b", 1,
                not_as_root=True),
     FolderKind("input: a case folder is a link that leads nowhere", link_to_nowhere,
-               "error: b: {}: expected a folder of images, found a link that leads nowhere", "in/b", 1),
-    FolderKind("input: images that only a number tells apart", numbers_alone,
-               "error: .*{}: expected images of one subject, found .*numbers may be of series or of subjects", "in", 1),
+               "error: b: {}: expected a folder of images, got a broken link to ", "in/b", 1),
+    FolderKind("input: images that only a number distinguishes", numbers_alone,
+               "error: .*{}: expected images of one subject, got .*numbers may be of series or of subjects", "in", 1),
     FolderKind("output: below a file", output_below_a_file,
-               "error: {}: expected an output folder that can be written, found: ", "file/out", output=True),
+               "error: {}: expected a writable output folder, got: ", "file/out", output=True),
     FolderKind("output: in a folder that is read-only", read_only_output,
-               "error: {}: expected an output folder that can be written, found: ", "locked/out", output=True,
+               "error: {}: expected a writable output folder, got: ", "locked/out", output=True,
                not_as_root=True),
 ]  # fmt: skip
 

@@ -44,7 +44,7 @@ def drawn(drawing: str) -> Drawn:
 def _mask(rows: tuple[str, ...]) -> Bool:
     characters = np.array([[list(part) for part in row.split()] for row in rows])  # refused where ragged
     if characters.ndim != 3 or not np.isin(characters, ("#", ".")).all():
-        raise ValueError(f"expected equal rows of # and ., found {rows}")
+        raise ValueError(f"expected equal rows of # and ., got {rows}")
     return np.asarray(characters.swapaxes(1, 2) == "#")
 
 

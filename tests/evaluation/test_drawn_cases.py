@@ -27,8 +27,8 @@ from pvs_model.evaluation.metrics import (
     dice,
     official,
     overlap,
+    penalty_scores,
     surface_dice,
-    worst,
 )
 
 
@@ -502,7 +502,7 @@ by_name = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASE
 def test_scores_are_the_fractions_of_the_drawing(case: Case) -> None:
     masks = drawn(case.drawing)
     if masks.prediction is None:
-        counts, found = worst(masks.truth, case.spacing_mm)
+        counts, found = penalty_scores(masks.truth, case.spacing_mm)
     else:
         counts, found = all_sets(masks.prediction, masks.truth, case.spacing_mm)
     assert counts == case.overlap()

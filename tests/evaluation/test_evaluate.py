@@ -114,10 +114,10 @@ def moved(data: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[np.floa
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda path, data: save(path, data[:-1]), r"expected the grid of .*\(12 x 10 x 8 .*found 11 x 10 x 8"),
-        (lambda path, data: save(path, *moved(data)), r"first at \(0, 0, 0\)\), found .*\(0, 2, 0\)"),
+        (lambda path, data: save(path, data[:-1]), r"expected the grid of .*\(12 x 10 x 8 .*got 11 x 10 x 8"),
+        (lambda path, data: save(path, *moved(data)), r"first at \(0, 0, 0\)\), got .*\(0, 2, 0\)"),
         (lambda path, data: path.write_bytes(path.read_bytes()[:60]), r"expected a complete image"),
-        (lambda path, data: path.write_bytes(b""), r"found an empty file"),
+        (lambda path, data: path.write_bytes(b""), r"got an empty file"),
         (lambda path, data: nib.save(nib.Nifti1Image(np.full(SHAPE, np.nan, np.float32), UPRIGHT), path), r"NaN"),
         (lambda path, data: save(path.with_name("b_pvs.nii.gz"), data), r"expected one prediction for b, got b_pr"),
     ],
@@ -362,7 +362,7 @@ def test_the_command(folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.
     ("change", "said"),
     [
         (lambda mask: np.clip(mask * 0.9, 1e-6, 0.999999), "looks like a probability map"),
-        (lambda mask: mask + 1, "the labels 1, 2: it looks like a map of several structures"),
+        (lambda mask: mask + 1, "the labels 1, 2: this looks like a map of several structures"),
     ],
     ids=["probabilities", "labels"],
 )
@@ -376,7 +376,7 @@ def test_what_is_no_mask_is_named_and_not_scored(
     nib.save(nib.Nifti1Image(data.astype(np.float32), UPRIGHT), path)  # type: ignore[attr-defined]
     assert main(["evaluate", "--truth", str(truth), "--pred", str(predictions), "--workers", "1"]) == 1
     told = capsys.readouterr()
-    assert f"{path}: expected a mask, 0 and one value above it" in told.err and said in told.err
+    assert f"{path}: expected a mask of 0 and one positive value" in told.err and said in told.err
     assert "s1/a" not in told.err and "Traceback" not in told.err
 
 

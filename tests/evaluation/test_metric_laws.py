@@ -25,10 +25,10 @@ from pvs_model.evaluation.metrics import (
     dice,
     official,
     overlap,
+    penalty_scores,
     surface_dice,
     volume,
     voxels,
-    worst,
 )
 
 Pair = tuple[Bool, Bool]
@@ -410,7 +410,7 @@ def test_nothing_scores_worse_than_no_prediction(pair: Pair, spacing_mm: tuple[f
     """But for the uncapped avd, which an empty mask gets 1 in and a far too large one more, and mm3."""
     prediction, truth = pair
     _, sets = all_sets(prediction, truth, spacing_mm)
-    _, none = worst(truth, spacing_mm)
+    _, none = penalty_scores(truth, spacing_mm)
     for name, values in sets.items():
         for score, value in known(values).items():
             least = none[name][score]
@@ -427,7 +427,7 @@ def test_nothing_scores_worse_than_no_prediction(pair: Pair, spacing_mm: tuple[f
 @law
 def test_no_prediction_is_an_empty_one_where_that_has_a_value(masks: tuple[Bool]) -> None:
     (truth,) = masks
-    o, none = worst(truth, (1.0, 1.0, 1.0))
+    o, none = penalty_scores(truth, (1.0, 1.0, 1.0))
     counts, empty = all_sets(np.zeros_like(truth), truth, (1.0, 1.0, 1.0))
     assert o == counts and {n: list(v) for n, v in none.items()} == {n: list(v) for n, v in empty.items()}
     for name, values in empty.items():

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from benchmarks.networks.recipes import ENSEMBLES, NOT_REPRODUCED
-from pvs_model.config import ARCHITECTURES, INPUTS, NETWORK_3D, NetworkConfig
+from pvs_model.config import ARCHITECTURES, NETWORK_3D, NetworkConfig
 from pvs_model.nets import checkpoint
 from pvs_model.nets.base import select_channels
 from pvs_model.nets.baselines import BASELINES
@@ -24,6 +24,7 @@ from pvs_model.nets.baselines.norms import SingleVoxelInstanceNorm2d, use_instan
 from pvs_model.nets.model import build
 from pvs_model.nets.zoo import MODELS
 from pvs_model.training.losses import DeepSupervision
+from pvs_model.types import SEQUENCES
 
 #: Small widths by architecture; architectures with a fixed number of levels get their smallest widths.
 SMALL = {
@@ -177,7 +178,7 @@ def test_neighbouring_slices_go_with_their_sequence() -> None:
 def test_shiva_ignores_the_other_sequences(name: str) -> None:
     network = build(CONFIGS[name]).eval()
     x = image(CONFIGS[name], 16, 16, 16)
-    own = INPUTS.index(CONFIGS[name].inputs[0].lstrip("-"))
+    own = SEQUENCES.index(CONFIGS[name].inputs[0].lstrip("-"))
     other = x.clone()
     other[:, [c for c in range(3) if c != own]] += 1
     with torch.no_grad():
@@ -214,7 +215,7 @@ def test_configs_of_older_files_are_read() -> None:
     text = '{"architecture": "graph_fusion", "widths": [4, 8, 12, 16]}'
     read = NetworkConfig.from_json(text)
     assert read == NetworkConfig(widths=(4, 8, 12, 16))
-    assert (read.inputs, read.nested_from, read.fluid, read.outputs) == (INPUTS, 0, False, 1)
+    assert (read.inputs, read.nested_from, read.fluid, read.outputs) == (SEQUENCES, 0, False, 1)
 
 
 # ---- parts ----

@@ -69,11 +69,11 @@ def test_other_json_is_refused_with_a_sentence(wrong: Mapping[str, Any]) -> None
 
 def test_the_index_tells_of_every_case() -> None:
     entries = [summary_of(case_json(f"sub-{n}", 1 + n / 10)) for n in (10, 2, 1)]
-    html = index_page([*entries, CaseSummary("gone", problem="expected an image, found none")])
+    html = index_page([*entries, CaseSummary("gone", problem="expected an image, got none")])
     words = Seen(html).words
     assert re.findall(r'<th scope="row">.*?<bdi>([^<]+)</bdi>', html) == ["gone", "sub-1", "sub-2", "sub-10"]
     assert "Perivascular spaces of 4 cases" in words and "1 failed" in words and "3 with warnings" in words
-    assert words.count("expected an image, found none") == 2
+    assert words.count("expected an image, got none") == 2
     assert '<a href="./sub-10.html"><bdi>sub-10</bdi></a>' in html
     assert "Estimated Potter score, BG" in words
     assert "sub-1 T1w, T2w 3D 2 2.2 1 4.4 3 6.6" in words

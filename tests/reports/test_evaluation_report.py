@@ -48,7 +48,8 @@ def row(
     status: str = SCORED,
     protocol: str = "1 x 1 x 2 mm",
 ) -> Row:
-    scored = metrics.all_sets(prediction, truth, SPACING) if status == SCORED else metrics.worst(truth, SPACING)
+    missing = metrics.penalty_scores(truth, SPACING)
+    scored = metrics.all_sets(prediction, truth, SPACING) if status == SCORED else missing
     passes = (scored[1]["official"]["precision"] or 0) > 1
     return Row(
         case,
@@ -113,7 +114,7 @@ SEVERAL = report(
         )
         for region in ("CSO", "BG", "all")
     ],
-    problems=("A/five: expected shape (7, 7, 7), found (7, 7, 8)",),
+    problems=("A/five: expected shape (7, 7, 7), got (7, 7, 8)",),
     warnings=("1 prediction belongs to no truth",),
     regions_from="the masks beside the truth",
 )
@@ -130,7 +131,7 @@ def test_every_case_and_the_circumstances_are_named(several: str) -> None:
         assert label in words
     for fact in (
         "6 scored", "2 missing", "2 refused", "2025-11-02 14:05 UTC", "pvs_model 0.", "the masks beside the truth",
-        "expected shape (7, 7, 7), found (7, 7, 8)", "1 prediction belongs to no truth", "0.5 x 0.5 x 3 mm",
+        "expected shape (7, 7, 7), got (7, 7, 8)", "1 prediction belongs to no truth", "0.5 x 0.5 x 3 mm",
         "By site and by protocol", "truth/A/four_PVS.nii.gz", "masks/B/two_pred.nii.gz", *SET_NAMES.values(),
     ):  # fmt: skip
         assert fact in words, fact

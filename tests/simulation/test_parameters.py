@@ -12,9 +12,10 @@ from scenes import MANY_PVS, PVS, clean_scan, rebuilt, same, scene_params
 
 from pvs_model.simulation.acquisition import acquire
 from pvs_model.simulation.head import INDEX, TISSUES, HeadModel
-from pvs_model.simulation.parameters import PLANES, SceneParams, draw_scan, draw_scene, draw_voxel
+from pvs_model.simulation.parameters import SceneParams, draw_scan, draw_scene, draw_voxel
 from pvs_model.simulation.render import render
 from pvs_model.simulation.tissue_contrast import STRUCTURES, draw_signals
+from pvs_model.types import PLANES
 
 
 @pytest.mark.parametrize("dimensions", [2, 3])

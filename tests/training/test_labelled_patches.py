@@ -177,7 +177,7 @@ def test_what_is_no_mask_is_not_trained_on(change: Any, simulated: Path, tmp_pat
     folder = one("a", simulated, tmp_path)
     label = io.read(folder / "a" / "a_PVS.nii.gz")
     io.write_volume(folder / "a" / "a_PVS.nii.gz", change(label.data), label.affine)
-    with pytest.raises(VolumeError, match=r"a_PVS.nii.gz: expected a mask, 0 and one value above it, found "):
+    with pytest.raises(VolumeError, match=r"a_PVS.nii.gz: expected a mask of 0 and one positive value, got "):
         load_cases(folder, NETWORK_3D)
 
 
@@ -203,9 +203,9 @@ def shifted(data: npt.NDArray[np.float32], affine: npt.NDArray[np.float64]) -> t
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (shifted, r"a_PVS.nii.gz: expected the grid of .*a_T2w.nii.gz \(.* voxels of .* mm.*\), found .* voxels"),
+        (shifted, r"a_PVS.nii.gz: expected the grid of .*a_T2w.nii.gz \(.* voxels of .* mm.*\), got .* voxels"),
         (lambda data, affine: (data[:-1], affine), r"a_PVS.nii.gz: expected the grid of .*a_T2w.nii.gz"),
-        (lambda data, affine: (-data, affine), r"a_PVS.nii.gz: expected a mask, 0 and one value above it, found "),
+        (lambda data, affine: (-data, affine), r"a_PVS.nii.gz: expected a mask of 0 and one positive value, got "),
         (lambda data, affine: (np.eye(len(data), data.shape[1])[..., None] * (np.arange(data.shape[2]) < 1), affine),
          r"a_PVS.nii.gz: expected PVS within the head that the images show, got none"),
     ],

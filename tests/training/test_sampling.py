@@ -17,7 +17,8 @@ from pvs_model.training import sampling
 from pvs_model.training.config import TrainingConfig
 from pvs_model.training.prompts import CONSTANT_PROMPT, Prompts
 from pvs_model.training.sampling import FoldData, SampleCache, open_sampler, validation_batches
-from pvs_model.training.simulated_patches import PLANE_AXES, SimulatedPatches
+from pvs_model.training.simulated_patches import SimulatedPatches
+from pvs_model.types import PLANES
 
 CPU = torch.device("cpu")
 _NO_TEXT = {"text": False, "graph": False, "cross_attention": False, "fusion": False}
@@ -28,14 +29,14 @@ def stream_of(anatomy: HeadModel, config: NetworkConfig, **changes: Any) -> Simu
     return SimulatedPatches([anatomy], config, **settings | changes)
 
 
-@pytest.mark.parametrize("view", PLANE_AXES)
+@pytest.mark.parametrize("view", PLANES)
 def test_planes_of_a_view_are_cut_from_a_thin_slab(
     anatomy: HeadModel, tiny: dict[str, NetworkConfig], view: str
 ) -> None:
     config = replace(tiny["2d"], view=view)
     stream = stream_of(anatomy, config)
     scene = stream.render(0)
-    across = PLANE_AXES[view][2]
+    across = PLANES[view][2]
     assert [n == 5 for n in scene.pvs_fraction.shape] == [axis == across for axis in range(3)]
     assert max(scene.voxel_mm) < 2.5, "slices of a volume are thin"
     batch = stream.batch(2)
@@ -48,7 +49,7 @@ def test_a_planes_label_is_that_of_its_middle_slice(anatomy: HeadModel, tiny: di
         scene = stream.render(number)
         if scene.label_by_fraction().any():
             break
-    stacked = scene.label_by_fraction().permute(PLANE_AXES["coronal"])
+    stacked = scene.label_by_fraction().permute(PLANES["coronal"])
     for seed in range(4):
         label = stream.sample(scene, seed, region="brain").label[0, 0]
         flips = [label, label.flip(0), label.flip(1), label.flip(0, 1)]

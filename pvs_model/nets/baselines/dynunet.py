@@ -7,9 +7,10 @@ from typing import Any
 from monai.networks.nets import DynUNet
 from torch import Tensor, nn
 
-from pvs_model.config import INPUTS, NetworkConfig
+from pvs_model.config import NetworkConfig
 from pvs_model.nets.base import SegmentationNet, init_bias_to_prior
 from pvs_model.nets.baselines.norms import use_instance_norms
+from pvs_model.types import SEQUENCES
 
 
 class NNUNet(SegmentationNet):
@@ -56,7 +57,7 @@ class NNUNet(SegmentationNet):
 
     def stem(self) -> nn.Conv2d | nn.Conv3d | None:
         """See ``SegmentationNet.stem``."""
-        if self.config.inputs != INPUTS:
+        if self.config.inputs != SEQUENCES:
             return None
         conv: nn.Conv2d | nn.Conv3d = self.down[0].conv1.conv  # type: ignore[union-attr, assignment]
         return conv

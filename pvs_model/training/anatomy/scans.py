@@ -18,9 +18,7 @@ from pvs_model.simulation.artefacts import blur, regrid, rician, smooth_noise
 from pvs_model.simulation.head import INDEX, TISSUES
 from pvs_model.simulation.tissue_contrast import TISSUE_SIGNALS
 from pvs_model.training.anatomy.label_maps import EXTRA_CEREBRAL, LEFT, NO_SIDE, RIGHT, SIGNALS, LabelMap
-from pvs_model.types import SEQUENCES
-
-Triple = tuple[float, float, float]
+from pvs_model.types import SEQUENCES, Triple
 
 #: Groups of tissues with correlated signals.
 ALIKE = (

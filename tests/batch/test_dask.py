@@ -39,7 +39,7 @@ from pvs_model.types import Case
 
 distributed = pytest.importorskip("distributed")
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CASES = ("site1/a", "site1/b", "site2/c", "site2/d", "site2/e")
 BAD = "site1/bad"
 DEVICE = ("--device", "cpu", "--backend", "torch")  # the quickest to start
@@ -286,11 +286,11 @@ def first_only(config: RunConfig, case: Case) -> TaskResult:
 STOPPED = """
 import sys
 from functools import partial
-sys.path.insert(0, "tests")
-import test_batch_dask
+sys.path.insert(0, "tests/batch")
+import test_dask
 from pvs_model.commands import cohort
 from pvs_model.batch import dask
-dask.run = partial(dask.run, segment=test_batch_dask.first_only)
+dask.run = partial(dask.run, segment=test_dask.first_only)
 from pvs_model import cli
 sys.exit(cli.main(sys.argv[1:]))
 """

@@ -140,7 +140,7 @@ class Cached:
     """The shipped embeddings instead of an encoder."""
 
     def __init__(self, folder: Path) -> None:
-        self.cache = TextCache.load(Path(__file__).parent.parent / "weights" / "text.safetensors")
+        self.cache = TextCache.load(Path(__file__).parents[2] / "weights" / "text.safetensors")
 
     def encode(self, prompts: list[str]) -> list[torch.Tensor]:
         return [self.cache[p if p in self.cache else CONSTANT_PROMPT] for p in prompts]

@@ -32,7 +32,7 @@ from pvs_model.pipeline import Segmenter
 from pvs_model.types import Case
 from pvs_model.volume.io import read_grid, write_mask
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CASES = ("a", "b", "c")
 
 

@@ -22,7 +22,7 @@ from pvs_model import cli
 from pvs_model.batch import Part
 from pvs_model.commands import segment
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 WriteBody = Callable[..., dict[str, Path]]
 
 
@@ -68,7 +68,7 @@ def test_a_dry_run_says_what_would_be_done_and_why(odd: Path, tmp_path: Path, ca
         '  FLAIR P1/7_t2_spc_da-fl.nii.gz  ("da fl")',
     ]
     assert messages[4].startswith("P2: cannot be run: ") and "T1.nii, T1.nii.gz for T1w" in messages[4]
-    assert messages[5].startswith("P3: cannot be run: ") and "a link that leads nowhere (/outside)" in messages[5]
+    assert messages[5].startswith("P3: cannot be run: ") and "a broken link to /outside" in messages[5]
     assert sorted(messages[7:]) == sorted([
         "  derivatives  (other data)",
         "  notes.txt  (no image)",
@@ -77,7 +77,7 @@ def test_a_dry_run_says_what_would_be_done_and_why(odd: Path, tmp_path: Path, ca
         '  P1/5_t1_tra_KM.nii.gz  (after contrast agent ("km"))',
         '  P1/9_t2_GRE.nii.gz  (T2* or susceptibility ("gre"))',
         "  P1/dwi.bval  (no image)",
-        '  P1/dwi.nii.gz  (another kind of scan ("dwi"))',
+        '  P1/dwi.nii.gz  (another scan type ("dwi"))',
         '  P1/P1_PVS.nii.gz  (a mask, label or map ("pvs"))',
     ])  # fmt: skip
     assert messages[6] == "unused: 9" and not out.exists()
@@ -90,7 +90,7 @@ def test_a_dry_run_of_good_cases_and_of_none(write_body: WriteBody, tmp_path: Pa
     assert "sub-1_T2w.nii.gz" in capsys.readouterr().out
     (tmp_path / "empty").mkdir()
     assert cli.main(["cohort", str(tmp_path / "empty"), *words[1:]]) == 2
-    assert "found an empty folder" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert "got an empty folder" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_a_folder_of_many_files_and_names_of_all_kinds(tmp_path: Path, capsys: Any) -> None:
@@ -111,7 +111,7 @@ def test_a_run_names_unused_files(
     shutil.copyfile(tmp_path / "in" / "a" / "a_T2w.nii.gz", tmp_path / "in" / "a" / "t1_tra_KM.nii.gz")
     with caplog.at_level(logging.INFO):
         assert run(tmp_path / "in", tmp_path / "out", weights) == 0
-    assert "unused: a/t1_tra_KM.nii.gz (--dry-run says why)" in caplog.messages
+    assert "unused: a/t1_tra_KM.nii.gz (--dry-run lists the reasons)" in caplog.messages
 
 
 # ---- --part and report ---------------------------------------------------------------------------------------------
@@ -270,6 +270,6 @@ def test_a_uid_without_a_name(
     folder.chmod(0o700)  # from here on the input may not even be looked at
     ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 2 and "Traceback" not in ran.stderr
-    assert ran.stderr == f"error: {folder / 'in'}: expected an input folder, found one that may not be read: " + (
+    assert ran.stderr == f"error: {folder / 'in'}: expected an input folder, got one that cannot be read: " + (
         "Permission denied\n"
     )

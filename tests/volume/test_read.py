@@ -158,27 +158,27 @@ def refuse(path: Path, words: str, header_shows_it: bool = True) -> None:
 
 
 def test_no_such_file(tmp_path: Path) -> None:
-    refuse(tmp_path / "a.nii.gz", "found nothing there")
+    refuse(tmp_path / "a.nii.gz", "but it does not exist")
     (tmp_path / "gone.nii").symlink_to(tmp_path / "nowhere")
-    refuse(tmp_path / "gone.nii", "found nothing there")
+    refuse(tmp_path / "gone.nii", "but it does not exist")
 
 
 def test_a_folder(tmp_path: Path) -> None:
     (tmp_path / "a.nii.gz").mkdir()
-    refuse(tmp_path / "a.nii.gz", "found a folder")
+    refuse(tmp_path / "a.nii.gz", "got a folder")
 
 
 def test_another_extension(tmp_path: Path) -> None:
     (tmp_path / "a.dcm").write_bytes(b"x")
-    refuse(tmp_path / "a.dcm", "found another extension")
+    refuse(tmp_path / "a.dcm", "got another extension")
 
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.mgz", "a.mha", "a.mhd", "a.nrrd", "a.tif"])
 def test_empty_and_foreign_files(tmp_path: Path, name: str) -> None:
     (tmp_path / name).touch()
-    refuse(tmp_path / name, "found an empty file")
+    refuse(tmp_path / name, "got an empty file")
     (tmp_path / name).write_bytes(b"not an image at all " * 40)
-    refuse(tmp_path / name, "found a damaged or truncated file")
+    refuse(tmp_path / name, "got a damaged or truncated file")
 
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.mgz", "a.mha"])
@@ -192,54 +192,54 @@ def test_truncated(tmp_path: Path, name: str, share: float) -> None:
         nib.save((nib.MGHImage if name.endswith("mgz") else nib.Nifti1Image)(noise, AFFINE), path)
     raw = path.read_bytes()
     path.write_bytes(raw[: int(len(raw) * share)])
-    refuse(path, "found a damaged or truncated file", header_shows_it=False)
+    refuse(path, "got a damaged or truncated file", header_shows_it=False)
 
 
 def test_damaged_gzip(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 9999, (16, 16, 16)).astype(np.int16)
     path = nifti(tmp_path / "a.nii.gz", noise)
     patched(path, 4000, b"\xff" * 60)
-    refuse(path, "found a damaged or truncated file", header_shows_it=False)
+    refuse(path, "got a damaged or truncated file", header_shows_it=False)
     path.write_bytes(gzip.compress(b""))
-    refuse(path, "found a damaged or truncated file")
+    refuse(path, "got a damaged or truncated file")
 
 
 def test_metaimage_without_its_raw_file(tmp_path: Path) -> None:
     path = metaimage(tmp_path / "a.mhd")
     (tmp_path / "a.raw").unlink()
-    refuse(path, "found a damaged or truncated file", header_shows_it=False)
+    refuse(path, "got a damaged or truncated file", header_shows_it=False)
 
 
 def test_several_volumes(tmp_path: Path) -> None:
-    refuse(nifti(tmp_path / "a.nii", np.zeros((4, 5, 6, 7))), r"one volume, found 7 \(4 x 5 x 6 x 7\)")
+    refuse(nifti(tmp_path / "a.nii", np.zeros((4, 5, 6, 7))), r"one volume, got 7 \(4 x 5 x 6 x 7\)")
     two = sitk.ReadImage(str(metaimage(tmp_path / "x.mha")))
     sitk.WriteImage(sitk.JoinSeries([two, two]), str(tmp_path / "b.mha"))
-    refuse(tmp_path / "b.mha", "one volume, found 2")
+    refuse(tmp_path / "b.mha", "one volume, got 2")
 
 
 def test_two_dimensions(tmp_path: Path) -> None:
-    refuse(nifti(tmp_path / "a.nii", ramp()[..., 0]), r"a 3D image, found 2D \(4 x 5\)")
-    refuse(nifti(tmp_path / "b.nii", ramp()[..., :1]), "found 2D")
-    refuse(nifti(tmp_path / "c.nii", ramp()[:1]), "found 2D")
+    refuse(nifti(tmp_path / "a.nii", ramp()[..., 0]), r"a 3D image, got 2D \(4 x 5\)")
+    refuse(nifti(tmp_path / "b.nii", ramp()[..., :1]), "got 2D")
+    refuse(nifti(tmp_path / "c.nii", ramp()[:1]), "got 2D")
     sitk.WriteImage(sitk.GetImageFromArray(ramp(np.uint8)[0]), str(tmp_path / "d.tif"))
-    refuse(tmp_path / "d.tif", "found 2D")
+    refuse(tmp_path / "d.tif", "got 2D")
 
 
 def test_colour_and_complex(tmp_path: Path) -> None:
     colour = np.zeros(SHAPE, dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
-    refuse(nifti(tmp_path / "a.nii", colour), "one real value per voxel, found colour voxels")
-    refuse(nifti(tmp_path / "b.nii", ramp(np.complex64)), "found complex voxels")
+    refuse(nifti(tmp_path / "a.nii", colour), "one real value per voxel, got colour voxels")
+    refuse(nifti(tmp_path / "b.nii", ramp(np.complex64)), "got complex voxels")
     vector = sitk.GetImageFromArray(np.zeros((4, 4, 4, 3), np.uint8), isVector=True)
     sitk.WriteImage(vector, str(tmp_path / "c.mha"))
-    refuse(tmp_path / "c.mha", "one real value per voxel, found 3 values per voxel")
+    refuse(tmp_path / "c.mha", "one real value per voxel, got 3 values per voxel")
 
 
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (np.full(SHAPE, 7.0), "found 7 in every voxel"),
-        (np.zeros(SHAPE), "found 0 in every voxel"),
-        (np.full(SHAPE, np.nan), "found no finite voxel"),
+        (np.full(SHAPE, 7.0), "got 7 in every voxel"),
+        (np.zeros(SHAPE), "got 0 in every voxel"),
+        (np.full(SHAPE, np.nan), "got no finite voxel"),
     ],
 )
 def test_nothing_in_it(tmp_path: Path, data: np.ndarray, words: str) -> None:
@@ -249,7 +249,7 @@ def test_nothing_in_it(tmp_path: Path, data: np.ndarray, words: str) -> None:
 def test_impossible_spacing(tmp_path: Path) -> None:
     for pixdim in (0.0, np.nan, np.inf):
         path = patched(nifti(tmp_path / "a.nii"), 80, struct.pack("<f", pixdim))  # pixdim[1]
-        refuse(path, r"a voxel spacing above 0.05 mm, found \S+ x 2 x 3 in its header")
+        refuse(path, r"a voxel spacing above 0.05 mm, got \S+ x 2 x 3 in its header")
     for first in (0.05, 50.1, 0.0):
         affine = np.diag([first, 1, 1, 1.0])
         path = nifti(tmp_path / "b.nii", affine=np.eye(4))
@@ -257,31 +257,31 @@ def test_impossible_spacing(tmp_path: Path) -> None:
         image.header["srow_x"][0] = first
         path.write_bytes(image.header.binaryblock + bytes(4) + ramp().tobytes("F"))
         patched(path, 108, struct.pack("<f", 352))  # vox_offset
-        refuse(path, rf"a voxel spacing above 0.05 and up to 50 mm, found {affine[0, 0]:g} x 1 x 1")
+        refuse(path, rf"a voxel spacing above 0.05 and up to 50 mm, got {affine[0, 0]:g} x 1 x 1")
     text = metaimage(tmp_path / "c.mha").read_bytes()
     (tmp_path / "c.mha").write_bytes(text.replace(b"ElementSpacing = 1", b"ElementSpacing = 0"))
-    refuse(tmp_path / "c.mha", "a voxel spacing above 0.05 and up to 50 mm, found 0 x 2 x 3")
+    refuse(tmp_path / "c.mha", "a voxel spacing above 0.05 and up to 50 mm, got 0 x 2 x 3")
 
 
 def test_axes_that_coincide(tmp_path: Path) -> None:
     path = nifti(tmp_path / "a.nii", affine=np.eye(4))
     patched(path, 280, struct.pack("<12f", 1, 1, 0, 0, 0, 1e-3, 0, 0, 0, 0, 1, 0))  # srow_x, y, z
-    refuse(path, "axes about at right angles, found directions that coincide")
+    refuse(path, "axes at about right angles, got nearly parallel directions")
 
 
 def test_a_header_that_declares_far_too_much(tmp_path: Path) -> None:
     path = patched(nifti(tmp_path / "a.nii"), 42, struct.pack("<3h", 30000, 30000, 30000))
-    refuse(path, "at most 536870912 voxels, found 30000 x 30000 x 30000 in its header")
+    refuse(path, "at most 536870912 voxels, got 30000 x 30000 x 30000 in its header")
     text = metaimage(tmp_path / "b.mha").read_bytes()
     (tmp_path / "b.mha").write_bytes(text.replace(b"DimSize = 4 5 6", b"DimSize = 9999 9999 9999"))
     refuse(tmp_path / "b.mha", "at most 536870912 voxels")
     # Fewer, but still more than the file could hold: refused before memory is asked for.
     raw = patched(nifti(tmp_path / "c.nii"), 42, struct.pack("<3h", 800, 800, 800)).read_bytes()
     (tmp_path / "c.nii.gz").write_bytes(gzip.compress(raw))
-    refuse(tmp_path / "c.nii", "found a damaged or truncated file")
-    refuse(tmp_path / "c.nii.gz", "found a damaged or truncated file")
+    refuse(tmp_path / "c.nii", "got a damaged or truncated file")
+    refuse(tmp_path / "c.nii.gz", "got a damaged or truncated file")
 
 
 def test_negative_length(tmp_path: Path) -> None:
     path = patched(nifti(tmp_path / "a.nii"), 42, struct.pack("<h", -4))
-    refuse(path, "expected |found ")
+    refuse(path, "expected |got ")

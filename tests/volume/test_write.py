@@ -164,7 +164,7 @@ def test_refusals(tmp_path: Path) -> None:
         write_mask(tmp_path / "mask.png", MASK, like)
     with pytest.raises(ValueError, match="expected an array"):
         write_volume(tmp_path / "a.nii", DATA[0], np.eye(4))
-    with pytest.raises(VolumeError, match="gone.nii: expected an image file, found nothing there"):
+    with pytest.raises(VolumeError, match="gone.nii: expected an image file, but it does not exist"):
         write_mask(tmp_path / "mask.nii.gz", MASK, tmp_path / "gone.nii")
     (tmp_path / "file").touch()
     with pytest.raises(VolumeError, match="mask.nii: expected to write it, got: "):

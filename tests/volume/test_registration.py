@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from pvs_model.preprocessing.alignment import align
 from pvs_model.types import Volume
-from pvs_model.volume.registration import agreement, check, moved, register
+from pvs_model.volume.registration import agreement, check_alignment, register, transformed
 
 
 def scene(seed: int = 0) -> npt.NDArray[np.float32]:
@@ -68,7 +68,7 @@ def test_agreement_of_known_tables() -> None:
 @given(st.tuples(*[st.floats(-2, 2)] * 3), st.floats(0.1, 1000), st.booleans())
 def test_registered_images_are_never_told_not_to_be(mm: tuple[float, ...], gain: float, inverted: bool) -> None:
     other = Volume(SECOND.data * np.float32(-gain if inverted else gain), SECOND.affine)
-    assert not check(FIRST, moved(other, shift(*mm))).gross
+    assert not check_alignment(FIRST, transformed(other, shift(*mm))).misaligned
 
 
 @pytest.mark.parametrize(
@@ -81,41 +81,41 @@ def test_registered_images_are_never_told_not_to_be(mm: tuple[float, ...], gain:
     ],
 )
 def test_a_gross_mismatch_is_told_with_its_way(transform: npt.NDArray[np.float64], told: str) -> None:
-    found = check(FIRST, moved(SECOND, transform))
-    assert found.gross and found.moved == told and found.best > found.agreement
+    found = check_alignment(FIRST, transformed(SECOND, transform))
+    assert found.misaligned and found.displacement == told and found.best > found.agreement
 
 
 def test_grids_of_another_orientation_and_spacing_agree_as_well() -> None:
     thick = SECOND.data[::-1].reshape(72, 88, 32, 2).mean(3).transpose(1, 2, 0)
     affine = np.array([[0, 0, -2.0, 142.0], [2.0, 0, 0, 0], [0, 4.0, 0, 1.0], [0, 0, 0, 1.0]])
-    assert not check(FIRST, Volume(np.ascontiguousarray(thick), affine)).gross
+    assert not check_alignment(FIRST, Volume(np.ascontiguousarray(thick), affine)).misaligned
 
 
 def test_next_to_nothing_in_common_is_not_judged() -> None:
-    found = check(FIRST, moved(SECOND, shift(140, 0, 0)))
-    assert math.isnan(found.agreement) and not found.gross
+    found = check_alignment(FIRST, transformed(SECOND, shift(140, 0, 0)))
+    assert math.isnan(found.agreement) and not found.misaligned
 
 
 @pytest.mark.parametrize("transform", [shift(12, -6, 4), turn(12) @ shift(3, 3, 3)])
 def test_a_fit_brings_it_back_and_twice_the_same(transform: npt.NDArray[np.float64]) -> None:
-    fit = register(FIRST, moved(SECOND, transform))
-    again = register(FIRST, moved(SECOND, transform))
-    assert fit.helps and np.array_equal(fit.transform, again.transform)
+    fit = register(FIRST, transformed(SECOND, transform))
+    again = register(FIRST, transformed(SECOND, transform))
+    assert fit.accepted and np.array_equal(fit.transform, again.transform)
     corners = np.array([[x, y, z, 1] for x in (20, 120) for y in (20, 150) for z in (20, 100)], float)
     off = (corners @ (fit.transform @ transform).T - corners)[:, :3]
     assert np.linalg.norm(off, axis=1).max() < 1.0  # half a voxel
-    assert not check(FIRST, moved(moved(SECOND, transform), fit.transform)).gross
+    assert not check_alignment(FIRST, transformed(transformed(SECOND, transform), fit.transform)).misaligned
 
 
 def test_a_fit_that_does_not_help_is_not_kept() -> None:
-    assert not register(FIRST, SECOND).helps
+    assert not register(FIRST, SECOND).accepted
 
 
 # ---- in the pipeline -----------------------------------------------------------------------------------------------
 
 
 def test_the_pipeline_tells_and_mends() -> None:
-    away = moved(SECOND, shift(12, -6, 4))
+    away = transformed(SECOND, shift(12, -6, 4))
     same, warnings, agreements = align({"T2w": FIRST, "T1w": away})
     assert same["T1w"] is away and set(agreements) == {"T1w"}
     assert len(warnings) == 1 and "T1w fits T2w better moved 8 mm left" in warnings[0] and "--register" in warnings[0]

@@ -31,7 +31,7 @@ from pvs_model.errors import PVSError, VolumeError
 from pvs_model.pipeline import Segmenter
 from pvs_model.types import Case
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 WriteBody = Callable[..., dict[str, Path]]
 
 
@@ -92,7 +92,7 @@ def test_failing_cases_leave_the_others_alone(
 
     def write(case: Case, *more: Any) -> Any:
         if bad.get(case.name) == "write":
-            raise PVSError("expected to write it, found: No space left on device")
+            raise PVSError("expected to write it, got: No space left on device")
         return real_write(case, *more)
 
     pipeline_read, real_ready, real_write = pipeline.read, Segmenter.preprocess, local.write_case

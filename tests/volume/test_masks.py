@@ -38,19 +38,19 @@ def test_one_value_besides_0_is_inside_whatever_it_is(tmp_path: Path, value: flo
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ([1e-6, 0.2, 0.999999], "values from 1e-06 to 1: it looks like a probability map"),
-        ([0, 0.5, 1], "values from 0.5 to 1: it looks like a probability map"),
-        ([0, 1, 2], "the labels 1, 2: it looks like a map of several structures; write the one that is PVS alone"),
-        ([0, 2, 3, 4, 41, 42, 1001], "the labels 2, 3, 4, 41, 42, ...: it looks like a map of several"),
-        ([0, -1, 1], "values from -1 to 1: it looks like an image"),
-        ([0.5, 80.25, 700], "values from 0.5 to 700: it looks like an image"),
+        ([1e-6, 0.2, 0.999999], "values from 1e-06 to 1: this looks like a probability map"),
+        ([0, 0.5, 1], "values from 0.5 to 1: this looks like a probability map"),
+        ([0, 1, 2], "the labels 1, 2: this looks like a map of several structures; export the PVS label alone"),
+        ([0, 2, 3, 4, 41, 42, 1001], "the labels 2, 3, 4, 41, 42, ...: this looks like a map of several"),
+        ([0, -1, 1], "values from -1 to 1: this looks like an image"),
+        ([0.5, 80.25, 700], "values from 0.5 to 700: this looks like an image"),
     ],
 )
 def test_what_is_no_mask_is_not_made_one(tmp_path: Path, values: list[float], said: str) -> None:
     path = save(tmp_path / "m.nii.gz", np.resize(np.array(values, np.float32), (2, 3, 4)))
     with pytest.raises(VolumeError) as refused:
         read_mask(path)
-    assert str(refused.value).startswith(f"{path}: expected a mask, 0 and one value above it, found {said}")
+    assert str(refused.value).startswith(f"{path}: expected a mask of 0 and one positive value, got {said}")
 
 
 def test_rounding_makes_no_second_value(tmp_path: Path) -> None:
@@ -68,13 +68,13 @@ def test_an_empty_mask_and_a_full_one_are_masks(tmp_path: Path) -> None:
 def test_voxels_that_are_not_finite_are_refused(value: float, tmp_path: Path) -> None:
     data = two_values()
     data[0, 0, 0] = value
-    with pytest.raises(VolumeError, match=r"m.nii.gz: expected a mask of finite values, found NaN or infinite"):
+    with pytest.raises(VolumeError, match=r"m.nii.gz: expected a mask of finite values, got NaN or infinite"):
         read_mask(save(tmp_path / "m.nii.gz", data))
 
 
 def test_a_region_that_is_nowhere_above_a_half_is_refused(tmp_path: Path) -> None:
     path = save(tmp_path / "m.nii.gz", two_values(-1))
-    with pytest.raises(VolumeError, match=r"m.nii.gz: expected voxels above 0.5, or 0 in all, found -1 to "):
+    with pytest.raises(VolumeError, match=r"m.nii.gz: expected voxels above 0.5, or 0 in all, got -1 to "):
         read_region([path])
 
 
@@ -110,7 +110,5 @@ def test_grids_are_one_to_a_tenth_of_a_voxel(shift: float, fits: bool, tmp_path:
     if fits:
         aligned(mask, wanted, "other")
     else:
-        with pytest.raises(
-            VolumeError, match=r"m.nii.gz: expected the grid of other \(2 x 2 x 3 voxels .*\), found 2 x"
-        ):
+        with pytest.raises(VolumeError, match=r"m.nii.gz: expected the grid of other \(2 x 2 x 3 voxels .*\), got 2 x"):
             aligned(mask, wanted, "other")

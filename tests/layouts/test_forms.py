@@ -67,13 +67,13 @@ def test_choose_refuses(tmp_path: Path) -> None:
     with pytest.raises(LayoutError, match=r"in: expected one of .*notes.txt, scan1.nii.gz$"):
         choose(tmp_path / "in")
     (tmp_path / "none").mkdir()
-    with pytest.raises(LayoutError, match="found an empty folder"):
+    with pytest.raises(LayoutError, match="got an empty folder"):
         choose(tmp_path / "none")
     with pytest.raises(LayoutError, match=r"layout 'dicom': expected one of grand_challenge, bids"):
         choose(tmp_path, "dicom")
-    with pytest.raises(LayoutError, match="missing: expected an input folder, found nothing there"):
+    with pytest.raises(LayoutError, match="missing: expected an input folder, but it does not exist"):
         choose(tmp_path / "missing")
-    with pytest.raises(LayoutError, match="notes.txt: expected an input folder, found a file"):
+    with pytest.raises(LayoutError, match="notes.txt: expected an input folder, got a file"):
         choose(tmp_path / "in" / "notes.txt")
     with pytest.raises(LayoutError, match="suffix 'a/b': expected letters"):
         Options(suffix="a/b")
@@ -90,7 +90,7 @@ def test_output_folder(tmp_path: Path) -> None:
     layout.prepare_output(tmp_path / "a" / "b")
     assert list((tmp_path / "a" / "b").iterdir()) == []
     (tmp_path / "file").touch()
-    with pytest.raises(LayoutError, match="file: expected an output folder"):
+    with pytest.raises(LayoutError, match="file: expected a writable output folder"):
         layout.prepare_output(tmp_path / "file")
 
 
@@ -118,14 +118,14 @@ def test_epvs_problems_leave_the_others(tmp_path: Path) -> None:
     (tmp_path / "e").mkdir()
     a, b, c, d, e = found(tmp_path)
     assert a.problem == (
-        f"{tmp_path}/a: expected one file per sequence, found a_T1w.nii, a_T1w.nii.gz for T1w "
-        "and a_T2w.nii, a_t2.mha for T2w: --ignore PATTERN passes over those that are not meant"
+        f"{tmp_path}/a: expected one file per sequence, got a_T1w.nii, a_T1w.nii.gz for T1w "
+        "and a_T2w.nii, a_t2.mha for T2w: exclude the others with --ignore PATTERN"
     )
     assert b.problem is None and images(b) == {"T1w": "b_T1w.nii.gz"}
     wanted = "expected a T1w, T2w or FLAIR image"
-    assert c.problem == f"{tmp_path}/c: {wanted} by its name, found c_PVS.nii.gz"
-    assert d.problem == f"{tmp_path}/d: {wanted} by its name, found scan.nii.gz"
-    assert e.problem == f"{tmp_path}/e: {wanted}, found an empty folder"
+    assert c.problem == f"{tmp_path}/c: {wanted} by its name, got c_PVS.nii.gz"
+    assert d.problem == f"{tmp_path}/d: {wanted} by its name, got scan.nii.gz"
+    assert e.problem == f"{tmp_path}/e: {wanted}, got an empty folder"
     assert not any(case.images for case in (a, c, d, e))
 
 
@@ -145,7 +145,7 @@ def test_a_folder_that_cannot_be_listed(tmp_path: Path) -> None:
     lay(tmp_path, "b/b_T1w.nii.gz")
     (tmp_path / "a").chmod(0)
     closed, good = found(tmp_path, "epvs")
-    assert closed.problem is not None and "found a folder that may not be read" in closed.problem
+    assert closed.problem is not None and "got a folder that cannot be read" in closed.problem
     assert good.problem is None
     (tmp_path / "a").chmod(0o755)
 
@@ -170,9 +170,9 @@ def test_flat(tmp_path: Path, files: list[str], output: str) -> None:
 
 def test_flat_problems(tmp_path: Path) -> None:
     (case,) = found(lay(tmp_path / "a", "T1.nii", "t1_mprage.nii", "T2.nii"))
-    assert case.problem and "found T1.nii, t1_mprage.nii for T1w" in case.problem
+    assert case.problem and "got T1.nii, t1_mprage.nii for T1w" in case.problem
     (case,) = found(lay(tmp_path / "b", "scan.nii"), "flat")
-    assert case.problem and case.problem.endswith("by its name, found scan.nii")
+    assert case.problem and case.problem.endswith("by its name, got scan.nii")
     (case,) = found(lay(tmp_path / "c", *(f"s{i}.nii" for i in range(10))), "flat")
     assert case.problem and case.problem.endswith("s7.nii and 2 more")
 
@@ -221,8 +221,8 @@ def test_bids_problems(tmp_path: Path) -> None:
     lay(tmp_path, "sub-1/anat/sub-1_run-1_T1w.nii", "sub-1/anat/sub-1_run-2_T1w.nii",
         "sub-2/anat/sub-2_PDw.nii", "sub-3/anat/sub-3_T1w.nii")  # fmt: skip
     one, two, three = found(tmp_path)
-    assert one.problem and "found sub-1_run-1_T1w.nii, sub-1_run-2_T1w.nii for T1w" in one.problem
-    assert two.problem and two.problem.endswith("_FLAIR, found sub-2_PDw.nii")
+    assert one.problem and "got sub-1_run-1_T1w.nii, sub-1_run-2_T1w.nii for T1w" in one.problem
+    assert two.problem and two.problem.endswith("_FLAIR, got sub-2_PDw.nii")
     assert three.problem is None
 
 
@@ -274,12 +274,12 @@ def test_grand_challenge_with_own_sockets(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (None, "expected a JSON file that can be read"),
-        ("{", "expected JSON, found"),
-        ("[1]", 'expected an object with "inputs" and "output", found \\[1\\]'),
-        ('{"input": {}}', 'expected only the keys "inputs" and "output", found input'),
+        (None, "expected a readable JSON file"),
+        ("{", "expected JSON, got"),
+        ("[1]", 'expected an object with "inputs" and "output", got \\[1\\]'),
+        ('{"input": {}}', 'expected only the keys "inputs" and "output", got input'),
         ('{"inputs": {}}', 'expected "inputs" to map slugs to sequences'),
-        ('{"inputs": {"a": "DWI"}}', "expected T1w, T2w or FLAIR for the socket 'a', found 'DWI'"),
+        ('{"inputs": {"a": "DWI"}}', "expected T1w, T2w or FLAIR for the socket 'a', got 'DWI'"),
         ('{"output": "../x"}', 'expected "output" to be a slug'),
     ],
 )
@@ -316,9 +316,9 @@ def test_a_link_that_leaves_the_input(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ("{nope", "expected JSON"),
-        ("{}", "expected a list of sockets, found {}"),
-        ("[1]", 'expected entry 1 to have a "socket" with "slug" and "relative_path", found 1'),
-        ("[]", "expected sockets with T1w, T2w or FLAIR images .*found none"),
+        ("{}", "expected a list of sockets, got {}"),
+        ("[1]", 'expected entry 1 to have a "socket" with "slug" and "relative_path", got 1'),
+        ("[]", "expected sockets with T1w, T2w or FLAIR images .*got none"),
     ],
 )
 def test_an_unusable_inputs_json(tmp_path: Path, text: str, words: str) -> None:
@@ -330,14 +330,14 @@ def test_an_unusable_inputs_json(tmp_path: Path, text: str, words: str) -> None:
 def test_grand_challenge_problems(tmp_path: Path) -> None:
     root = lay(tmp_path / "a", "images/t1/a.mha", "images/t1/b.mha")
     (case,) = found(sockets(root, socket("t1-mri", "images/t1")))
-    assert case.problem and "found a.mha, b.mha for T1w" in case.problem and not case.images
+    assert case.problem and "got a.mha, b.mha for T1w" in case.problem and not case.images
     root = lay(tmp_path / "b", "images/t1/a.mha")
     sockets(root, socket("t1-mri", "images/t1"), socket("t2-mri", "images/t2"))
     (case,) = found(root)
     assert case.problem and "an image in " in case.problem
-    assert case.problem.endswith("images/t2 for the socket t2-mri, found none")
+    assert case.problem.endswith("images/t2 for the socket t2-mri, got none")
     sockets(root, socket("ct", "images/t1"))
-    with pytest.raises(LayoutError, match=r"\(--sockets FILE.json names them\), found ct"):
+    with pytest.raises(LayoutError, match=r"\(--sockets FILE.json names them\), got ct"):
         found(root)
 
 

@@ -76,7 +76,7 @@ def test_whose_images_these_are_is_not_guessed(tmp_path: Path, names: list[str])
     (case,) = cases_of(lay(tmp_path / "in", *(f"{name}.nii.gz" for name in names)))
     assert case.problem is not None and not case.images
     assert case.problem.startswith(f"{tmp_path / 'in'}: expected images of one subject")
-    assert case.problem.endswith("give each subject a folder of its own") and f"{names[0]}.nii.gz" in case.problem
+    assert case.problem.endswith("put each subject into its own folder") and f"{names[0]}.nii.gz" in case.problem
 
 
 def test_a_folder_of_several_subjects_below_the_input(tmp_path: Path) -> None:
@@ -214,8 +214,8 @@ def test_links_that_lead_nowhere_fail_in_bids(tmp_path: Path, link: str) -> None
     good, bad = cases_of(root)
     assert good.problem is None and bad.name.startswith("sub-02")
     assert bad.problem == (
-        f"{root / link}: expected a folder of images, found a link that leads nowhere (/outside/of/the/mount): "
-        "its target may lie outside of what is mounted"
+        f"{root / link}: expected a folder of images, got a broken link to /outside/of/the/mount: "
+        "its target may not be mounted"
     )
 
 
@@ -227,7 +227,7 @@ def test_links_that_lead_nowhere_fail_elsewhere(tmp_path: Path, link: str) -> No
     (root / "notes.txt").symlink_to("/outside")
     bad, good = sorted(cases_of(root), key=lambda case: case.problem is None)
     assert good.name == "P1" and bad.name == link
-    assert bad.problem is not None and "a link that leads nowhere" in bad.problem
+    assert bad.problem is not None and "a broken link" in bad.problem
 
 
 def test_links_to_good_folders_and_files_are_followed(tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_a_subject_that_may_not_be_listed_fails(tmp_path: Path) -> None:
     (root / "sub-02").chmod(0)
     good, bad = cases_of(root)
     (root / "sub-02").chmod(0o755)
-    assert good.problem is None and bad.problem and "may not be read" in bad.problem
+    assert good.problem is None and bad.problem and "cannot be read" in bad.problem
 
 
 # ---- what is no input ----------------------------------------------------------------------------------------------
@@ -291,7 +291,8 @@ def test_two_cases_of_one_name_do_not_replace_each_other(tmp_path: Path) -> None
 def test_two_copies_of_one_image_are_not_chosen_between(tmp_path: Path) -> None:
     root = lay(tmp_path / "P1", "T1.nii", "T1.nii.gz")
     (case,) = cases_of(root)
-    assert case.problem and "expected one file per sequence, found T1.nii, T1.nii.gz for T1w: --ignore" in case.problem
+    problem = "expected one file per sequence, got T1.nii, T1.nii.gz for T1w: exclude the others with --ignore"
+    assert case.problem and problem in case.problem
     (case,) = cases_of(root, Options(ignore=("*.nii",)))
     assert case.problem is None and case.images == {"T1w": root / "T1.nii.gz"}
 
@@ -300,7 +301,7 @@ def test_two_copies_of_one_image_are_not_chosen_between(tmp_path: Path) -> None:
 def test_names_can_be_passed_over(tmp_path: Path, patterns: tuple[str, ...]) -> None:
     names = ("T1/T1", "T1/T1_brain", "T2_FLAIR/T2_FLAIR", "T2_FLAIR/T2_FLAIR_brain")
     root = lay(tmp_path, *(f"P1/{name}.nii.gz" for name in names))
-    assert "found T1.nii.gz, T1_brain.nii.gz for T1w" in str(cases_of(root)[0].problem)
+    assert "got T1.nii.gz, T1_brain.nii.gz for T1w" in str(cases_of(root)[0].problem)
     (case,) = cases_of(root, Options(ignore=patterns))
     assert {key: path.name for key, path in case.images.items()} == {"T1w": "T1.nii.gz", "FLAIR": "T2_FLAIR.nii.gz"}
     bids = lay(tmp_path / "bids", "sub-1/anat/sub-1_T1w.nii.gz", "sub-1/anat/sub-1_rec-norm_T1w.nii.gz")
