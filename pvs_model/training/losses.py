@@ -44,6 +44,10 @@ def top_cross_entropy(logit: Tensor, label: Tensor, keep: Tensor) -> Tensor:
     return entropy.topk(max(1, int(TOP_SHARE * len(entropy))), sorted=False).values.mean()
 
 
+#: The term beside Dice of each loss in ``config.LOSSES``.
+ENTROPIES = {"dice-ce": cross_entropy, "dice-topk": top_cross_entropy}
+
+
 class DeepSupervision(nn.Module):
     """Mean of Dice + cross-entropy over scales, finer scales weighing more (1, 1/2, 1/4, ...).
 
@@ -65,7 +69,7 @@ class DeepSupervision(nn.Module):
         super().__init__()
         if loss not in LOSSES:
             raise ValueError(f"loss must be one of {LOSSES}, got {loss!r}")
-        self.entropy = cross_entropy if loss == "dice-ce" else top_cross_entropy
+        self.entropy = ENTROPIES[loss]
 
     def forward(self, logits: Sequence[Tensor], target: Tensor) -> Tensor:
         """Computes the loss.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pvs_model.training.batch import UNKNOWN
 from pvs_model.training.config import LOSSES
-from pvs_model.training.losses import FLUID_WEIGHT, DeepSupervision
+from pvs_model.training.losses import ENTROPIES, FLUID_WEIGHT, DeepSupervision
 
 
 def sigmoid(x: float) -> float:
@@ -226,3 +226,7 @@ def test_a_label_alone_teaches_nothing_about_the_fluid() -> None:
     logits = torch.randn(1, 2, 8, 8, requires_grad=True)
     DeepSupervision()([logits], torch.ones(1, 1, 8, 8)).backward()
     assert logits.grad is not None and logits.grad[:, 0].all() and not logits.grad[:, 1].any()
+
+
+def test_every_loss_has_its_term() -> None:
+    assert set(ENTROPIES) == set(LOSSES)
