@@ -338,7 +338,7 @@ def _slice(
         "key": key,
         "title": f"{plane.name} slice {shown.index} (of 0 to {view.mask.shape[plane.across] - 1})",
         "where": _position(view, plane, shown.index),
-        "found": f"{shown.pvs or 'no'} PVS {here}",
+        "count_text": f"{shown.pvs or 'no'} PVS {here}",
         "columns": columns,
         "rows": rows,
         **_sizes(mask.shape, mm, float(magnified)),

@@ -82,7 +82,7 @@ def flat(value: Any, name: str = "") -> dict[str, Any]:
 
 def test_a_case_by_hand() -> None:
     mask = empty()
-    mask[1, 1, 2:6] = True  # 4 voxels, left BG, upright
+    mask[1, 1, 2:6] = True  # 4 voxels, left BG, vertical
     mask[8, 2, 3] = True  # 1 voxel, right BG
     mask[8:11, 8, 3] = True  # 3 voxels, right CSO
     found = measure(mask, halves(), HALF, intracranial=np.ones(SHAPE, bool), hemispheres=sides())

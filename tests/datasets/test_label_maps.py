@@ -18,7 +18,7 @@ from pvs_model.volume.io import write_volume
 def test_an_anatomy_from_a_file_is_the_one_from_its_labels(
     small_labels: npt.NDArray[np.int32], anatomy: HeadModel, tmp_path: Path
 ) -> None:
-    # Stored from left to right: it comes out upright all the same, and from the cache as from the file.
+    # Stored from left to right: it comes out RAS-oriented, and from the cache as from the file.
     affine = np.diag([-1.0, 1.0, 1.0, 1.0])
     path = tmp_path / "labels" / "toy.nii.gz"
     write_volume(path, small_labels[::-1].astype(np.float32), affine)

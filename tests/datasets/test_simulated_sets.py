@@ -201,7 +201,7 @@ def test_the_page_shows_the_slices_with_most_to_see(tmp_path: Path) -> None:
     assert len(shown.panels) == 8 and [p.image is None for p in shown.panels] == [False, False, True, False] * 2
     assert (
         shown.panels[0].reference.shape == (8, 8) and not shown.panels[0].reference.any()
-    )  # cut to what is shown, upright
+    )  # cut to what is shown, RAS-oriented
     assert shown.panels[3].reference.sum() == 2 and shown.panels[7].reference.sum() == 1
     assert shown.panels[3].reference[8 - 1 - (4 - 1), 5 - 2]  # rows run down, y up
     # Thick slices are shown as they were acquired, whichever way they lie.

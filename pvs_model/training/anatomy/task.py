@@ -58,7 +58,7 @@ class AnatomyTrainingConfig(LoopConfig):
         one_contrast_until: Fraction of the steps in which all scans are T1w, so that locations are learnt first.
         difficulty_ramp: Fraction of the steps, after those, over which the difficulty rises from 0 to 1.
         balance_until: Fraction of the steps over which the weight of a class-balanced cross-entropy falls to 0; without
-            it small structures are not found for long.
+            it small structures are missed for a long time.
         validation_scans: Number of scans of held-out label maps.
     """
 
