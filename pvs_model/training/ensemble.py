@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from pvs_model.config import NetworkConfig, shipped_weights
+from pvs_model.errors import PVSError, first_line
 from pvs_model.training.config import FINE_TUNING, TrainingConfig
 from pvs_model.training.sampling import FoldData, split
 from pvs_model.training.segmentation import NETWORK, train
@@ -125,16 +126,25 @@ def continue_from_copy(output: Path) -> None:
 
     A training of days then never mixes two versions of the code: later edits and updates do not reach it.
     Returns in the restarted process.
+
+    Raises:
+        PVSError: The copy cannot be written, or several processes were started for one training.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise PVSError("--ensemble: expected one process, got several; start it without torch.distributed.run")
     package, source = Path(__file__).resolve().parents[1], output.resolve() / SOURCE
     if package == source / "pvs_model":
         os.nice(NICENESS)
         return
     if not source.is_dir():
         part = source.with_name(f".{SOURCE}.{os.getpid()}")
-        shutil.copytree(package, part / "pvs_model", ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copytree(shipped_weights(), part / "weights", ignore=shutil.ignore_patterns("candidates", "__pycache__"))
-        part.rename(source)
+        ignore = shutil.ignore_patterns("candidates", "__pycache__")
+        try:
+            shutil.copytree(package, part / "pvs_model", ignore=ignore)
+            shutil.copytree(shipped_weights(), part / "weights", ignore=ignore)
+            part.rename(source)
+        except OSError as error:
+            raise PVSError(f"{source}: expected a folder for a copy of the code, got: {first_line(error)}") from error
     path = os.pathsep.join([str(source), *filter(None, [os.environ.get("PYTHONPATH")])])
     # -P: the working directory, which may hold another copy, is not searched.
     arguments = [sys.executable, "-P", "-m", "pvs_model", *sys.argv[1:]]

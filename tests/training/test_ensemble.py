@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pvs_model.errors import VolumeError
+from pvs_model.errors import PVSError, VolumeError
 from pvs_model.training import ensemble, loop, segmentation
 from pvs_model.training.checkpoint import read_state
 from pvs_model.training.config import TrainingConfig
-from pvs_model.training.ensemble import COMMON, MEMBER_RATE, fold_data, plan_stages, train_ensemble
+from pvs_model.training.ensemble import COMMON, MEMBER_RATE, continue_from_copy, fold_data, plan_stages, train_ensemble
 from pvs_model.training.sampling import FoldData
 from pvs_model.training.segmentation import NETWORK
 from tests.training.test_distributed import CONFIG, CPU, Encoder, material, settings
@@ -130,3 +130,15 @@ def test_the_code_is_copied_once_and_the_copy_is_what_runs(tmp_path: Path) -> No
         assert expected in done.stderr, done.stderr
         marker.write_text("raise SystemExit('edited copy')\n")
     assert (marker.parents[2] / "weights" / "MANIFEST.json").is_file()
+
+
+def test_several_processes_and_a_file_in_the_way_are_refused_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PVSError, match="expected a folder for a copy of the code"):
+        continue_from_copy(tmp_path / "file")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(PVSError, match="expected one process"):
+        continue_from_copy(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
