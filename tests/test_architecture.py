@@ -61,7 +61,9 @@ KNOWN_CYCLES: Mapping[frozenset[str], str] = {}
 PICKLERS = frozenset({"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"})
 PICKLING_CALLS = frozenset({"torch.load", "torch.hub.load_state_dict_from_url", "pandas.read_pickle"})
 #: "module: what" -> why it is allowed. An entry that nothing needs any more is a failure, too.
-PICKLE_EXCEPTIONS: Mapping[str, str] = {}
+PICKLE_EXCEPTIONS: Mapping[str, str] = {
+    "training.workers: pickle": "a training hands its data to its own processes in a private temporary folder",
+}
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,16 @@ def _add_training_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add(
         "--workers", type=int, default=default.workers, metavar="N",
-        help="processes that render scenes ahead (default: %(default)s, in the loop); the samples stay the same",
+        help="processes that draw samples ahead (default: %(default)s, in the loop); a GPU needs all cores",
+    )  # fmt: skip
+    add(
+        "--reuse", type=int, default=default.reuse, metavar="TIMES",
+        help="draw each sample several times, flipped and with other intensities (default: %(default)s): a GPU learns "
+        "faster than a CPU simulates",
+    )  # fmt: skip
+    add(
+        "--replay-buffer", type=int, default=default.replay_buffer, metavar="SAMPLES",
+        help="with --reuse: samples kept on the device (default: %(default)s; 3 MB each in 3D)",
     )  # fmt: skip
     add(
         "--simulate-on", choices=SIMULATE_ON, default=default.simulate_on,
@@ -183,8 +192,13 @@ def _check(args: argparse.Namespace, network: NetworkConfig) -> None:
             "--ensemble, --member-steps, --held-out: expected at least 2 members of at least 1 step, and label maps "
             f"to hold out, got {args.ensemble}, {args.member_steps}, {args.held_out}"
         )
+    if args.reuse < 1 or args.replay_buffer < args.batch:
+        raise PVSError(
+            f"--reuse, --replay-buffer: expected at least 1, and at least the batch, got {args.reuse}, "
+            f"{args.replay_buffer}"
+        )
     if args.workers and args.simulate_on == "device":
-        raise PVSError("--workers: expected 0 with --simulate-on device, because workers render on the CPU")
+        raise PVSError("--workers: expected 0 with --simulate-on device, because workers simulate on the CPU")
     if args.cases and (network.view or network.regions):
         raise PVSError(
             f"--cases with --network {args.network}: expected a network of slices as acquired or of volumes, without "

@@ -80,7 +80,9 @@ class TrainingConfig(LoopConfig):
         region_share: Fraction of the prompts that ask for a region.
         validation_patches: Number of patches of held-out heads, and as many of held-out cases.
         loss: One of ``LOSSES``.
-        workers: Worker processes that render scenes; 0 renders them in the loop.
+        workers: Worker processes that draw samples; 0 draws them in the loop.
+        reuse: Mean number of times that a sample is drawn (``training.replay``).
+        replay_buffer: With ``reuse`` above 1, number of samples kept.
         simulate_on: "cpu", or "device" to render and scan where the network is.
         case_share: Fraction of the samples from labelled cases when there are anatomies too.
         scan_share: Fraction of the samples from unlabelled real scans when there are any.
@@ -102,6 +104,8 @@ class TrainingConfig(LoopConfig):
     validation_patches: int = 16
     loss: str = "dice-ce"
     workers: int = 0
+    reuse: int = 1
+    replay_buffer: int = 1000
     simulate_on: str = "cpu"
     case_share: float = 0.5
     scan_share: float = 0.15

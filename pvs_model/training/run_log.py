@@ -21,6 +21,9 @@ CURVES = (
     ("best_dice", "Dice at its best threshold", "-", "o", "black"),
     ("dice_at_0.5", "Dice at 0.5", "--", "s", "black"),
     ("best_threshold", "best threshold", ":", "^", "0.45"),
+    ("recall_thin", "recall, PVS below 0.9 mm", "-", "v", "0.6"),
+    ("recall_wide", "recall, PVS from 0.9 mm", "--", "d", "0.6"),
+    ("calibration_error", "calibration error", ":", "x", "black"),
     ("dice", "mean Dice", "-", "o", "black"),
 )
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import TypeVar
 
@@ -18,7 +17,6 @@ from pvs_model.training.batch import Batch, join
 from pvs_model.training.config import TrainingConfig
 from pvs_model.training.distributed import SINGLE_PROCESS, DistributedContext
 from pvs_model.training.labelled_patches import LabelledPatches
-from pvs_model.training.prefetch import ScenePrefetcher
 from pvs_model.training.real_scan_patches import RealScanPatches, UnlabelledScan
 from pvs_model.training.simulated_patches import SimulatedPatches
 
@@ -172,22 +170,21 @@ class SampleCache:
         return sum(t.nbytes for t in (*scenes, *samples) if isinstance(t, torch.Tensor)) / 2**20
 
 
-@contextmanager
-def open_sampler(
+def make_sampler(
     data: FoldData,
     config: NetworkConfig,
     training: TrainingConfig,
     device: torch.device,
     context: DistributedContext = SINGLE_PROCESS,
     cache: SampleCache | None = None,
-) -> Iterator[MixedSampler]:
-    """Opens the training samples of one process, and stops its worker processes at the end.
+) -> MixedSampler:
+    """Makes the sampler of one process, which draws its samples itself.
 
     A network that reads no prompt is only asked for the whole brain, since it could not know the region.
     """
     asks_region = config.text and training.prompts == "varied"
     region_share = training.region_share if asks_region else 0.0
-    stream, cases, prefetcher = None, None, None
+    stream, cases = None, None
     if data.anatomies:
         where = device if training.simulate_on == "device" else torch.device("cpu")
         stream = SimulatedPatches(
@@ -195,19 +192,13 @@ def open_sampler(
             training.scene_buffer, training.refresh_interval, region_share, context, training.labels, training.coverage,
             training.region_warmup, training.clear_samples,
         )  # fmt: skip
-        if training.workers:
-            prefetcher = stream.source = ScenePrefetcher(stream, training.workers)
     if data.cases:
         cases = LabelledPatches(data.cases, config, training.patch, training.seed, region_share)
     scans = RealScanPatches(data.scans, config, training.patch, training.seed) if data.scans else None
     sampler = MixedSampler(stream, cases, training.case_share, device, context, scans, training.scan_share)
-    if cache is not None and stream is not None and prefetcher is None:
+    if cache is not None and stream is not None:
         cache.attach(stream, sampler)
-    try:
-        yield sampler
-    finally:
-        if prefetcher is not None:
-            prefetcher.close()
+    return sampler
 
 
 def validation_batches(
@@ -227,7 +218,10 @@ def validation_batches(
             data.held_out_anatomies, config, training.patch, seed, region_share=0.0, labels=training.labels,
             coverage=training.coverage,
         )  # fmt: skip
-        checks += [simulated.sample(simulated.render(k), seed=k, region="brain", template=0) for k in numbers]
+        checks += [
+            simulated.sample(simulated.render(k), seed=k, region="brain", template=0, with_diameter=True)
+            for k in numbers
+        ]
     if data.held_out_cases:
         labelled = LabelledPatches(data.held_out_cases, config, training.patch, seed)
         checks += [labelled.fixed(k) for k in numbers]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -22,8 +22,10 @@ from pvs_model.training.config import TrainingConfig, autocast
 from pvs_model.training.distributed import SINGLE_PROCESS, DistributedContext
 from pvs_model.training.losses import DeepSupervision
 from pvs_model.training.prompts import Prompts
-from pvs_model.training.sampling import FoldData, MixedSampler, SampleCache, open_sampler, validation_batches
+from pvs_model.training.replay import ReplayBuffer
+from pvs_model.training.sampling import FoldData, SampleCache, make_sampler, validation_batches
 from pvs_model.training.validation import THRESHOLDS, validate
+from pvs_model.training.workers import SampleWorkers
 
 NETWORK = "network.safetensors"
 
@@ -57,7 +59,10 @@ class SegmentationTask:
     """A segmentation network with its data, its loss and its validation; see ``loop.Task``."""
 
     weights_file = NETWORK
-    scores = ("dice_at_0.5", "best_dice", "best_threshold")
+    scores = (
+        "dice_at_0.5", "best_dice", "best_threshold", "recall_thin", "recall_wide", "calibration_error",
+        "predicted_volume",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -80,11 +85,24 @@ class SegmentationTask:
         """As ``loop.Task``."""
         return Progress()
 
-    def open_sampler(self, context: DistributedContext) -> AbstractContextManager[MixedSampler]:
+    @contextmanager
+    def open_sampler(self, context: DistributedContext) -> Iterator[loop.Sampler]:
         """As ``loop.Task``; the first process prepares the validation as well."""
+        training = self.training
         if context.is_first:
-            self.checks = validation_batches(self.data, self.config, self.training, self.cache)
-        return open_sampler(self.data, self.config, self.training, self.device, context, self.cache)
+            self.checks = validation_batches(self.data, self.config, training, self.cache)
+        opened: AbstractContextManager[loop.Sampler]
+        if training.workers:
+            opened = SampleWorkers(self.data, self.config, training, self.device, context)
+        else:
+            opened = nullcontext(make_sampler(self.data, self.config, training, self.device, context, self.cache))
+        with opened as sampler:
+            if training.reuse > 1:
+                seed = training.seed * context.count + context.rank
+                kept = training.replay_buffer
+                yield ReplayBuffer(sampler, self.config, training.reuse, kept, self.device, seed)
+            else:
+                yield sampler
 
     def loss(self, model: nn.Module, samples: Batch, step: int) -> Tensor:
         """As ``loop.Task``."""
@@ -95,13 +113,17 @@ class SegmentationTask:
         return loss
 
     def validate(self) -> dict[str, float]:
-        """As ``loop.Task``: voxel-wise Dice of held-out patches."""
-        dice = validate(self.average, self.checks, self.prompts, self.device, self.training.precision)
-        best = int(dice.argmax())
+        """As ``loop.Task``: voxel-wise scores of held-out patches."""
+        measured = validate(self.average, self.checks, self.prompts, self.device, self.training.precision)
+        best = int(measured.dice.argmax())
         return {
-            "dice_at_0.5": round(float(dice[(THRESHOLDS - 0.5).abs().argmin()]), 4),
-            "best_dice": float(dice[best]),
+            "dice_at_0.5": round(float(measured.dice[(THRESHOLDS - 0.5).abs().argmin()]), 4),
+            "best_dice": float(measured.dice[best]),
             "best_threshold": round(float(THRESHOLDS[best]), 2),
+            "recall_thin": round(measured.recall_thin, 4),
+            "recall_wide": round(measured.recall_wide, 4),
+            "calibration_error": round(measured.calibration_error, 4),
+            "predicted_volume": round(measured.predicted_volume, 3),
         }
 
     def result(self, progress: Progress, scores: Mapping[str, float]) -> dict[str, float]:

@@ -14,7 +14,7 @@ from pvs_model.nets.text import TRAINING_TEMPLATES, prompt
 from pvs_model.simulation.acquisition import acquire, standardise
 from pvs_model.simulation.head import HeadModel
 from pvs_model.simulation.parameters import draw_scan, draw_scene, draw_voxel, with_clear_pvs
-from pvs_model.simulation.render import Scene, render
+from pvs_model.simulation.render import DIAMETER_UNIT_MM, Scene, render
 from pvs_model.simulation.visibility import label_visible
 from pvs_model.training.batch import Batch, flip, join
 from pvs_model.training.distributed import SINGLE_PROCESS, DistributedContext
@@ -108,7 +108,13 @@ class SimulatedPatches:
         return scene
 
     def sample(
-        self, scene: Scene, seed: int, region: str | None = None, template: int | None = None, ask_region: bool = True
+        self,
+        scene: Scene,
+        seed: int,
+        region: str | None = None,
+        template: int | None = None,
+        ask_region: bool = True,
+        with_diameter: bool = False,
     ) -> Batch:
         """Draws one patch of a scene: a new scan, crop, flip and prompt, all from ``seed``.
 
@@ -118,6 +124,7 @@ class SimulatedPatches:
             region: Region in the prompt; drawn when None.
             template: Template of the prompt; drawn when None.
             ask_region: Whether a drawn prompt may ask for a region.
+            with_diameter: Whether the target has a channel with the diameter of tubes, mm (for validation).
         """
         rng = random.Random(seed)
         scan_params = draw_scan(seed, 3 if self.config.view else self.config.dimensions)
@@ -129,6 +136,8 @@ class SimulatedPatches:
         else:
             label, ignore = label_visible(scan.cnr, scene.voxel_mm, scene.pvs_fraction.float() / 255)
         target = torch.stack([label.float(), ignore.float(), scene.pvs_fraction.float() / 255])
+        if with_diameter:
+            target = torch.cat([target, scene.diameter[None] * DIAMETER_UNIT_MM])
         if region is None:
             by_region = rng.random() < self.region_share and ask_region
             region = rng.choice(list(REGION_VALUES)) if by_region else "brain"

@@ -30,7 +30,7 @@ from pvs_model.training.config import TrainingConfig, learning_rate
 from pvs_model.training.distributed import SINGLE_PROCESS, DistributedContext, any_rank, init_distributed, wrap_ddp
 from pvs_model.training.losses import DeepSupervision
 from pvs_model.training.prompts import Prompts
-from pvs_model.training.sampling import FoldData, open_sampler
+from pvs_model.training.sampling import FoldData, make_sampler
 from pvs_model.training.segmentation import build_networks, train
 from pvs_model.training.simulated_patches import SimulatedPatches
 from pvs_model.types import SEQUENCES
@@ -133,9 +133,9 @@ def by_hand(ranks: int) -> dict[str, Tensor]:
     for step in range(STEPS):
         optimiser.zero_grad()
         for rank in range(ranks):
-            with open_sampler(material(), CONFIG, training, CPU, DistributedContext(rank, ranks)) as samples:
-                samples.sample_index = step * training.batch
-                batch = samples.batch(training.batch)
+            samples = make_sampler(material(), CONFIG, training, CPU, DistributedContext(rank, ranks))
+            samples.sample_index = step * training.batch
+            batch = samples.batch(training.batch)
             loss = loss_of(network(batch.images, *prompts(batch.prompts, CPU)), batch.target)
             (loss / ranks).backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), training.max_grad_norm)

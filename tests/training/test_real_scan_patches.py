@@ -26,7 +26,7 @@ from pvs_model.training.real_scan_patches import (
     load_unlabelled_scans,
     unlabelled_scan,
 )
-from pvs_model.training.sampling import FoldData, open_sampler
+from pvs_model.training.sampling import FoldData, make_sampler
 from pvs_model.types import Volume
 
 SHAPE = (56, 60, 52)
@@ -108,11 +108,11 @@ def test_slices_of_thin_scans_are_averaged_for_2d_networks_and_thick_ones_are_no
 
 def test_real_scans_take_their_share_of_the_samples(thin: UnlabelledScan) -> None:
     training = TrainingConfig(patch=32, scan_share=0.25)
-    with open_sampler(FoldData(scans=[thin]), THREE, training, torch.device("cpu")) as mixture:
-        assert [sampling._count(k + 1, 0.25) - sampling._count(k, 0.25) for k in range(8)] == [0, 0, 0, 1, 0, 0, 0, 1]
-        mixture.sample_index = 3
-        expected = RealScanPatches([thin], THREE, 32, training.seed).sample(0)
-        assert torch.equal(mixture.batch(1).images, expected.images)
+    mixture = make_sampler(FoldData(scans=[thin]), THREE, training, torch.device("cpu"))
+    assert [sampling._count(k + 1, 0.25) - sampling._count(k, 0.25) for k in range(8)] == [0, 0, 0, 1, 0, 0, 0, 1]
+    mixture.sample_index = 3
+    expected = RealScanPatches([thin], THREE, 32, training.seed).sample(0)
+    assert torch.equal(mixture.batch(1).images, expected.images)
 
 
 def test_files_of_different_sequences_are_one_scan_and_doubled_ones_are_two(tmp_path: Path) -> None:

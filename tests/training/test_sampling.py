@@ -16,7 +16,7 @@ from pvs_model.simulation.render import labelling_threshold
 from pvs_model.training import sampling
 from pvs_model.training.config import TrainingConfig
 from pvs_model.training.prompts import CONSTANT_PROMPT, Prompts
-from pvs_model.training.sampling import FoldData, SampleCache, open_sampler, validation_batches
+from pvs_model.training.sampling import FoldData, SampleCache, make_sampler, validation_batches
 from pvs_model.training.simulated_patches import SimulatedPatches
 from pvs_model.types import PLANES
 
@@ -118,16 +118,16 @@ def test_who_cannot_know_the_region_is_asked_for_the_whole_brain(
 ) -> None:
     training = TrainingConfig(patch=8, region_share=1.0, prompts=prompts, scene_buffer=2, region_warmup=0)
     config = replace(tiny["3d"], **changes)  # type: ignore[arg-type]
-    with open_sampler(FoldData([anatomy], [anatomy]), config, training, CPU) as samples:
-        words = [samples.batch(1).prompts[0] for _ in range(3)]
+    samples = make_sampler(FoldData([anatomy], [anatomy]), config, training, CPU)
+    words = [samples.batch(1).prompts[0] for _ in range(3)]
     named = [any(region in text.lower() for region in ("basal ganglia", "semioval")) for text in words]
     assert all(named) if asked else not any(named)
 
 
 def test_regions_are_asked_for_after_the_warmup_steps_alone(anatomy: HeadModel, tiny: dict[str, NetworkConfig]) -> None:
     training = TrainingConfig(patch=8, region_share=1.0, scene_buffer=1, refresh_interval=100, region_warmup=4)
-    with open_sampler(FoldData([anatomy], [anatomy]), tiny["2d"], training, CPU) as samples:
-        words = [samples.batch(1).prompts[0] for _ in range(8)]
+    samples = make_sampler(FoldData([anatomy], [anatomy]), tiny["2d"], training, CPU)
+    words = [samples.batch(1).prompts[0] for _ in range(8)]
     assert ["the whole brain" in text for text in words] == [True] * 4 + [False] * 4
 
 
@@ -144,8 +144,8 @@ def test_shared_samples_are_those_that_each_would_draw(
     }
     alone = {}
     for name, config in kinds.items():
-        with open_sampler(heads, config, training, CPU) as samples:
-            alone[name] = [samples.batch(2) for _ in range(3)]
+        samples = make_sampler(heads, config, training, CPU)
+        alone[name] = [samples.batch(2) for _ in range(3)]
     rendered = []
     real = sampling.SimulatedPatches.render
     monkeypatch.setattr(
@@ -153,11 +153,11 @@ def test_shared_samples_are_those_that_each_would_draw(
     )
     shared = SampleCache()
     for name, config in kinds.items():
-        with open_sampler(heads, config, training, CPU, cache=shared) as samples:
-            for batch in alone[name]:
-                found = samples.batch(2)
-                assert torch.equal(found.images, batch.images) and torch.equal(found.target, batch.target)
-                assert found.prompts == batch.prompts
+        samples = make_sampler(heads, config, training, CPU, cache=shared)
+        for batch in alone[name]:
+            found = samples.batch(2)
+            assert torch.equal(found.images, batch.images) and torch.equal(found.target, batch.target)
+            assert found.prompts == batch.prompts
     assert len(rendered) == len(set(rendered)), "a scene is rendered once"
     checks = validation_batches(heads, kinds["text"], replace(training, validation_patches=1), shared)
     assert validation_batches(heads, kinds["wider"], replace(training, validation_patches=1), shared) is checks
@@ -166,9 +166,9 @@ def test_shared_samples_are_those_that_each_would_draw(
 def test_a_little_is_shared_where_there_is_room_for_little(anatomy: HeadModel, tiny: dict[str, NetworkConfig]) -> None:
     shared, training = SampleCache(max_samples=2), TrainingConfig(patch=8, scene_buffer=2, refresh_interval=1)
     for _ in range(2):
-        with open_sampler(FoldData([anatomy], [anatomy]), tiny["3d"], training, CPU, cache=shared) as samples:
-            for _ in range(4):
-                samples.batch(1)
+        samples = make_sampler(FoldData([anatomy], [anatomy]), tiny["3d"], training, CPU, cache=shared)
+        for _ in range(4):
+            samples.batch(1)
     assert max(len(kept) for kept in (*shared.samples.values(), *shared.scenes.values())) == 2
 
 
@@ -176,9 +176,9 @@ def test_what_was_asked_for_longest_ago_goes_first(anatomy: HeadModel, tiny: dic
     shared, heads = SampleCache(limit_mib=0.0), FoldData([anatomy], [anatomy])
     for seed in (0, 1, 2):
         training = TrainingConfig(patch=8, scene_buffer=2, refresh_interval=1, seed=seed)
-        with open_sampler(heads, tiny["3d"], training, CPU, cache=shared) as samples:
-            samples.batch(2)
-            assert len(samples.cached) == 2
+        samples = make_sampler(heads, tiny["3d"], training, CPU, cache=shared)
+        samples.batch(2)
+        assert len(samples.cached) == 2
     assert len(shared.scenes) == 1 and len(shared.samples) == 1
     (kind,) = shared.scenes
     assert kind[3] == 2  # type: ignore[index]
