@@ -41,7 +41,7 @@ from pvs_model.simulation.parameters import Triple, draw_scene, without_mimics
 from pvs_model.simulation.visibility import label_visible
 from pvs_model.training.batch import UNKNOWN, Batch, flip
 from pvs_model.training.simulated_patches import MARGIN
-from pvs_model.types import SEQUENCES, Volume
+from pvs_model.types import SEQUENCES, Affine, Volume
 from pvs_model.volume.geometry import choose_reference, dilate_mm, resample_onto, to_ras
 from pvs_model.volume.intensity import correct_bias, foreground
 from pvs_model.volume.io import read
@@ -64,7 +64,7 @@ SLABS_MM = (3.0, 7.0)
 #: Slices of a 2D patch, of which the middle one is labelled.
 SLICES = 3
 #: Increased when the content of the cache changes.
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def load_unlabelled_scans(folders: Sequence[Path], weights: Path, cache: Path | 
     Args:
         folders: Folders of images whose names contain the sequence, or single image files.
         weights: Weights folder with the anatomy network.
-        cache: Folder for parcellations (about ten seconds each).
+        cache: Folder for what is derived from the images (about ten seconds each).
 
     Raises:
         VolumeError: There is no usable scan.
@@ -141,32 +141,51 @@ def load_unlabelled_scan(images: dict[str, Path], weights: Path, cache: Path | N
     volumes = {name: to_ras(read(path))[0] for name, path in images.items()}
     reference = choose_reference(volumes)
     grid = volumes[reference].grid
-    anatomy = _parcellate(volumes[reference], images[reference], weights, cache)
     stack = np.zeros((3, *grid.shape), np.float32)
     for channel, name in enumerate(SEQUENCES):
         if name in volumes:
             stack[channel] = resample_onto(volumes[name], grid).data
-    present = tuple(name in volumes for name in SEQUENCES)
-    return unlabelled_scan(images[reference].name, stack, present, anatomy, volumes[reference])
+    present = (SEQUENCES[0] in volumes, SEQUENCES[1] in volumes, SEQUENCES[2] in volumes)
+    name = images[reference].name
+    digest = hashlib.sha256(f"{CACHE_FORMAT} {reference}".encode())
+    for sequence in sorted(images):
+        digest.update(images[sequence].read_bytes())
+    cached = cache / f"scan-{name}-{digest.hexdigest()[:12]}.safetensors" if cache is not None else None
+    if cached is not None and cached.is_file():
+        return _from_cache(cached, name, stack, present, grid.affine)
+    anatomy = find_regions(volumes[reference], weights)
+    scan = unlabelled_scan(name, stack, present, anatomy, volumes[reference])
+    if cached is not None:
+        _to_cache(cached, scan)
+    return scan
 
 
-def _parcellate(volume: Volume, path: Path, weights: Path, cache: Path | None) -> Anatomy:
-    from safetensors.numpy import load_file, save_file
+def _to_cache(path: Path, scan: UnlabelledScan) -> None:
+    from safetensors.numpy import save_file
 
-    if cache is None:
-        return find_regions(volume, weights)
-    digest = hashlib.sha256(f"{CACHE_FORMAT}".encode() + path.read_bytes()).hexdigest()[:12]
-    cached = cache / f"scan-{path.name}-{digest}.safetensors"
-    if not cached.is_file():
-        anatomy = find_regions(volume, weights)
-        content = {"labels": np.ascontiguousarray(anatomy.labels), "brain": anatomy.brain.astype(np.uint8)}
-        write_atomically(cached, lambda part: save_file(content, part))
-    arrays = load_file(cached)
-    return Anatomy(arrays["labels"], arrays["brain"] > 0)
+    part, masks = scan.background, {name: getattr(scan, name) for name in ("certain", "head", "brain")}
+    arrays = {
+        "tissues": part.tissues, "regions": part.regions, "insertion_sites": part.insertion_sites.astype(np.uint8),
+        "fluid": np.array(part.fluid), "levels": scan.levels,
+    } | {name: mask.astype(np.uint8) for name, mask in masks.items()}  # fmt: skip
+    content = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    write_atomically(path, lambda file: save_file(content, file))
+
+
+def _from_cache(
+    path: Path, name: str, images: npt.NDArray[np.float32], present: tuple[bool, bool, bool], affine: Affine
+) -> UnlabelledScan:
+    from safetensors.numpy import load_file
+
+    a = load_file(path)
+    t1w, t2w, flair = (float(value) for value in a["fluid"])
+    sites = a["insertion_sites"] > 0
+    part = RealScan(name, images, present, a["tissues"], a["regions"], sites, (t1w, t2w, flair), affine)
+    return UnlabelledScan(part, a["certain"] > 0, a["head"] > 0, a["brain"] > 0, a["levels"])
 
 
 def unlabelled_scan(
-    name: str, images: npt.NDArray[np.float32], present: tuple[bool, ...], anatomy: Anatomy, reference: Volume
+    name: str, images: npt.NDArray[np.float32], present: tuple[bool, bool, bool], anatomy: Anatomy, reference: Volume
 ) -> UnlabelledScan:
     """Prepares a scan from arrays: tissues, regions, insertion sites, certain background and intensity levels.
 
@@ -196,21 +215,20 @@ def unlabelled_scan(
     regions[anatomy.mask("BG")] = BASAL_GANGLIA
     head = foreground(reference.data)
     brain = head & dilate_mm(anatomy.brain | anatomy.mask("intracranial"), 1.0, spacing)
-    available = (present[0], present[1], present[2])
     corrected = images.copy()
-    for channel in np.flatnonzero(available):
+    for channel in np.flatnonzero(present):
         corrected[channel] = correct_bias(Volume(images[channel], reference.affine), brain).data
-    sites = find_insertion_sites(images, corrected, available, tissues, brain & anatomy.brain, spacing)
+    sites = find_insertion_sites(images, corrected, present, tissues, brain & anatomy.brain, spacing)
     if not sites.mask.any():
         raise VolumeError(f"{name}: expected white matter or deep nuclei that PVS can be inserted into, got none")
     distance = ndimage.distance_transform_edt(~may_hold, sampling=[s if s < THICK_SLICE_MM else 1e3 for s in spacing])
     levels = np.zeros((2, 3, 2))
     for row, mask in enumerate((head, brain)):
-        for channel in np.flatnonzero(available):
+        for channel in np.flatnonzero(present):
             inside = images[channel][mask & (images[channel] != 0)].astype(np.float64)
             values = np.clip(inside, *np.percentile(inside, (0.5, 99.5))) if len(inside) else np.zeros(1)
             levels[row, channel] = values.mean(), max(float(values.std()), 1e-6)
-    background = RealScan(name, images, available, tissues, regions, sites.mask, sites.fluid, reference.affine)
+    background = RealScan(name, images, present, tissues, regions, sites.mask, sites.fluid, reference.affine)
     return UnlabelledScan(background, distance > SURE_MM, head, brain, levels)
 
 

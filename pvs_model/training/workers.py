@@ -18,7 +18,7 @@ from pvs_model.datasets.label_maps import load_cached, save_cached
 from pvs_model.errors import PVSError
 from pvs_model.training.batch import Batch, join
 from pvs_model.training.config import TrainingConfig
-from pvs_model.training.distributed import DistributedContext
+from pvs_model.training.distributed import SINGLE_PROCESS, DistributedContext
 from pvs_model.training.sampling import FoldData, make_sampler
 
 #: Samples that each process draws ahead: rendering a scene takes as long as many samples of it.
@@ -43,7 +43,7 @@ class SampleWorkers:
         config: NetworkConfig,
         training: TrainingConfig,
         device: torch.device,
-        context: DistributedContext,
+        context: DistributedContext = SINGLE_PROCESS,
     ) -> None:
         """As ``sampling.make_sampler``; ``training.workers`` is at least 1."""
         self.config, self.training, self.device, self.context = config, training, device, context

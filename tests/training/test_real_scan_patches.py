@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -16,7 +17,7 @@ from pvs_model.config import NetworkConfig
 from pvs_model.errors import VolumeError
 from pvs_model.simulation.head import INDEX, is_tissue
 from pvs_model.simulation.parameters import SceneParams
-from pvs_model.training import sampling, simulated_patches
+from pvs_model.training import real_scan_patches, sampling, simulated_patches
 from pvs_model.training.batch import UNKNOWN
 from pvs_model.training.config import TrainingConfig
 from pvs_model.training.real_scan_patches import (
@@ -34,8 +35,8 @@ THREE = NetworkConfig(widths=(4, 8, 12, 16))
 TWO = replace(THREE, dimensions=2, neighbour_slices=3)
 
 
-def ball_brain(thickness_mm: float = 1.0) -> UnlabelledScan:
-    """White matter around a ventricle, in cortex, in CSF; T1w and T2w with a little noise, FLAIR missing."""
+def ball_parts(thickness_mm: float = 1.0) -> tuple[np.ndarray, Anatomy, np.ndarray]:
+    """Images, parcellation and affine: white matter around a ventricle, in cortex, in CSF; T1w and T2w with a little noise, FLAIR missing."""
     spacing = np.array([1.0, 1.0, thickness_mm])
     shape = (SHAPE[0], SHAPE[1], int(SHAPE[2] / thickness_mm))
     index = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), -1)
@@ -50,7 +51,11 @@ def ball_brain(thickness_mm: float = 1.0) -> UnlabelledScan:
             table[value] = levels[channel]
         images[channel] = table[labels] + (labels > 0) * rng.normal(0, 1.5, shape)
     affine = np.diag([*spacing, 1.0])
-    anatomy = Anatomy(labels, (labels > 0) & (labels != 24))
+    return images, Anatomy(labels, (labels > 0) & (labels != 24)), affine
+
+
+def ball_brain(thickness_mm: float = 1.0) -> UnlabelledScan:
+    images, anatomy, affine = ball_parts(thickness_mm)
     return unlabelled_scan("ball", images, (True, True, False), anatomy, Volume(images[1], affine))
 
 
@@ -122,6 +127,22 @@ def test_files_of_different_sequences_are_one_scan_and_doubled_ones_are_two(tmp_
     found = [sorted(path.name for path in scan.values()) for scan in _group_files([tmp_path])]
     assert found == [["T1.mgz"], ["FLAIR.nii.gz", "T1.nii.gz"], ["x_T2w.nii.gz"], ["y_T2w.nii.gz"]]
     assert _group_files([tmp_path / "b" / "x_T2w.nii.gz"]) == [{"T2w": tmp_path / "b" / "x_T2w.nii.gz"}]
+
+
+def test_a_cached_scan_equals_the_prepared_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, anatomy, affine = ball_parts()
+    for channel, name in enumerate(("T1w", "T2w")):
+        nib.save(nib.Nifti1Image(images[channel], affine), tmp_path / f"{name}.nii.gz")
+    calls: list[Volume] = []
+    (tmp_path / "cache").mkdir()
+    monkeypatch.setattr(real_scan_patches, "find_regions", lambda volume, weights: calls.append(volume) or anatomy)
+    first, second = (load_unlabelled_scans([tmp_path], tmp_path, tmp_path / "cache")[0] for _ in range(2))
+    assert len(calls) == 1, "the second comes from the cache"
+    for name in ("certain", "head", "brain", "levels"):
+        assert np.array_equal(getattr(first, name), getattr(second, name))
+    for name in ("images", "tissues", "regions", "insertion_sites", "affine"):
+        assert np.array_equal(getattr(first.background, name), getattr(second.background, name))
+    assert first.background.fluid == second.background.fluid and first.background.present == (True, True, False)
 
 
 def test_what_cannot_be_read_is_left_out_and_nothing_at_all_is_an_error(
