@@ -36,7 +36,7 @@ TWO = replace(THREE, dimensions=2, neighbour_slices=3)
 
 
 def ball_parts(thickness_mm: float = 1.0) -> tuple[np.ndarray, Anatomy, np.ndarray]:
-    """Images, parcellation and affine: white matter around a ventricle, in cortex, in CSF; T1w and T2w with a little noise, FLAIR missing."""
+    """Images, parcellation and affine: white matter around a ventricle, in cortex, in CSF; FLAIR is missing."""
     spacing = np.array([1.0, 1.0, thickness_mm])
     shape = (SHAPE[0], SHAPE[1], int(SHAPE[2] / thickness_mm))
     index = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), -1)
