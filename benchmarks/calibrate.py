@@ -1,16 +1,19 @@
 """Dice of an ensemble by threshold and window size on labelled cases held out of training.
 
-    python -m benchmarks.calibrate SETS/NAME ... --windows 64,96
+    python -m benchmarks.calibrate [NAME=]SETS/NAME ... --windows 64,96 [--reliability FILE.png]
 
 Prints the mean over cases of the mean Dice of brain, CSO and BG. The numbers serve to choose a threshold, not to be
-reported: ``benchmarks.accuracy`` reports scores on other heads.
+reported: ``benchmarks.accuracy`` reports scores on other heads. ``--reliability`` draws, for the first window size,
+the fraction of labelled voxels against the predicted probability, one curve per set.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from benchmarks.cases import argument_parser, load_cases, parse_sets
 from pvs_model.evaluation.metrics import dice
@@ -21,15 +24,19 @@ from pvs_model.pipeline import predict_probability
 from pvs_model.preprocessing.network_grid import choose_configuration
 
 THRESHOLDS = np.round(np.arange(0.1, 0.96, 0.05), 2)
+#: Bins of the probability in the reliability diagram.
+BINS = 10
 
 
 def main() -> None:
     """Predicts once per window size and scores at every threshold."""
     parser = argument_parser(__doc__)
     parser.add_argument("--windows", required=True)
+    parser.add_argument("--reliability", type=Path, metavar="FILE")
     args = parser.parse_args()
     weights, device = Weights(args.weights), choose_device(args.device)
     table: dict[int, list[list[float]]] = {int(w): [] for w in args.windows.split(",")}
+    bins: dict[str, npt.NDArray[np.float64]] = {}
     for name, folder in parse_sets(args.sets).items():
         for case in load_cases(folder, args.count):
             configuration = choose_configuration(case.prepared.grid)
@@ -38,6 +45,9 @@ def main() -> None:
                 ensemble = replace(weights.ensemble(configuration), roi_size=window)
                 probability = predict_probability(case.prepared, ensemble, text, device, backend="auto")
                 keep = case.prepared.foreground & ~case.ignore
+                if window == next(iter(table)):
+                    counted = count_bins(probability[keep], case.reference[keep] > 0)
+                    bins[name] = bins.get(name, np.zeros((3, BINS))) + counted
                 values = [
                     [dice((probability >= t) & keep & region, case.reference & region) for t in THRESHOLDS]
                     for region in case.regions.values()
@@ -51,6 +61,32 @@ def main() -> None:
     print("window | " + " | ".join(f"{t:.2f}" for t in THRESHOLDS))
     for window, rows in table.items():
         print(f"{window} | " + " | ".join(f"{d:.3f}" for d in np.mean(rows, axis=0)))
+    if args.reliability is not None:
+        draw_reliability(args.reliability, bins)
+
+
+def count_bins(probability: npt.NDArray[np.float32], label: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+    """Counts voxels by probability: (3, BINS) numbers of voxels, sums of probabilities, labelled voxels."""
+    place = np.minimum((probability * BINS).astype(int), BINS - 1)
+    weights = (None, probability, label)
+    return np.stack([np.bincount(place, w, BINS) for w in weights]).astype(np.float64)
+
+
+def draw_reliability(path: Path, bins: dict[str, npt.NDArray[np.float64]]) -> None:
+    """Draws a reliability diagram with one curve per set."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.5, 5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="0.8", label="calibrated")
+    for number, (name, (count, total, labelled)) in enumerate(bins.items()):
+        used = count >= 20
+        style, marker = ("-", "--", ":", "-.")[number % 4], "osv^dx"[number % 6]
+        axes.plot(total[used] / count[used], labelled[used] / count[used], style, marker=marker, label=name)
+    axes.set(xlabel="predicted probability", ylabel="fraction of labelled voxels", xlim=(0, 1), ylim=(0, 1))
+    axes.grid(color="0.9")
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
 
 
 if __name__ == "__main__":

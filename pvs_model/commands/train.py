@@ -197,8 +197,6 @@ def _check(args: argparse.Namespace, network: NetworkConfig) -> None:
             f"--reuse, --replay-buffer: expected at least 1, and at least the batch, got {args.reuse}, "
             f"{args.replay_buffer}"
         )
-    if args.workers and args.simulate_on == "device":
-        raise PVSError("--workers: expected 0 with --simulate-on device, because workers simulate on the CPU")
     if args.cases and (network.view or network.regions):
         raise PVSError(
             f"--cases with --network {args.network}: expected a network of slices as acquired or of volumes, without "

@@ -83,7 +83,7 @@ class TrainingConfig(LoopConfig):
         workers: Worker processes that draw samples; 0 draws them in the loop.
         reuse: Mean number of times that a sample is drawn (``training.replay``).
         replay_buffer: With ``reuse`` above 1, number of samples kept.
-        simulate_on: "cpu", or "device" to render and scan where the network is.
+        simulate_on: "cpu", or "device" to render and scan where the network is, in the worker processes too.
         case_share: Fraction of the samples from labelled cases when there are anatomies too.
         scan_share: Fraction of the samples from unlabelled real scans when there are any.
         prompts: One of ``PROMPTS``: "varied" name the sequences present and the region asked for; "constant" is one
@@ -118,8 +118,6 @@ class TrainingConfig(LoopConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check(loss=LOSSES, simulate_on=SIMULATE_ON, prompts=PROMPTS, labels=LABELS)
-        if self.workers and self.simulate_on == "device":
-            raise ValueError("workers render on the CPU: simulate_on='device' allows none")
 
 
 def learning_rate(step: int, config: LoopConfig) -> float:

@@ -67,8 +67,9 @@ class SampleWorkers:
             PVSError: A process ended, mostly because the system killed it.
         """
         if self.samples is None:
+            where = self.device if self.training.simulate_on == "device" else torch.device("cpu")
             dataset = _Samples(
-                Path(self.folder.name), self.config, self.training, self.context, first=self.sample_index
+                Path(self.folder.name), self.config, self.training, where, self.context, first=self.sample_index
             )
             self.samples = iter(
                 DataLoader(
@@ -124,9 +125,16 @@ class _Samples(IterableDataset[Sample]):
     """Samples of one worker process, which knows its rank from ``get_worker_info``."""
 
     def __init__(
-        self, folder: Path, config: NetworkConfig, training: TrainingConfig, context: DistributedContext, first: int
+        self,
+        folder: Path,
+        config: NetworkConfig,
+        training: TrainingConfig,
+        device: torch.device,
+        context: DistributedContext,
+        first: int,
     ) -> None:
-        self.folder, self.config, self.training, self.context, self.first = folder, config, training, context, first
+        self.folder, self.config, self.training, self.device = folder, config, training, device
+        self.context, self.first = context, first
 
     def __iter__(self) -> Iterator[Sample]:
         info: Any = get_worker_info()
@@ -134,8 +142,8 @@ class _Samples(IterableDataset[Sample]):
         rank = (info.id + self.first) % count  # the process that is asked first draws the sample ``first``
         context = DistributedContext(self.context.rank * count + rank, self.context.count * count)
         training = replace(self.training, scene_buffer=max(MIN_SCENES, self.training.scene_buffer // count))
-        sampler = make_sampler(load_data(self.folder), self.config, training, torch.device("cpu"), context)
+        sampler = make_sampler(load_data(self.folder), self.config, training, self.device, context)
         sampler.sample_index = (self.first - rank + count - 1) // count
         while True:
             batch = sampler.batch(1)
-            yield batch.images.numpy(), batch.target.numpy(), batch.prompts
+            yield batch.images.cpu().numpy(), batch.target.cpu().numpy(), batch.prompts

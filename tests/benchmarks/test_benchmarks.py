@@ -12,6 +12,7 @@ import nibabel
 import numpy as np
 import pytest
 
+from benchmarks import calibrate
 from benchmarks.cases import (
     box_around,
     load_cases,
@@ -209,3 +210,12 @@ def test_scans_of_a_folder_are_grouped_by_the_beginning_of_their_names(tmp_path:
     assert names_of_all == {"patient", "T2_1mm", "T2_old", "a_T1w", "a_T2w", "b_T2w"}
     (unknown,) = find_scans(tmp_path / "single" / "T2_labels.nii")
     assert unknown.problem is not None and not unknown.images
+
+
+def test_reliability_bins_by_hand(tmp_path: Path) -> None:
+    probability = np.array([0.05, 0.32, 0.38, 0.999, 1.0], np.float32)
+    count, total, labelled = calibrate.count_bins(probability, np.array([False, True, False, True, True]))
+    assert count[[0, 3, 9]].tolist() == [1, 2, 2] and count.sum() == 5
+    assert total[3] == pytest.approx(0.7) and labelled[[0, 3, 9]].tolist() == [0, 1, 2]
+    calibrate.draw_reliability(tmp_path / "r.png", {"thin": np.stack([count * 20, total * 20, labelled * 20])})
+    assert (tmp_path / "r.png").read_bytes()[:4] == b"\x89PNG"

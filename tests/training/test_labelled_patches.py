@@ -511,7 +511,7 @@ def test_cases_and_anatomies_together(
         (["--cases", "CASES"], "--fold 0 --folds 5: expected at least 2 folds and 0 <= fold < folds <= 2 labelled"),
         (["--cases", "CASES", "--folds", 2, "--case-share", 1.5], "--case-share"),
         (["--cases", "CASES", "--folds", 2, "--workers", -1], "--workers"),
-        (["--cases", "CASES", "--folds", 2, "--workers", 1, "--simulate-on", "device"], "simulate on the CPU"),
+        (["--cases", "CASES", "--folds", 2, "--reuse", 0], "--reuse"),
         (["--cases", "NOWHERE"], "expected an input folder"),
         (["--cases", "CASES", "--folds", 2, "--start", "NOWHERE"], "expected a file of weights, got none"),
     ],

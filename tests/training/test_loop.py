@@ -64,7 +64,6 @@ def test_the_polynomial_schedule_is_nnunets_after_the_warmup_steps() -> None:
         ({"schedule": "step"}, "polynomial"),
         ({"precision": "float16"}, "bfloat16"),
         ({"simulate_on": "gpu"}, "device"),
-        ({"simulate_on": "device", "workers": 1}, "on the CPU"),
     ],
 )
 def test_settings_that_there_are_not(wrong: dict[str, Any], told: str) -> None:
@@ -324,15 +323,20 @@ def test_a_state_that_is_damaged_or_of_another_network(
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.usefixtures("fake_encoder")
-@pytest.mark.parametrize("simulate_on", ["cpu", "device"])
+@pytest.mark.parametrize(("simulate_on", "workers"), [("cpu", 0), ("device", 0), ("device", 2)])
 def test_a_gpu_trains_and_resumes(
-    anatomy: HeadModel, noise_case: LabelledCase, tiny: dict[str, NetworkConfig], tmp_path: Path, simulate_on: str
+    anatomy: HeadModel,
+    noise_case: LabelledCase,
+    tiny: dict[str, NetworkConfig],
+    tmp_path: Path,
+    simulate_on: str,
+    workers: int,
 ) -> None:
     material = FoldData([anatomy], [anatomy], [noise_case], [noise_case])
     for steps in (2, 4):
         training = TrainingConfig(
             steps=steps, batch=2, patch=16, warmup_steps=2, scene_buffer=2, save_every=2, validation_patches=1,
-            simulate_on=simulate_on,
+            simulate_on=simulate_on, workers=workers,
         )  # fmt: skip
         facts = train(tiny["2d"], training, material, tmp_path, Path("none"), torch.device("cuda"))
         assert facts["steps"] == steps and math.isfinite(float(log_of(tmp_path)[-1]["loss"]))

@@ -28,7 +28,9 @@ def equal(a: Batch, b: Batch) -> bool:
 
 
 def test_workers_draw_in_turn_and_a_killed_one_ends_the_run(anatomy: HeadModel, tiny: dict[str, NetworkConfig]) -> None:
-    training = TrainingConfig(patch=8, seed=5, scene_buffer=MIN_SCENES, refresh_interval=2, workers=2)
+    training = TrainingConfig(
+        patch=8, seed=5, scene_buffer=MIN_SCENES, refresh_interval=2, workers=2, simulate_on="device"
+    )
     data = FoldData([anatomy])
     single = [make_sampler(data, tiny["2d"], training, CPU, DistributedContext(rank, 2)) for rank in range(2)]
     expected = [single[index % 2].batch(1) for index in range(7)]
