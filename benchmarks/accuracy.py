@@ -60,7 +60,7 @@ def maps_of(
     sequences: Sequence[str] = SEQUENCES,
     mirror: bool = False,
 ) -> tuple[FloatArray, FloatArray | None]:
-    """Predicts probability and fluid fraction (x, y, z) of a case from some of its sequences."""
+    """Predicts probability and PVS fraction (x, y, z) of a case from some of its sequences."""
     kept = [name for name in SEQUENCES if name in sequences and name in case.volumes]
     image = np.where(
         np.array([name in kept for name in SEQUENCES])[:, None, None, None], case.prepared.image, np.float32(0)
@@ -135,11 +135,11 @@ def main() -> None:
             name = json.loads(record.read_text())["protocol"] if args.by_protocol else set_name
             grid = case.prepared.grid
             configuration = choose_configuration(grid)
-            probability, fluid = maps_of(case, weights, device, sequences, args.mirror)
+            probability, pvs_fraction = maps_of(case, weights, device, sequences, args.mirror)
             mask = mask_of(case, probability, weights.ensemble(configuration).threshold)
             if case.maps:
                 true_mm3 = float(case.maps["FLUID"].sum()) * case.voxel_mm3
-                burden = measure(mask.astype(np.uint8), {}, grid.affine, fluid=fluid).row("all")
+                burden = measure(mask.astype(np.uint8), {}, grid.affine, pvs_fraction=pvs_fraction).row("all")
                 volumes[name].append({
                     "mask": burden.volume_mm3 / true_mm3 if true_mm3 else None,
                     "fluid": burden.fluid_mm3 / true_mm3 if true_mm3 and burden.fluid_mm3 is not None else None,

@@ -38,10 +38,11 @@ from pvs_model.evaluation.agreement_statistics import intraclass, spearman
 from pvs_model.layouts import choose
 from pvs_model.preprocessing.prepare import estimate_anatomy
 from pvs_model.simulation.head import HeadModel
-from pvs_model.simulation.parameters import SceneParams, Triple
+from pvs_model.simulation.parameters import SceneParams
 from pvs_model.simulation.protocols import Protocol, protocol_named
 from pvs_model.simulation.render import Scene, render
 from pvs_model.simulation.subject import acquire_case, simulate, whole_scene
+from pvs_model.types import Triple
 
 REGIONS = ("CSO", "BG", ALL)
 #: Lowest and highest density of the cases with PVS, per cm3 of tissue.

@@ -29,10 +29,11 @@ from pvs_model.evaluation.tables import markdown
 from pvs_model.files import write_text
 from pvs_model.inference.device import choose_device
 from pvs_model.nets.memory import keep_freed_memory
+from pvs_model.nets.precision import autocast
 from pvs_model.nets.text import TextEncoder, find_encoder
 from pvs_model.training.batch import Batch
 from pvs_model.training.checkpoint import TrainingState
-from pvs_model.training.config import TrainingConfig, autocast
+from pvs_model.training.config import TrainingConfig
 from pvs_model.training.loop import Sampler
 from pvs_model.training.losses import DeepSupervision
 from pvs_model.training.prompts import Prompts

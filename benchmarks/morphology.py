@@ -29,9 +29,9 @@ from pvs_model.burden.measure import measure
 from pvs_model.burden.morphology import Shape, centre_line, shape_of, tube_width
 from pvs_model.simulation.render import labelling_threshold
 from pvs_model.simulation.tubes import Tubes, voxelise
+from pvs_model.types import Triple
 
 Floats = npt.NDArray[np.float64]
-Triple = tuple[float, float, float]
 
 FINE_MM = 0.125
 STEP_MM = 0.05

@@ -210,7 +210,7 @@ def burden(args: argparse.Namespace) -> None:
                 case = simulate_protocol(head, seed, protocol_named(name), subject)
                 voxel_mm3 = float(abs(np.linalg.det(case.affine[:3, :3])))
                 count = ndimage.label(case.pvs.label, np.ones((3, 3, 3)))[1]
-                volume, fluid = case.pvs.label.sum() * voxel_mm3, case.pvs.fluid.sum() * voxel_mm3
+                volume, fluid = case.pvs.label.sum() * voxel_mm3, case.pvs.pvs_fraction.sum() * voxel_mm3
                 print(f"| {name} | {subject} | {count} | {volume:.0f} | {volume / max(1, count):.1f} | {fluid:.0f} | "
                       f"{site} |", flush=True)  # fmt: skip
 

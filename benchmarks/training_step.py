@@ -27,10 +27,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from pvs_model.nets.memory import keep_freed_memory
+    from pvs_model.nets.precision import autocast
     from pvs_model.nets.zoo import MODELS
     from pvs_model.simulation.phantom import make_phantom
     from pvs_model.training.checkpoint import TrainingState
-    from pvs_model.training.config import TrainingConfig, autocast
+    from pvs_model.training.config import TrainingConfig
     from pvs_model.training.losses import DeepSupervision
     from pvs_model.training.segmentation import build_networks
     from pvs_model.training.simulated_patches import SimulatedPatches

@@ -78,7 +78,7 @@ class NetworkConfig:
     view: str = ""  # 2D only: planes of thin-sliced volumes along this view; "": slices as acquired
     widths: tuple[int, ...] = (16, 48, 96, 192)  # channels per level, full resolution first
     nested_from: int = 0  # first level with a nested row; rows above have two nodes
-    fluid: bool = False  # a second output: the fluid fraction of each voxel
+    fluid: bool = False  # a second output: the PVS fraction of each voxel
     text_width: int = 384  # width of the text encoder's token embeddings
     nodes: int = 10  # K of equations (1, 2)
     neighbours: int = 5  # nearest nodes joined to each feature, equation (6)
@@ -109,7 +109,7 @@ class NetworkConfig:
         if not 0 <= self.nested_from < max(2, len(self.widths) - 1):
             raise ValueError(f"nested_from must be a level above the lowest of {self.widths}, got {self.nested_from}")
         if self.fluid and self.architecture != "graph_fusion":
-            raise ValueError(f"{self.architecture} has no output for the fluid fraction")
+            raise ValueError(f"{self.architecture} has no output for the PVS fraction")
         if not 0 <= self.guided_level < max(2, len(self.widths) - 1):
             raise ValueError(f"guided_level must be one above the lowest of {self.widths}, got {self.guided_level}")
         if self.graph_values not in ("other", "own"):
@@ -129,7 +129,7 @@ class NetworkConfig:
 
     @property
     def outputs(self) -> int:
-        """Channels of the output: PVS and, with ``fluid``, the fluid fraction."""
+        """Channels of the output: PVS and, with ``fluid``, the PVS fraction."""
         return 2 if self.fluid else 1
 
     def to_json(self) -> str:

@@ -60,7 +60,7 @@ class Prediction:
     Attributes:
         preprocessed: The input of the networks.
         probability: float32 (x, y, z), 0 to 1, on the prepared grid.
-        fluid: float32 (x, y, z), fluid fraction of each voxel; None if no network predicts it.
+        pvs_fraction: float32 (x, y, z), PVS fraction of each voxel; None if no network predicts it.
         backend: "cuda", "openvino", "torch" or "openvino and torch".
         ensemble: The networks that were used.
         prompt: Their prompt.
@@ -68,7 +68,7 @@ class Prediction:
 
     preprocessed: PreprocessedCase
     probability: FloatArray
-    fluid: FloatArray | None
+    pvs_fraction: FloatArray | None
     backend: str
     ensemble: Ensemble
     prompt: str
@@ -85,7 +85,7 @@ class SegmentationResult:
         metadata: How the mask was made.
         prepared: The sequences on the reference grid.
         canonical_mask: The mask in RAS+ orientation, on the grid of ``prepared``.
-        fluid: Fluid fraction of each voxel in RAS+ orientation; None if no network predicts it.
+        pvs_fraction: PVS fraction of each voxel in RAS+ orientation; None if no network predicts it.
     """
 
     mask: Mask
@@ -94,7 +94,7 @@ class SegmentationResult:
     metadata: dict[str, Any]
     prepared: Prepared
     canonical_mask: Mask
-    fluid: FloatArray | None = None
+    pvs_fraction: FloatArray | None = None
 
 
 class Segmenter:
@@ -198,9 +198,11 @@ class Segmenter:
                     maps = predict_maps(prepared, networks, text, device, self.config.mirror, bar, self.config.backend)
             return *maps, backend
 
-        probability, fluid, backend = self.runtime.run(name, run)
+        probability, pvs_fraction, backend = self.runtime.run(name, run)
         prepared = _with_warnings(prepared, [*prepared.warnings, *warnings])
-        return Prediction(replace(preprocessed, prepared=prepared), probability, fluid, backend, ensemble, prompt)
+        return Prediction(
+            replace(preprocessed, prepared=prepared), probability, pvs_fraction, backend, ensemble, prompt
+        )
 
     def postprocess(self, prediction: Prediction) -> SegmentationResult:
         """Derives the mask from the probability, in the stored orientation of the reference file."""
@@ -219,7 +221,7 @@ class Segmenter:
             _metadata(prediction, int(mask.sum()), removed),
             prepared,
             mask,
-            prediction.fluid,
+            prediction.pvs_fraction,
         )
 
     def _estimate_anatomy(self, name: str, volumes: dict[str, Volume], seconds: dict[str, float]) -> Anatomy | None:
@@ -260,7 +262,7 @@ def predict_maps(
     bar: Any = None,
     backend: str = "torch",
 ) -> tuple[FloatArray, FloatArray | None]:
-    """Predicts probability and fluid fraction on the prepared grid; options as ``sliding_window.predict_maps``.
+    """Predicts probability and PVS fraction on the prepared grid; options as ``sliding_window.predict_maps``.
 
     Args:
         prepared: The case.
@@ -272,7 +274,7 @@ def predict_maps(
         backend: What runs the networks on a CPU.
 
     Returns:
-        float32 (x, y, z), 0 to 1, and the fluid fraction, None if no network predicts it.
+        float32 (x, y, z), 0 to 1, and the PVS fraction, None if no network predicts it.
     """
     import torch
 
@@ -289,8 +291,8 @@ def predict_maps(
     maps = sliding_window.predict_maps(
         ensemble, image, text, device, mirror=mirror, progress=progress, backend=backend, order=grid.order
     )
-    probability, *fluid = (grid.invert(values) for values in maps.numpy())
-    return probability, fluid[0] if fluid else None
+    probability, *further = (grid.invert(values) for values in maps.numpy())
+    return probability, further[0] if further else None
 
 
 @contextmanager

@@ -35,7 +35,7 @@ TINY = {
 @pytest.fixture(autouse=True)
 def exact_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
     """Inference in float32, as on a CPU without bfloat16: tests of arithmetic then hold on every machine."""
-    monkeypatch.setattr("pvs_model.inference.device.cpu_has_bfloat16", lambda: False)
+    monkeypatch.setattr("pvs_model.nets.precision.cpu_has_bfloat16", lambda: False)
 
 
 @dataclass(frozen=True)

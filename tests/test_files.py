@@ -6,12 +6,9 @@ import csv
 import errno
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +19,7 @@ from pvs_model.burden.measure import measure
 from pvs_model.errors import LayoutError, PVSError, VolumeError
 from pvs_model.files import ABANDONED_S, PART, remove_abandoned, write_atomically, write_text
 from pvs_model.reports.folder import Report
-
-ROOT = Path(__file__).parent.parent
+from tests.processes import Python, fork_server
 
 
 def test_text_is_replaced_and_nothing_is_left(tmp_path: Path) -> None:
@@ -86,7 +82,7 @@ def _write_often(path: str, text: str) -> int:
 
 def test_several_processes_write_one_file(tmp_path: Path) -> None:
     path, texts = tmp_path / "description.json", [str(n) * 5000 for n in range(4)]
-    with ProcessPoolExecutor(4, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(4, fork_server()) as pool:
         list(pool.map(_write_often, [str(path)] * 4, texts))
     assert path.read_text() in texts and len(list(tmp_path.iterdir())) == 1
 
@@ -103,7 +99,7 @@ def _report_cases(folder: str, number: int) -> int:
 
 
 def test_no_row_is_lost_where_several_processes_finish_one_table(tmp_path: Path) -> None:
-    with ProcessPoolExecutor(6, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(6, fork_server()) as pool:
         list(pool.map(_report_cases, [str(tmp_path)] * 6, range(6)))
     with (tmp_path / "burden.csv").open() as file:
         cases = {row["case"] for row in csv.DictReader(file)}
@@ -111,7 +107,7 @@ def test_no_row_is_lost_where_several_processes_finish_one_table(tmp_path: Path)
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
 
 
-#: Runs process.py where fsync is not supported and the user has no name.
+#: Runs process.py where fsync is not supported, the user has no name, and the environment is bare.
 STRANGE = """
 import errno, os, pwd, sys
 def no_name(uid):
@@ -119,6 +115,7 @@ def no_name(uid):
 def no_sync(file):
     raise OSError(errno.EINVAL, "Invalid argument")
 pwd.getpwuid, os.fsync = no_name, no_sync
+os.environ.clear()
 from pvs_model.commands import segment
 sys.exit(segment.main(sys.argv[1:]))
 """
@@ -134,15 +131,10 @@ def test_one_run_per_case_at_once_on_a_strange_machine(
     for name in names:
         given = ["--input", str(tmp_path / "in" / name), "--output", str(tmp_path / "out"), "--weights", str(weights)]
         given += ["--device", "cpu", "--backend", "torch", "--report", str(tmp_path / "report")]
-        environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
-        runs.append(
-            subprocess.Popen(
-                [sys.executable, "-c", STRANGE, *given], cwd=ROOT, env=environment, text=True,
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            )
-        )  # fmt: skip
-    told = [run.communicate(timeout=300)[0] for run in runs]
-    assert [run.returncode for run in runs] == [0] * 4, told
+        runs.append(Python(STRANGE, given))
+    for run in runs:
+        with run:
+            assert run.wait() == 0, run.stderr.read()
     masks = sorted(path.name for path in (tmp_path / "out").rglob("*.nii.gz"))
     assert masks == [f"{name}_space-orig_label-PVS_mask.nii.gz" for name in names]
     with (tmp_path / "report" / "burden.csv").open() as file:

@@ -134,9 +134,9 @@ def test_a_scan_without_skull_is_left_as_it_is(body: Any) -> None:
     volumes = {name: body.volume(name) for name in ("T1w", "T2w")}
     grid, _ = to_ras_grid(volumes[choose_reference(volumes)].grid)
     brain = intensity.foreground(volumes["T2w"].data)
-    found, plain = prepare(volumes, anatomy=anatomy_on(grid.shape, brain)), prepare(volumes)
-    assert not found.skull_removed and np.array_equal(found.image, plain.image)
-    assert np.array_equal(found.foreground, plain.foreground)
+    prepared, plain = prepare(volumes, anatomy=anatomy_on(grid.shape, brain)), prepare(volumes)
+    assert not prepared.skull_removed and np.array_equal(prepared.image, plain.image)
+    assert np.array_equal(prepared.foreground, plain.foreground)
 
 
 # ---- from files ----------------------------------------------------------------------------------------------------
@@ -250,12 +250,15 @@ def test_pvs_outside_the_parenchyma_are_removed_where_the_anatomy_knows_most_of_
     monkeypatch.setattr(pipeline, "estimate_anatomy", lambda *_: None)
     plain = segmenter.segment(case)
     monkeypatch.setattr(pipeline, "estimate_anatomy", find)
-    found = segmenter.segment(case)
+    segmentation = segmenter.segment(case)
     expected, dropped = plain.canonical_mask, 0
     if removes:
         expected, dropped = remove_components_outside(plain.canonical_mask, known[0])
-    assert np.array_equal(found.canonical_mask, expected) and found.metadata["removed_outside_parenchyma"] == dropped
-    unreliable = [warning for warning in found.metadata["warnings"] if "regions are unreliable" in warning]
+    assert (
+        np.array_equal(segmentation.canonical_mask, expected)
+        and segmentation.metadata["removed_outside_parenchyma"] == dropped
+    )
+    unreliable = [warning for warning in segmentation.metadata["warnings"] if "regions are unreliable" in warning]
     assert len(unreliable) == (0 if removes else 1)
     assert all("Brain mask covers only 70 % of the foreground" in text for text in unreliable)
 

@@ -14,10 +14,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from pvs_model.config import NetworkConfig
-from pvs_model.inference.device import autocast
 from pvs_model.nets.base import SegmentationNet
 from pvs_model.nets.model import build
-from pvs_model.training.config import autocast as training_autocast
+from pvs_model.nets.precision import autocast
 from pvs_model.training.losses import DeepSupervision
 
 #: Timed steps and windows, after as many for warm-up.
@@ -87,7 +86,7 @@ def _training_step(
     label = (torch.rand(batch, 1, *sides, device=device) > 0.98).float()
 
     def step() -> None:
-        with training_autocast(device):
+        with autocast(device):
             logits = network(image, text)
         loss = loss_of(logits, label)
         optimiser.zero_grad(set_to_none=True)

@@ -22,8 +22,8 @@ from pvs_model.anatomy.network import SPACING_MM, AnatomyNet, load
 from pvs_model.anatomy.regions import CLASS, CLASSES, Anatomy, label_table, values_of
 from pvs_model.errors import VolumeError, WeightsError
 from pvs_model.files import write_text
-from pvs_model.inference.device import autocast
 from pvs_model.inference.weights import Manifest
+from pvs_model.nets.precision import autocast
 from pvs_model.types import Affine, BoolArray, Grid, Mask, Volume
 from pvs_model.volume.components import FACES, filter_components, label_components, largest_component
 

@@ -85,12 +85,12 @@ def report_case(case: Case, result: SegmentationResult, report: Report, probabil
     prepared = result.prepared
     images = dict(zip(SEQUENCES, prepared.image, strict=True))
     mask, metadata = result.canonical_mask, result.metadata
-    report.add(view_of(case.name, images, mask, prepared.grid, prepared.anatomy, metadata, result.fluid))
+    report.add(view_of(case.name, images, mask, prepared.grid, prepared.anatomy, metadata, result.pvs_fraction))
     if probability:
         stored = read_grid(case.images[result.reference])
         maps = {"prob": result.probability}
-        if result.fluid is not None:
-            maps["fluid"] = prepared.restore_grid(result.fluid)
+        if result.pvs_fraction is not None:
+            maps["fluid"] = prepared.restore_grid(result.pvs_fraction)
         for name, values in maps.items():
             write_volume(report.folder / "probability" / f"{case.name}_{name}.nii.gz", values, stored.affine)
 

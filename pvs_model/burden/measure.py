@@ -25,7 +25,7 @@ def measure(
     affine: Affine,
     intracranial: AnyArray | None = None,
     hemispheres: AnyArray | None = None,
-    fluid: AnyArray | None = None,
+    pvs_fraction: AnyArray | None = None,
 ) -> Burden:
     """Counts, measures and rates the PVS of a mask. All arrays lie on one grid, in any order of its axes.
 
@@ -38,19 +38,19 @@ def measure(
             empty one counts as unknown.
         hemispheres: (x, y, z), 1 left, 2 right, 0 neither; None where sides are unknown: then rows of sides and
             Potter scores are left out.
-        fluid: (x, y, z), share of each voxel that PVS fill, 0 to 1, as the networks estimate it; None where unknown:
-            then volumes of fluid are left out.
+        pvs_fraction: (x, y, z), share of each voxel that PVS fill, 0 to 1, as the networks estimate it; None where
+            unknown: then volumes of fluid are left out.
 
     Raises:
         ValueError: arrays of unequal shape or not of three axes, an affine that is not a finite, invertible (4, 4), a
             region without a name or named "other", or other values than 0, 1 and 2 for hemispheres.
     """
-    grid = _checked(mask, regions, affine, intracranial, hemispheres, fluid)
+    grid = _checked(mask, regions, affine, intracranial, hemispheres, pvs_fraction)
     grid, turn = to_ras_grid(grid)
     names = [name for name in regions if name != ALL]
     where = region_map({name: turn.apply(regions[name]) != 0 for name in names}, grid.shape)
     sides = None if hemispheres is None else turn.apply(hemispheres).astype(np.uint8)
-    share = None if fluid is None else turn.apply(fluid)
+    share = None if pvs_fraction is None else turn.apply(pvs_fraction)
     pvs, inside = _every_pvs(turn.apply(mask) != 0, grid.affine, where, sides, names, share)
 
     voxel_mm3 = voxel_volume_mm3(grid.affine)
@@ -68,7 +68,7 @@ def measure(
             if side != BOTH and size.sum() > 0 and not size[1:].any():
                 continue  # a region in the middle, of which no side is known
             known = None if np.isnan(region_mm3) else region_mm3
-            rows.append(region_burden(pvs, name, side, volume, known, head, fluid is not None))
+            rows.append(region_burden(pvs, name, side, volume, known, head, pvs_fraction is not None))
 
     slices = slices_per_slab(grid.spacing_mm[2])
     return Burden(
@@ -87,7 +87,7 @@ def _every_pvs(
     where: npt.NDArray[np.uint8],
     sides: npt.NDArray[np.uint8] | None,
     names: list[str],
-    fluid: AnyArray | None,
+    pvs_fraction: AnyArray | None,
 ) -> tuple[tuple[Pvs, ...], tuple[npt.NDArray[np.intp], ...]]:
     """Returns the PVS of a mask with RAS+ axes, and the indices of all its voxels."""
     from scipy import ndimage
@@ -98,7 +98,7 @@ def _every_pvs(
     corner = [int(index.min()) for index in inside]
     box = tuple(slice(low, int(index.max()) + 1) for low, index in zip(corner, inside, strict=True))
     labels, count = ndimage.label(mask[box], np.ones((3, 3, 3)))
-    volumes = None if fluid is None else _fluid_volumes(labels, count, fluid, corner, affine)
+    volumes = None if pvs_fraction is None else _fluid_volumes(labels, count, pvs_fraction, corner, affine)
     pvs = []
     for number, part in enumerate(ndimage.find_objects(labels), 1):
         cluster = labels[part] == number
@@ -119,8 +119,8 @@ def _every_pvs(
     return tuple(pvs), inside
 
 
-def _fluid_volumes(labels: AnyArray, count: int, fluid: AnyArray, corner: list[int], affine: Affine) -> AnyArray:
-    """Sums the fluid fraction over each cluster 1, 2, ... dilated by one voxel, in mm3.
+def _fluid_volumes(labels: AnyArray, count: int, pvs_fraction: AnyArray, corner: list[int], affine: Affine) -> AnyArray:
+    """Sums the PVS fraction over each cluster 1, 2, ... dilated by one voxel, in mm3.
 
     Part of a PVS lies in voxels that are not marked. Clusters are not dilated across thick slices, where the next voxel
     is too far away. A voxel that two clusters reach goes to the one with the larger number.
@@ -128,7 +128,7 @@ def _fluid_volumes(labels: AnyArray, count: int, fluid: AnyArray, corner: list[i
     Args:
         labels: (x, y, z), clusters within a box.
         count: Number of clusters.
-        fluid: Fluid fractions of the whole grid.
+        pvs_fraction: PVS fractions of the whole grid.
         corner: First voxel of the box in the grid.
         affine: (4, 4), voxel index of the grid to RAS mm.
     """
@@ -137,11 +137,11 @@ def _fluid_volumes(labels: AnyArray, count: int, fluid: AnyArray, corner: list[i
     reach = [int(spacing < THICK_SLICE_MM) for spacing in np.linalg.norm(affine[:3, :3], axis=0)]
     low = [min(r, c) for r, c in zip(reach, corner, strict=True)]
     ends = [c + n for c, n in zip(corner, labels.shape, strict=True)]
-    high = [min(r, n - end) for r, n, end in zip(reach, fluid.shape, ends, strict=True)]
+    high = [min(r, n - end) for r, n, end in zip(reach, pvs_fraction.shape, ends, strict=True)]
     padded = np.pad(labels, list(zip(low, high, strict=True)))
     grown = np.where(padded > 0, padded, ndimage.maximum_filter(padded, [2 * r + 1 for r in reach], mode="constant"))
     box = tuple(slice(c - a, end + b) for c, a, end, b in zip(corner, low, ends, high, strict=True))
-    sums = np.bincount(grown.ravel(), weights=fluid[box].ravel(), minlength=count + 1)
+    sums = np.bincount(grown.ravel(), weights=pvs_fraction[box].ravel(), minlength=count + 1)
     volumes: AnyArray = sums[1:] * voxel_volume_mm3(affine)
     return volumes
 
@@ -169,12 +169,17 @@ def _checked(
     affine: Affine,
     intracranial: AnyArray | None,
     hemispheres: AnyArray | None,
-    fluid: AnyArray | None,
+    pvs_fraction: AnyArray | None,
 ) -> Grid:
     """Returns the grid of the mask after checking all arguments against it."""
     if mask.ndim != 3:
         raise ValueError(f"expected a mask (x, y, z), got {mask.ndim} axes")
-    arrays = {**regions, "intracranial mask": intracranial, "map of hemispheres": hemispheres, "fluid fraction": fluid}
+    arrays = {
+        **regions,
+        "intracranial mask": intracranial,
+        "map of hemispheres": hemispheres,
+        "PVS fraction": pvs_fraction,
+    }
     for name, array in arrays.items():
         if array is not None and array.shape != mask.shape:
             raise ValueError(f"{name}: expected the shape of the mask, {mask.shape}, got {array.shape}")

@@ -17,24 +17,24 @@ REGIONS = {region.table_name: region for region in (Region.CSO, Region.BG, Regio
 NEAR_MM = 2.0
 
 
-def burden_of(mask: Mask, affine: Affine, anatomy: Anatomy | None, fluid: FloatArray | None = None) -> Burden:
+def burden_of(mask: Mask, affine: Affine, anatomy: Anatomy | None, pvs_fraction: FloatArray | None = None) -> Burden:
     """Measures a mask in the regions of its anatomy; without one, in the whole image only.
 
     Args:
         mask: (x, y, z), PVS where not 0.
         affine: (4, 4), voxel index to RAS mm.
         anatomy: Parcellation on the same grid, or None.
-        fluid: Fluid fractions (x, y, z), 0 to 1, or None.
+        pvs_fraction: PVS fractions (x, y, z), 0 to 1, or None.
     """
     if anatomy is None:
-        return measure(mask, {}, affine, fluid=fluid)
+        return measure(mask, {}, affine, pvs_fraction=pvs_fraction)
     sides = np.zeros(mask.shape, np.uint8)
     for side, letter in ((LEFT, "L"), (RIGHT, "R")):
         sides[np.isin(anatomy.labels, values_of(f"{letter}-intracranial"))] = SIDES[side]
     where = regions_of(mask, affine, anatomy)
     regions = {name: where == value for value, name in enumerate(REGIONS, 1)}
     regions[ALL] = anatomy.mask("parenchyma") | (where > 0)
-    return measure(mask, regions, affine, anatomy.mask("intracranial"), sides, fluid)
+    return measure(mask, regions, affine, anatomy.mask("intracranial"), sides, pvs_fraction)
 
 
 def regions_of(mask: Mask, affine: Affine, anatomy: Anatomy) -> Mask:

@@ -15,10 +15,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of ``release``."""
     add = parser.add_argument
     add("members", type=Path, nargs="+", help="network.safetensors of each fold")
-    add("--network", choices=("3d", "2d"), required=True)
+    add("--network", choices=("3d", "2d"), help="scans that it is for (default: those that the networks read)")
     add("--weights", type=Path, default=Path("weights"))
-    add("--threshold", type=float, required=True)
-    add("--window", type=int, required=True)
+    add("--threshold", type=float, help="probability from which a voxel is PVS (default: mean of the networks' own)")
+    add("--window", type=int, help="side of the sliding window (default: that of the training patches)")
     add("--overlap", type=float, default=0.25)
     add(
         "--groups", nargs="+", metavar="NAME",
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Releases the networks and warns about what the weights folder still lacks."""
-    from pvs_model.training.release import add_anatomy, release
+    from pvs_model.training.release import add_anatomy, release, settings_of
 
     try:
         scores = json.loads(args.scores.read_text()) if args.scores else {}
@@ -42,12 +42,17 @@ def run(args: argparse.Namespace) -> int:
         raise PVSError(f"{missing[0]}: expected the weights of a trained network, got no such file")
     if args.groups is not None and len(args.groups) != len(args.members):
         raise PVSError(f"--groups: expected one for each of {len(args.members)} networks, got {len(args.groups)}")
+    settings = settings_of(args.members)
+    configuration, window = args.network or settings.configuration, args.window or settings.roi_size
+    threshold = settings.threshold if args.threshold is None else args.threshold
+    if threshold is None:
+        raise PVSError("--threshold: expected a probability, since the files of the networks hold none")
     release(
-        args.weights, args.network, args.members, args.threshold, args.window, args.overlap, args.data,
-        scores, groups=args.groups, combine=args.combine,
+        args.weights, configuration, args.members, threshold, window, args.overlap, args.data, scores,
+        groups=args.groups, combine=args.combine,
     )  # fmt: skip
     add_anatomy(args.weights)
     for line in missing_parts(args.weights):
         print(f"warning: {line}", file=sys.stderr)
-    print(f"{args.weights}: {args.network} ensemble of {len(args.members)}, threshold {args.threshold}")
+    print(f"{args.weights}: {configuration} ensemble of {len(args.members)}, threshold {threshold}, window {window}")
     return 0

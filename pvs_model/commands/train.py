@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from pvs_model.config import NetworkConfig, default_weights
 from pvs_model.errors import PVSError, WeightsError
+from pvs_model.nets.precision import PRECISIONS
 from pvs_model.nets.zoo import MODELS, ModelSpec
 from pvs_model.training.config import (
     FINE_TUNING,
     FINE_TUNING_RATE,
     LEARNING_RATE,
     LOSSES,
-    PRECISIONS,
     SCHEDULES,
     SIMULATE_ON,
     TrainingConfig,

@@ -13,8 +13,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from pvs_model.simulation.head import PVS_TISSUES, is_tissue
-from pvs_model.simulation.parameters import Triple
-from pvs_model.types import SEQUENCES, BoolArray
+from pvs_model.types import SEQUENCES, BoolArray, Triple
 from pvs_model.volume.components import FACES, filter_components
 
 #: Maximum distance of a site's intensity from the median of its tissue, in robust deviations, in every sequence.
@@ -36,12 +35,12 @@ class InsertionSites:
     Attributes:
         mask: bool (x, y, z), insertion sites.
         lesions: bool (x, y, z).
-        fluid: Intensity of CSF in each sequence, raw units; 0 for a missing one.
+        csf_intensity: Intensity of CSF in each sequence, raw units; 0 for a missing one.
     """
 
     mask: BoolArray
     lesions: BoolArray
-    fluid: Triple
+    csf_intensity: Triple
 
 
 def find_insertion_sites(

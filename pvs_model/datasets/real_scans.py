@@ -19,8 +19,7 @@ from pvs_model.files import write_atomically
 from pvs_model.layouts import choose
 from pvs_model.simulation.head import region_map, to_tissues
 from pvs_model.simulation.insertion import RealScan
-from pvs_model.simulation.parameters import Triple
-from pvs_model.types import SEQUENCES, Case, Grid, Volume
+from pvs_model.types import SEQUENCES, Case, Grid, Triple, Volume
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +98,7 @@ class _TissueMap:
     tissues: npt.NDArray[np.uint8]
     regions: npt.NDArray[np.uint8]
     insertion_sites: npt.NDArray[np.bool_]
-    fluid: Triple
+    csf_intensity: Triple
 
 
 def _cached(images: npt.NDArray[np.float32], present: tuple[bool, bool, bool], grid: Grid, name: str, aseg: Path | None,
@@ -120,7 +119,7 @@ def _cached(images: npt.NDArray[np.float32], present: tuple[bool, bool, bool], g
     if path is not None:
         arrays = {
             "tissues": made.tissues, "regions": made.regions, "hosts": made.insertion_sites.astype(np.uint8),
-            "fluid": np.array(made.fluid),
+            "fluid": np.array(made.csf_intensity),
         }  # fmt: skip
         contiguous = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
         write_atomically(path, lambda part: save_file(contiguous, part))
@@ -156,7 +155,7 @@ def _make(images: npt.NDArray[np.float32], present: tuple[bool, bool, bool], gri
             )
         tissues = registered.tissues
     sites = find_insertion_sites(images, corrected, present, tissues, inside, grid.spacing_mm)
-    return _TissueMap(tissues, _regions(tissues, grid.spacing_mm), sites.mask, sites.fluid)
+    return _TissueMap(tissues, _regions(tissues, grid.spacing_mm), sites.mask, sites.csf_intensity)
 
 
 def _tissues(labels: Volume, path: Path) -> Atlas:

@@ -16,14 +16,14 @@ from pvs_model.errors import PVSError
 from pvs_model.files import write_text
 from pvs_model.simulation.head import HeadModel
 from pvs_model.simulation.insertion import InsertedCase, InsertionParams, RealScan, insert_with
-from pvs_model.simulation.parameters import ScanParams, SceneParams, Triple, draw_scan, draw_voxel
+from pvs_model.simulation.parameters import ScanParams, SceneParams, draw_scan, draw_voxel
 from pvs_model.simulation.protocols import Protocol, on_grid
 from pvs_model.simulation.subject import SimulatedCase, simulate, whole_scene
-from pvs_model.types import SEQUENCES
+from pvs_model.types import SEQUENCES, Triple
 
 #: Endings of the files of a case: masks, and maps of its PVS.
 MASKS = ("PVS", "BG", "CSO", "IGNORE")
-MAPS = {"FLUID": "fluid", "CNR": "cnr", "DIAMETER": "diameter_mm"}
+MAPS = {"FLUID": "pvs_fraction", "CNR": "cnr", "DIAMETER": "diameter_mm"}
 
 AnyCase = SimulatedCase | InsertedCase
 #: Increased when the fields of records change.

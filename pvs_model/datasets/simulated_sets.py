@@ -25,10 +25,9 @@ from pvs_model.errors import PVSError
 from pvs_model.simulation.contact_sheet import Row, case_row, write_contact_sheet
 from pvs_model.simulation.head import HeadModel
 from pvs_model.simulation.insertion import InsertionParams, RealScan, insert_pvs
-from pvs_model.simulation.parameters import Triple
 from pvs_model.simulation.phantom import make_phantom
 from pvs_model.simulation.protocols import TABLE_2, Protocol, protocol_named
-from pvs_model.types import SEQUENCES
+from pvs_model.types import SEQUENCES, Triple
 
 SHEET = "contact_sheet.png"
 #: Maximum number of rows of the contact sheet.

@@ -1,17 +1,15 @@
-"""Choice of device and precision, and what to do when a GPU fails or its memory runs out."""
+"""Choice of device, and what to do when a GPU fails or its memory runs out."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 
 from pvs_model.errors import DeviceError
-from pvs_model.nets.precision import cpu_has_bfloat16
 
 log = logging.getLogger(__name__)
 
@@ -39,14 +37,6 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda":
         raise DeviceError("--device cuda: expected a CUDA device, got none that this PyTorch build and driver can use")
     return torch.device("cpu")
-
-
-def autocast(device: torch.device) -> torch.autocast | nullcontext[None]:
-    """The precision of inference: bfloat16 with hardware support, else float16 on GPUs and float32 on CPUs."""
-    if device.type != "cuda":
-        return torch.autocast("cpu", torch.bfloat16) if cpu_has_bfloat16() else nullcontext()
-    has_bfloat16 = torch.cuda.get_device_capability(device)[0] >= 8
-    return torch.autocast("cuda", torch.bfloat16 if has_bfloat16 else torch.float16)
 
 
 def device_lost(error: BaseException) -> bool:

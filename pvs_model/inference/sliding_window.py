@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from pvs_model.inference import openvino
-from pvs_model.inference.device import MemoryPlan, autocast, with_memory_fallback
+from pvs_model.inference.device import MemoryPlan, with_memory_fallback
 from pvs_model.inference.ensemble import Ensemble, Group
 from pvs_model.nets.base import SegmentationNet
+from pvs_model.nets.precision import autocast
 from pvs_model.nets.slices import stack_slices
 from pvs_model.types import PLANES
 
@@ -37,7 +38,7 @@ def predict_maps(
     backend: str = "torch",
     order: tuple[int, int, int] = (0, 1, 2),
 ) -> Tensor:
-    """Predicts the probability of PVS and, with networks that estimate it, the fluid fraction.
+    """Predicts the probability of PVS and, with networks that estimate it, the PVS fraction.
 
     Probabilities are averaged over the networks of each group and combined over groups by mean or maximum. The fluid
     fraction is the mean over the groups that predict it.
@@ -55,7 +56,7 @@ def predict_maps(
         order: RAS+ axis of each of X, Y and Z; only used by groups with a view.
 
     Returns:
-        float32 (1 or 2, X, Y, Z) on the CPU, 0 to 1: probability and fluid fraction.
+        float32 (1 or 2, X, Y, Z) on the CPU, 0 to 1: probability and PVS fraction.
 
     Raises:
         DeviceError: Memory runs out on the CPU as well, or OpenVINO was requested and cannot run the networks.
@@ -75,8 +76,8 @@ def predict_maps(
         return maps[0]
     probability = torch.stack([m[0] for m in maps])
     combined = probability.amax(0) if ensemble.combine == "maximum" else probability.mean(0)
-    fluid = [m[1] for m in maps if len(m) > 1]
-    return torch.stack([combined, torch.stack(fluid).mean(0)] if fluid else [combined])
+    pvs_fraction = [m[1] for m in maps if len(m) > 1]
+    return torch.stack([combined, torch.stack(pvs_fraction).mean(0)] if pvs_fraction else [combined])
 
 
 def _axes(group: Group, order: tuple[int, int, int]) -> tuple[int, ...]:

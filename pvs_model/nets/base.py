@@ -41,7 +41,7 @@ class Head(nn.Module):
             dimensions: 2 or 3.
             width: Channels of the feature.
             text_width: Channels of the text that gates the feature; None for no gate.
-            outputs: 1, or 2 with the fluid fraction.
+            outputs: 1, or 2 with the PVS fraction.
         """
         super().__init__()
         self.pool = None if text_width is None else TokenPooling(text_width)
@@ -97,9 +97,9 @@ class SegmentationNet(nn.Module, ABC):
             text_mask: (B, T) bool, True for real tokens, at least one per sample; None where all are.
 
         Returns:
-            In eval mode the logits (B, outputs, *spatial): of PVS, then of the fluid fraction for networks that have
+            In eval mode the logits (B, outputs, *spatial): of PVS, then of the PVS fraction for networks that have
             it. In training mode a list of logits, full resolution first, then half, quarter, ..., sizes rounded down,
-            one for each supervised level; only those of full resolution include the fluid fraction.
+            one for each supervised level; only those of full resolution include the PVS fraction.
 
         Raises:
             ValueError: If a shape is not as above, or the network needs text and gets none.

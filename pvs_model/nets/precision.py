@@ -1,9 +1,11 @@
-"""Support for bfloat16 on CPUs."""
+"""Precision of the arithmetic in training and inference, and support for bfloat16 on CPUs."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+
+PRECISIONS = ("auto", "bfloat16", "float32")
 
 
 def cpu_has_bfloat16() -> bool:
@@ -14,6 +16,34 @@ def cpu_has_bfloat16() -> bool:
     # Private in torch 2.13, without a public equivalent. Versions that lack it use float32.
     is_supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return is_supported is not None and bool(is_supported())
+
+
+def autocast(device: torch.device, precision: str = "auto") -> torch.autocast:
+    """Autocast context of training and inference on a device.
+
+    Args:
+        device: Device of the network.
+        precision: "bfloat16", "float32", or "auto": bfloat16 on GPUs and CPUs with instructions for it, else float32 on
+            CPUs and, on GPUs, float16 without gradients, many of which it would round to 0, and bfloat16 with them.
+
+    Raises:
+        ValueError: For another precision.
+
+    Example:
+        >>> with autocast(torch.device("cpu"), "bfloat16"):
+        ...     (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+        torch.bfloat16
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {PRECISIONS}, got {precision!r}")
+    dtype, enabled = torch.bfloat16, precision == "bfloat16"
+    if precision == "auto" and device.type == "cuda":
+        enabled = True
+        if not torch.is_grad_enabled() and torch.cuda.get_device_capability(device)[0] < 8:
+            dtype = torch.float16
+    elif precision == "auto":
+        enabled = cpu_has_bfloat16()
+    return torch.autocast(device.type, dtype, enabled=enabled)
 
 
 class Bf16SafeConv3d(nn.Conv3d):

@@ -244,7 +244,7 @@ def _cells(row: RegionBurden) -> list[tuple[str, str]]:
     no_region, no_head, no_pvs = "the region's volume is unknown or 0", "the intracranial volume is unknown", "no PVS"
     cells = (
         (row.volume_mm3, 1, ""),
-        (row.fluid_mm3, 1, "these networks do not predict the fluid fraction"),
+        (row.fluid_mm3, 1, "these networks do not predict the PVS fraction"),
         (None if row.region_mm3 is None else row.region_mm3 / 1000, 1, no_region),
         (row.count_per_cm3, 3, no_region),
         (row.volume_percent, 3, no_region),

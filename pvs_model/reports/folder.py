@@ -133,7 +133,7 @@ def view_of(
     grid: Grid,
     anatomy: Anatomy | None,
     facts: Mapping[str, Any],
-    fluid: FloatArray | None = None,
+    pvs_fraction: FloatArray | None = None,
 ) -> CaseView:
     """Measures a case and returns the data of its report. All arrays (x, y, z) lie on the grid, in RAS+ order."""
     return CaseView(
@@ -142,7 +142,7 @@ def view_of(
         mask=mask != 0,
         regions={} if anatomy is None else {shown: anatomy.mask(label) for shown, label in REGIONS.items()},
         spacing_mm=grid.spacing_mm,
-        burden=burden_of(mask, grid.affine, anatomy, fluid),
+        burden=burden_of(mask, grid.affine, anatomy, pvs_fraction),
         facts=facts,
         affine=grid.affine,
     )

@@ -11,9 +11,10 @@ from torch import Tensor
 from pvs_model.config import THICK_SLICE_MM
 from pvs_model.simulation import artefacts
 from pvs_model.simulation.head import INDEX, INTRACRANIAL, TISSUES, tissue_ids
-from pvs_model.simulation.parameters import ScanParams, Triple
+from pvs_model.simulation.parameters import ScanParams
 from pvs_model.simulation.render import Scene
 from pvs_model.simulation.tissue_contrast import STRUCTURES
+from pvs_model.types import Triple
 
 #: Minimum noise, relative to the contrast, in contrast-to-noise ratios: annotators cannot use higher ones.
 MIN_NOISE = 0.02

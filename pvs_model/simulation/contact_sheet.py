@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pvs_model.simulation.parameters import Triple
-from pvs_model.types import SEQUENCES
+from pvs_model.types import SEQUENCES, Triple
 
 OUTLINE = "#ffd21f"
 PANEL_INCHES, CAPTION_INCHES, DPI = 1.6, 0.24, 120

@@ -19,12 +19,12 @@ from pvs_model.config import THICK_SLICE_MM
 from pvs_model.simulation import artefacts
 from pvs_model.simulation.acquisition import MIN_NOISE
 from pvs_model.simulation.head import BASAL_GANGLIA, CENTRUM_SEMIOVALE, FIELD_MM, INDEX, pvs_directions
-from pvs_model.simulation.parameters import SceneParams, Triple, draw_scene, without_mimics
+from pvs_model.simulation.parameters import SceneParams, draw_scene, without_mimics
 from pvs_model.simulation.render import STRIDE, oversampling
 from pvs_model.simulation.structures import draw_structures
 from pvs_model.simulation.subject import PVSMaps
 from pvs_model.simulation.visibility import label_visible
-from pvs_model.types import Affine, spacing_of
+from pvs_model.types import Affine, Triple, spacing_of
 
 #: Radius of the tissue around a voxel that the contrast of a tube refers to.
 LOCAL_MM = 2.0
@@ -41,7 +41,7 @@ class RealScan:
         tissues: uint8, index into ``TISSUES``.
         regions: uint8, ``NO_REGION`` to ``OTHER_BRAIN``.
         insertion_sites: bool, voxels that can contain PVS.
-        fluid: Intensity of CSF in each sequence.
+        csf_intensity: Intensity of CSF in each sequence.
         affine: (4, 4), voxel to RAS+ mm.
     """
 
@@ -51,7 +51,7 @@ class RealScan:
     tissues: npt.NDArray[np.uint8]
     regions: npt.NDArray[np.uint8]
     insertion_sites: npt.NDArray[np.bool_]
-    fluid: Triple
+    csf_intensity: Triple
     affine: Affine
 
     @property
@@ -121,24 +121,24 @@ def draw_insertion(
 
 def insert_with(scan: RealScan, params: InsertionParams) -> InsertedCase:
     """Inserts PVS with given parameters; equal parameters give equal arrays."""
-    fraction, signal, diameter = grow_pvs(scan, params)
+    pvs_fraction, signal, diameter = grow_pvs(scan, params)
     images = scan.images.copy()
-    cnr = np.zeros(fraction.shape, np.float32)
+    cnr = np.zeros(pvs_fraction.shape, np.float32)
     for channel, present in enumerate(scan.present):
         if not present:
             continue
         image = scan.images[channel]
         x, y, z = (0.0 if v >= THICK_SLICE_MM else params.psf[channel] for v in scan.voxel_mm)
         share = artefacts.blur(torch.from_numpy(signal)[None], (x, y, z))[0].numpy()
-        contrast = np.float32(scan.fluid[channel]) - local_mean(image, scan.insertion_sites, scan.voxel_mm)
+        contrast = np.float32(scan.csf_intensity[channel]) - local_mean(image, scan.insertion_sites, scan.voxel_mm)
         images[channel] = np.where(share > 0, image + share * contrast, image)
         noise = np.float32(estimate_noise(image, scan.insertion_sites))
         noise = np.maximum(noise, MIN_NOISE * np.abs(contrast))
         cnr = np.maximum(cnr, np.where(share > 0, share * np.abs(contrast) / np.maximum(noise, 1e-6), 0))
-    label, ignore = label_visible(torch.from_numpy(cnr), scan.voxel_mm, torch.from_numpy(fraction))
+    label, ignore = label_visible(torch.from_numpy(cnr), scan.voxel_mm, torch.from_numpy(pvs_fraction))
     return InsertedCase(
         images=images,
-        pvs=PVSMaps(label.numpy().astype(np.uint8), ignore.numpy().astype(np.uint8), fraction, cnr, diameter),
+        pvs=PVSMaps(label.numpy().astype(np.uint8), ignore.numpy().astype(np.uint8), pvs_fraction, cnr, diameter),
         basal_ganglia=(scan.regions == BASAL_GANGLIA).astype(np.uint8),
         centrum_semiovale=(scan.regions == CENTRUM_SEMIOVALE).astype(np.uint8),
         affine=scan.affine,
@@ -154,10 +154,10 @@ def grow_pvs(scan: RealScan, params: InsertionParams) -> tuple[npt.NDArray[np.fl
         Three float32 maps (x, y, z): PVS fraction, the same times the relative contrast, and diameter in mm.
     """
     sites = scan.insertion_sites
-    fraction, signal, diameter = np.zeros((3, *sites.shape), np.float32)
+    pvs_fraction, signal, diameter = np.zeros((3, *sites.shape), np.float32)
     boxes = ndimage.find_objects(sites.astype(np.uint8))
     if not boxes:
-        return fraction, signal, diameter
+        return pvs_fraction, signal, diameter
     box = tuple(slice(max(0, s.start - 2), s.stop + 2) for s in boxes[0])
     factor = oversampling(scan.voxel_mm)
     h = torch.tensor([v / f for v, f in zip(scan.voxel_mm, factor, strict=True)])
@@ -169,12 +169,12 @@ def grow_pvs(scan: RealScan, params: InsertionParams) -> tuple[npt.NDArray[np.fl
     structures = draw_structures(params.scene, tissue, region, field[:3], field[3], h, STRIDE, generator)
 
     window = (factor[0], factor[1], factor[2])
-    fraction[box], signal[box] = (
+    pvs_fraction[box], signal[box] = (
         F.avg_pool3d(structures[name][None, None], window)[0, 0].numpy() for name in ("pvs", "pvs_signal")
     )
     diameter[box] = F.max_pool3d(structures["pvs_diameter"][None, None], window)[0, 0].numpy()
     low, high = params.contrast
-    return fraction, np.clip(signal, low * fraction, high * fraction), diameter
+    return pvs_fraction, np.clip(signal, low * pvs_fraction, high * pvs_fraction), diameter
 
 
 def _repeat(labels: npt.NDArray[np.uint8], factor: list[int]) -> Tensor:

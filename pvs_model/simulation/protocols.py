@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from pvs_model.config import THICK_SLICE_MM
 from pvs_model.errors import PVSError
-from pvs_model.simulation.parameters import Triple
+from pvs_model.types import Triple
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ from torch import Tensor
 from pvs_model.config import THICK_SLICE_MM
 from pvs_model.simulation import artefacts
 from pvs_model.simulation.head import BASAL_GANGLIA, CENTRUM_SEMIOVALE, FIELD_MM, TISSUES, VOXEL_MM, HeadModel
-from pvs_model.simulation.parameters import SceneParams, Triple
+from pvs_model.simulation.parameters import SceneParams
 from pvs_model.simulation.structures import draw_structures
 from pvs_model.simulation.tissue_contrast import STRUCTURES
-from pvs_model.types import PLANES
+from pvs_model.types import PLANES, Triple
 
 #: Partial-volume fraction from which the coverage rule, kept for comparison, labels a voxel as PVS.
 LABELLING_THRESHOLD = 0.4
@@ -41,7 +41,7 @@ class Scene:
 
     Attributes:
         fractions: uint8 (tissues + structures, X, Y, Z), 255 = the whole voxel.
-        pvs_fraction: uint8 (X, Y, Z), partial-volume fraction of PVS (the fluid fraction), 255 = the whole voxel.
+        pvs_fraction: uint8 (X, Y, Z), partial-volume fraction of PVS, 255 = the whole voxel.
         pvs_index: int32 (P,), flat indices of the voxels with PVS.
         displaced: float16 (tissues + structures, P), fractions that PVS displace in these voxels.
         diameter: uint8 (X, Y, Z), diameter of the widest tube in a voxel, in units of ``DIAMETER_UNIT_MM``.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pvs_model.simulation import artefacts
 from pvs_model.simulation.head import BASAL_GANGLIA, CENTRUM_SEMIOVALE, OTHER_BRAIN, PVS_TISSUES, TISSUES, tissue_ids
-from pvs_model.simulation.parameters import SceneParams, Triple
+from pvs_model.simulation.parameters import SceneParams
 from pvs_model.simulation.tubes import (
     STEP_MM,
     Tubes,
@@ -25,6 +25,7 @@ from pvs_model.simulation.tubes import (
     sine_waves,
     voxelise,
 )
+from pvs_model.types import Triple
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ import torch
 from pvs_model.config import THICK_SLICE_MM
 from pvs_model.simulation.acquisition import acquire
 from pvs_model.simulation.head import BASAL_GANGLIA, CENTRUM_SEMIOVALE, VOXEL_MM, HeadModel
-from pvs_model.simulation.parameters import ScanParams, SceneParams, Triple, draw_scan, draw_scene
+from pvs_model.simulation.parameters import ScanParams, SceneParams, draw_scan, draw_scene
 from pvs_model.simulation.render import DIAMETER_UNIT_MM, Scene, render
 from pvs_model.simulation.visibility import label_visible
-from pvs_model.types import PLANES, Affine
+from pvs_model.types import PLANES, Affine, Triple
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,14 @@ class PVSMaps:
     Attributes:
         label: uint8, 1 = PVS that an annotator would mark (``visibility``).
         ignore: uint8, 1 = barely visible, ignored by losses and scores.
-        fluid: float32, partial-volume fraction of PVS, 0 to 1.
+        pvs_fraction: float32, partial-volume fraction of PVS, 0 to 1.
         cnr: float32, largest contrast-to-noise ratio of PVS over the channels present.
         diameter_mm: float32, diameter of the widest tube in the voxel, 0 without PVS.
     """
 
     label: npt.NDArray[np.uint8]
     ignore: npt.NDArray[np.uint8]
-    fluid: npt.NDArray[np.float32]
+    pvs_fraction: npt.NDArray[np.float32]
     cnr: npt.NDArray[np.float32]
     diameter_mm: npt.NDArray[np.float32]
 
@@ -121,7 +121,7 @@ def acquire_case(rendered: Scene, scene: SceneParams, scan: ScanParams) -> Simul
         pvs=PVSMaps(
             label=ras(label).astype(np.uint8),
             ignore=ras(ignore).astype(np.uint8),
-            fluid=ras(rendered.pvs_fraction).astype(np.float32) / np.float32(255),
+            pvs_fraction=ras(rendered.pvs_fraction).astype(np.float32) / np.float32(255),
             cnr=ras(acquired.cnr).astype(np.float32),
             diameter_mm=ras(rendered.diameter).astype(np.float32) * DIAMETER_UNIT_MM,
         ),

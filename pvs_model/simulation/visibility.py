@@ -56,15 +56,15 @@ def _maximum(values: Tensor, sides: tuple[int, ...]) -> Tensor:
 
 
 def label_visible(
-    cnr: Tensor, voxel_mm: tuple[float, float, float], fluid: Tensor | None = None
+    cnr: Tensor, voxel_mm: tuple[float, float, float], pvs_fraction: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Labels visible PVS and selects barely visible ones, which losses and scores ignore.
 
     Args:
         cnr: (X, Y, Z), largest contrast-to-noise ratio of PVS over the channels present, 0 without PVS.
         voxel_mm: Voxel spacing.
-        fluid: (X, Y, Z), partial-volume fraction of PVS. If given, visible voxels outside the extent that are mostly
-            PVS (faint segments beside bright ones) are ignored instead of being background.
+        pvs_fraction: (X, Y, Z), partial-volume fraction of PVS. If given, visible voxels outside the extent that are
+            mostly PVS (faint segments beside bright ones) are ignored instead of being background.
 
     Returns:
         Two bool maps (X, Y, Z): the label, and the voxels to ignore, which are never labelled.
@@ -84,6 +84,6 @@ def label_visible(
     for _ in range(max(sides) // 2):
         own = _maximum(own, tuple(min(3, side) for side in sides)) * extent
     label, ignore = own >= VISIBLE, (own > HIDDEN) & (own < VISIBLE)
-    if fluid is not None:
-        ignore = ignore | (~label & (fluid >= FILLED) & (cnr >= VISIBLE))
+    if pvs_fraction is not None:
+        ignore = ignore | (~label & (pvs_fraction >= FILLED) & (cnr >= VISIBLE))
     return label, ignore

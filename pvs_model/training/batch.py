@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-#: Fluid fraction of voxels for which it is not known.
+#: PVS fraction of voxels for which it is not known.
 UNKNOWN = -1.0
 
 
@@ -20,7 +20,7 @@ class Batch:
     Attributes:
         images: float32 (B, C, *spatial).
         target: float32 (B, 3, *spatial): label (0 or 1), voxels ignored by losses and scores (1; never labelled), and
-            fluid fraction (0 to 1, or ``UNKNOWN``).
+            PVS fraction (0 to 1, or ``UNKNOWN``).
         prompts: One per sample.
     """
 

@@ -1,4 +1,4 @@
-"""Configures the training of a network, and the learning rate and precision that follow."""
+"""Configures the training of a network, and the learning rate that follows."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from pvs_model.nets.precision import cpu_has_bfloat16
+from pvs_model.nets.precision import PRECISIONS
 
 LOSSES = ("dice-ce", "dice-topk")
 SCHEDULES = ("cosine", "polynomial")
-PRECISIONS = ("auto", "bfloat16", "float32")
 SIMULATE_ON = ("cpu", "device")
 LABELS = ("visibility", "coverage")
 PROMPTS = ("varied", "constant")
@@ -128,20 +125,3 @@ def learning_rate(step: int, config: LoopConfig) -> float:
     if config.schedule == "polynomial":
         return config.learning_rate * float((1 - t) ** 0.9)
     return config.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * t)))
-
-
-def autocast(device: torch.device, precision: str = "auto") -> torch.autocast:
-    """Autocast context of a training on a device.
-
-    Args:
-        device: Device of the network.
-        precision: "bfloat16", "float32", or "auto": bfloat16 on a GPU and on a CPU with instructions for it (1.7 times
-            as fast there, slower elsewhere), float32 on others.
-
-    Raises:
-        ValueError: For another precision.
-    """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {PRECISIONS}, got {precision!r}")
-    fast = precision == "bfloat16" or (precision == "auto" and (device.type == "cuda" or cpu_has_bfloat16()))
-    return torch.autocast(device.type, torch.bfloat16, enabled=fast)

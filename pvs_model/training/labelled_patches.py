@@ -102,7 +102,7 @@ class LabelledPatches:
         if region != "brain":
             label = label & (case.regions[where] == REGION_VALUES[region])
         missing = [v for n in reversed(image.shape[1:]) for v in (0, self.patch - n)]
-        # Annotators mark what they see: no voxel is ignored, and the fluid fraction is unknown.
+        # Annotators mark what they see: no voxel is ignored, and the PVS fraction is unknown.
         target = torch.stack([label.float(), torch.zeros(label.shape), torch.full(label.shape, UNKNOWN)])
         return F.pad(image, missing), F.pad(target, missing)
 

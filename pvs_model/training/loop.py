@@ -43,7 +43,7 @@ class Task(Protocol):
         """Network to train."""
 
     @property
-    def average(self) -> nn.Module:
+    def averaged_network(self) -> nn.Module:
         """Its averaged copy, equal at first."""
 
     @property
@@ -54,7 +54,7 @@ class Task(Protocol):
     def scores(self) -> tuple[str, ...]:
         """Names of the scores of ``validate``."""
 
-    def begin(self) -> Progress:
+    def initial_progress(self) -> Progress:
         """Progress of a run that begins."""
 
     def open_sampler(self, context: DistributedContext) -> AbstractContextManager[Sampler]:
@@ -100,9 +100,9 @@ def run(
     optimiser = torch.optim.AdamW(
         task.network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, betas=config.betas
     )
-    state = TrainingState(task.network, task.average, optimiser)
+    state = TrainingState(task.network, task.averaged_network, optimiser)
     if not state.load(output):
-        state.progress = task.begin()
+        state.progress = task.initial_progress()
     elif context.is_first:
         log.info("resumed at step %d", state.progress.step)
     if state.progress.step >= config.steps:
@@ -166,7 +166,7 @@ class _Recorder:
         }
         self.log.add(row | scores | measured)
         metadata = {"training": json.dumps(asdict(self.config)), "facts": json.dumps(result)}
-        checkpoint.save(self.output / self.task.weights_file, self.task.average, metadata)
+        checkpoint.save(self.output / self.task.weights_file, self.task.averaged_network, metadata)
         self.state.save(self.output)  # last: from here on, the run resumes at this step
         if self.draws:
             plot(self.log.path, self.output / "log.png")

@@ -1,4 +1,4 @@
-"""Computes Dice and cross-entropy with deep supervision on max-pooled labels, and the loss of the fluid fraction."""
+"""Computes Dice and cross-entropy with deep supervision on max-pooled labels, and the loss of the PVS fraction."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pvs_model.training.config import LOSSES
 
 #: Fraction of the voxels, those with the largest cross-entropy, that ``dice-topk`` averages.
 TOP_SHARE = 0.1
-#: Weight of the loss of the fluid fraction, whose mean is small because nearly all voxels hold no fluid.
-FLUID_WEIGHT = 5.0
+#: Weight of the loss of the PVS fraction, whose mean is small because nearly all voxels hold no fluid.
+PVS_FRACTION_WEIGHT = 5.0
 
 
 def soft_dice_loss(logit: Tensor, label: Tensor, keep: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ class DeepSupervision(nn.Module):
     Labels are max-pooled, so that a tube one voxel wide survives at every scale: the multi-scale highlighted foreground
     of MfNS-De (Cai et al. 2024, section 2.4). Ignored voxels are max-pooled too, except where a label is among them.
     The cross-entropy of ``dice-ce`` is unweighted, which keeps probabilities calibrated for one fixed threshold. If the
-    first logits have a second channel, its cross-entropy with the fluid fraction is added: a proper scoring rule, so
+    first logits have a second channel, its cross-entropy with the PVS fraction is added: a proper scoring rule, so
     that its sigmoid estimates the expected fraction.
     """
 
@@ -94,7 +94,9 @@ class DeepSupervision(nn.Module):
             total = total + weight * (dice + self.entropy(mask_logit, pooled, keep))
         total = total / sum(weights)
         if logits[0].shape[1] > 1 and target.shape[1] > 2:
-            fluid = target[:, 2:]
-            known = (fluid >= 0).float()
-            total = total + FLUID_WEIGHT * cross_entropy(logits[0][:, 1:].float(), fluid.clamp_min(0), known)
+            pvs_fraction = target[:, 2:]
+            known = (pvs_fraction >= 0).float()
+            total = total + PVS_FRACTION_WEIGHT * cross_entropy(
+                logits[0][:, 1:].float(), pvs_fraction.clamp_min(0), known
+            )
         return total

@@ -37,11 +37,11 @@ from pvs_model.simulation import artefacts
 from pvs_model.simulation.acquisition import MIN_NOISE
 from pvs_model.simulation.head import BASAL_GANGLIA, CENTRUM_SEMIOVALE, INDEX, OTHER_BRAIN
 from pvs_model.simulation.insertion import InsertionParams, RealScan, estimate_noise, grow_pvs, local_mean
-from pvs_model.simulation.parameters import Triple, draw_scene, without_mimics
+from pvs_model.simulation.parameters import draw_scene, without_mimics
 from pvs_model.simulation.visibility import label_visible
 from pvs_model.training.batch import UNKNOWN, Batch, flip
 from pvs_model.training.simulated_patches import MARGIN
-from pvs_model.types import SEQUENCES, Affine, Volume
+from pvs_model.types import SEQUENCES, Affine, Triple, Volume
 from pvs_model.volume.geometry import choose_reference, dilate_mm, resample_onto, to_ras
 from pvs_model.volume.intensity import correct_bias, foreground
 from pvs_model.volume.io import read
@@ -166,7 +166,7 @@ def _to_cache(path: Path, scan: UnlabelledScan) -> None:
     part, masks = scan.background, {name: getattr(scan, name) for name in ("certain", "head", "brain")}
     arrays = {
         "tissues": part.tissues, "regions": part.regions, "insertion_sites": part.insertion_sites.astype(np.uint8),
-        "fluid": np.array(part.fluid), "levels": scan.levels,
+        "fluid": np.array(part.csf_intensity), "levels": scan.levels,
     } | {name: mask.astype(np.uint8) for name, mask in masks.items()}  # fmt: skip
     content = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     write_atomically(path, lambda file: save_file(content, file))
@@ -228,7 +228,7 @@ def unlabelled_scan(
             inside = images[channel][mask & (images[channel] != 0)].astype(np.float64)
             values = np.clip(inside, *np.percentile(inside, (0.5, 99.5))) if len(inside) else np.zeros(1)
             levels[row, channel] = values.mean(), max(float(values.std()), 1e-6)
-    background = RealScan(name, images, present, tissues, regions, sites.mask, sites.fluid, reference.affine)
+    background = RealScan(name, images, present, tissues, regions, sites.mask, sites.csf_intensity, reference.affine)
     return UnlabelledScan(background, distance > SURE_MM, head, brain, levels)
 
 
@@ -266,15 +266,15 @@ class RealScanPatches:
         sides = (side, side, SLICES * merged if self.config.dimensions == 2 else side)
         piece = self._crop(scan, sides, rng)
         voxel: Triple = (spacing[0], spacing[1], spacing[2] * merged)
-        images, cnr, fluid = self._acquire(piece, present, merged, voxel, seed, rng)
+        images, cnr, pvs_fraction = self._acquire(piece, present, merged, voxel, seed, rng)
 
         def merge(mask: npt.NDArray[np.bool_]) -> Tensor:
             return -F.max_pool3d(-torch.from_numpy(mask)[None, None].float(), (1, 1, merged))[0, 0]  # the whole slab
 
-        label, faint = label_visible(cnr, voxel, fluid)
+        label, faint = label_visible(cnr, voxel, pvs_fraction)
         certain = merge(piece.certain) > 0
         ignore = (~certain & ~label) | faint
-        target = torch.stack([label.float(), ignore.float(), torch.where(ignore, torch.tensor(UNKNOWN), fluid)])
+        target = torch.stack([label.float(), ignore.float(), torch.where(ignore, torch.tensor(UNKNOWN), pvs_fraction)])
         stripped = rng.random() < STRIPPED
         row, mask = (1, piece.brain) if stripped else (0, piece.head)
         inside = F.avg_pool3d(torch.from_numpy(mask)[None, None].float(), (1, 1, merged))[0, 0] >= 0.5
@@ -326,14 +326,14 @@ class RealScanPatches:
         """Inserts PVS and degrades the images a little.
 
         Returns:
-            Images (3, x, y, z), contrast-to-noise ratio and fluid fraction (x, y, z).
+            Images (3, x, y, z), contrast-to-noise ratio and PVS fraction (x, y, z).
         """
         part = piece.background
         x, y, z = part.insertion_sites.shape
         drawn = draw_scene(seed, (x, y, z), part.voxel_mm, empty_share=0.15)
         scene = without_mimics(drawn)
         psf = (rng.uniform(0.2, 0.6), rng.uniform(0.2, 0.6), rng.uniform(0.2, 0.6))
-        coverage, signal, _ = grow_pvs(part, InsertionParams(scene, (0.15, 1.0), psf))
+        pvs_fraction, signal, _ = grow_pvs(part, InsertionParams(scene, (0.15, 1.0), psf))
         generator = torch.Generator().manual_seed(seed)
 
         def merge(values: Tensor) -> Tensor:
@@ -348,7 +348,7 @@ class RealScanPatches:
             image = part.images[c]
             blur = tuple(0.0 if v >= THICK_SLICE_MM else psf[c] for v in part.voxel_mm)
             share = artefacts.blur(torch.from_numpy(signal)[None], blur)  # type: ignore[arg-type]
-            contrast = np.float32(part.fluid[c]) - local_mean(image, part.insertion_sites, part.voxel_mm)
+            contrast = np.float32(part.csf_intensity[c]) - local_mean(image, part.insertion_sites, part.voxel_mm)
             layers = merge(torch.cat([torch.from_numpy(image)[None], share * torch.from_numpy(contrast)]))
             in_plane = (worse, worse, 0.0 if voxel[2] >= THICK_SLICE_MM else worse)
             layers = artefacts.blur(layers, in_plane)
@@ -359,4 +359,4 @@ class RealScanPatches:
             cnr = torch.maximum(cnr, layers[1].abs() / float(noise))
             drawn_noise = torch.randn(shape, generator=generator) * added
             images[c] = torch.where(layers[0] != 0, layers.sum(0) + drawn_noise, layers[0])
-        return images, cnr, merge(torch.from_numpy(coverage)[None])[0]
+        return images, cnr, merge(torch.from_numpy(pvs_fraction)[None])[0]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,37 @@ from pvs_model.nets import checkpoint
 
 #: Embeddings of the standard prompts, beside the shipped weights.
 SHIPPED_TEXT = shipped_weights() / "text.safetensors"
+
+
+@dataclass(frozen=True)
+class ReleaseSettings:
+    """Settings of an ensemble that follow from its networks.
+
+    Attributes:
+        configuration: "2d" if a network reads slices as acquired, else "3d".
+        threshold: Mean of the best thresholds of their validations; None if a file holds none.
+        roi_size: Side of their largest training patch.
+    """
+
+    configuration: str
+    threshold: float | None
+    roi_size: int
+
+
+def settings_of(networks: Sequence[Path]) -> ReleaseSettings:
+    """Reads the settings that follow from trained networks.
+
+    Args:
+        networks: Files that ``train`` wrote, one per fold.
+
+    Raises:
+        WeightsError: A file holds no trained network.
+    """
+    configs, trainings, facts = zip(*map(_read, networks), strict=True)
+    as_acquired = any(config.dimensions == 2 and not config.view for config in configs)
+    thresholds = [values.get("threshold") for values in facts]
+    threshold = None if None in thresholds else round(statistics.fmean(thresholds), 3)
+    return ReleaseSettings("2d" if as_acquired else "3d", threshold, max(values["patch"] for values in trainings))
 
 
 def release(

@@ -14,11 +14,12 @@ from pvs_model.errors import WeightsError
 from pvs_model.nets import checkpoint
 from pvs_model.nets.base import SegmentationNet
 from pvs_model.nets.model import build
+from pvs_model.nets.precision import autocast
 from pvs_model.nets.text import TextEncoder
 from pvs_model.training import loop
 from pvs_model.training.batch import Batch
 from pvs_model.training.checkpoint import Progress
-from pvs_model.training.config import TrainingConfig, autocast
+from pvs_model.training.config import TrainingConfig
 from pvs_model.training.distributed import SINGLE_PROCESS, DistributedContext
 from pvs_model.training.losses import DeepSupervision
 from pvs_model.training.prompts import Prompts
@@ -76,12 +77,12 @@ class SegmentationTask:
     ) -> None:
         """As ``train``."""
         self.config, self.training, self.data, self.device, self.cache = config, training, data, device, cache
-        self.network, self.average = build_networks(config, training, device, start)
+        self.network, self.averaged_network = build_networks(config, training, device, start)
         self.prompts = Prompts(TextEncoder(encoder), training.prompts == "constant")
         self.supervision = DeepSupervision(training.loss)
         self.checks: list[Batch] = []
 
-    def begin(self) -> Progress:
+    def initial_progress(self) -> Progress:
         """As ``loop.Task``."""
         return Progress()
 
@@ -114,7 +115,7 @@ class SegmentationTask:
 
     def validate(self) -> dict[str, float]:
         """As ``loop.Task``: voxel-wise scores of held-out patches."""
-        measured = validate(self.average, self.checks, self.prompts, self.device, self.training.precision)
+        measured = validate(self.averaged_network, self.checks, self.prompts, self.device, self.training.precision)
         best = int(measured.dice.argmax())
         return {
             "dice_at_0.5": round(float(measured.dice[(THRESHOLDS - 0.5).abs().argmin()]), 4),

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from pvs_model.nets.base import SegmentationNet
+from pvs_model.nets.precision import autocast
 from pvs_model.training.batch import Batch
-from pvs_model.training.config import autocast
 from pvs_model.training.prompts import Prompts
 
 THRESHOLDS = torch.arange(0.1, 0.95, 0.05)

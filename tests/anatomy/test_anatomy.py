@@ -124,10 +124,10 @@ def test_the_working_grid_covers_the_scan_and_shows_it_in_place(shape: tuple[int
     centre = np.array(shape) // 3
     squared = (x - centre[0]) ** 2 + (y - centre[1]) ** 2 + ((z - centre[2]) * 2) ** 2
     affine = np.array([[-1.0, 0, 0, 30], [0, 0, 2, -20], [0, 1, 0, 7], [0, 0, 0, 1]])
-    image, found = working_image(Volume((squared < 64).astype(np.float32) * 90, affine))
+    image, to_scan = working_image(Volume((squared < 64).astype(np.float32) * 90, affine))
     assert all(n >= least and n % 16 == 0 for n, least in zip(image.shape, TRAINED_SHAPE, strict=True))
     middle = np.argwhere(image.numpy() > 0.5).mean(0)
-    assert np.allclose((found @ [*middle, 1])[:3], (affine @ [*centre, 1])[:3], atol=0.75)
+    assert np.allclose((to_scan @ [*middle, 1])[:3], (affine @ [*centre, 1])[:3], atol=0.75)
 
 
 def test_fine_scans_are_averaged_in_place() -> None:
@@ -162,8 +162,8 @@ def test_on_its_own_grid_labels_are_the_largest_probability() -> None:
     rng = np.random.default_rng(0)
     classes, right = rng.integers(0, CLASSES, (8, 9, 7)), rng.random((8, 9, 7)) < 0.5
     affine = np.diag([1.5, 1.5, 1.5, 1.0])
-    found = refine_labels(probabilities(classes, right), affine, Grid((8, 9, 7), affine))
-    assert np.array_equal(found, to_labels(classes, right))
+    refined = refine_labels(probabilities(classes, right), affine, Grid((8, 9, 7), affine))
+    assert np.array_equal(refined, to_labels(classes, right))
 
 
 def test_probabilities_and_not_labels_are_interpolated() -> None:
@@ -172,8 +172,8 @@ def test_probabilities_and_not_labels_are_interpolated() -> None:
     white = torch.tensor([1.0, 0.6, 0.1])[:, None, None].expand(3, 2, 2)
     probability[CLASS["CSO"]], probability[CLASS["CTX"]] = white, 1 - white
     fine = Grid((21, 2, 2), np.diag([0.1, 1.0, 1.0, 1.0]))
-    found = refine_labels(probability, np.eye(4), fine)
-    assert (found[:12] == 2).all() and (found[13:] == 3).all()
+    refined = refine_labels(probability, np.eye(4), fine)
+    assert (refined[:12] == 2).all() and (refined[13:] == 3).all()
 
 
 def test_interpolation_agrees_with_doing_all_of_it() -> None:
@@ -216,9 +216,9 @@ def test_only_the_largest_brain_is_kept_with_its_fluid() -> None:
         (np.s_[36:39, 1:3, 1:3], "CSF"),
     )
     keep_brain_component(probability, Volume(np.zeros((1, 1, 1), np.float32), np.eye(4)))
-    found = probability[:CLASSES].argmax(0)
-    assert (found[6:32, 6:32, 6:34] == CLASS["CSO"]).all() and found[5, 5, 5] == CLASS["CSF"]
-    assert not found[35:].any()
+    labels = probability[:CLASSES].argmax(0)
+    assert (labels[6:32, 6:32, 6:34] == CLASS["CSO"]).all() and labels[5, 5, 5] == CLASS["CSF"]
+    assert not labels[35:].any()
 
 
 def test_stray_pieces_of_a_nucleus_become_what_is_likeliest_else() -> None:
@@ -227,8 +227,8 @@ def test_stray_pieces_of_a_nucleus_become_what_is_likeliest_else() -> None:
     probability[CLASS["PUT"], 8, 30, 30] = 1.0  # on the left it is stray
     probability[CLASS["CSO"], 8, 30, 30], probability[CLASS["CSO"], 30, 30, 30] = 0.4, 0.4
     keep_brain_component(probability, Volume(np.zeros((1, 1, 1), np.float32), np.eye(4)))
-    found = probability[:CLASSES].argmax(0)
-    assert found[8, 30, 30] == CLASS["CSO"] and found[30, 30, 30] == CLASS["PUT"]
+    labels = probability[:CLASSES].argmax(0)
+    assert labels[8, 30, 30] == CLASS["CSO"] and labels[30, 30, 30] == CLASS["PUT"]
 
 
 def test_without_a_brain_one_sentence_says_so() -> None:
@@ -332,28 +332,28 @@ def scan(head: LabelMap) -> tuple[Volume, npt.NDArray[np.integer]]:
 
 
 @pytest.fixture(scope="module")
-def found(scan: tuple[Volume, npt.NDArray[np.integer]]) -> Anatomy:
+def estimated(scan: tuple[Volume, npt.NDArray[np.integer]]) -> Anatomy:
     with pytest.MonkeyPatch.context() as patch:  # as for the tests themselves, which come later than this
-        patch.setattr("pvs_model.inference.device.cpu_has_bfloat16", lambda: False)
+        patch.setattr("pvs_model.nets.precision.cpu_has_bfloat16", lambda: False)
         return find_regions(scan[0], WEIGHTS)
 
 
 def test_the_phantom_has_a_brain_and_no_region_lies_outside_it(
-    scan: tuple[Volume, npt.NDArray[np.integer]], found: Anatomy
+    scan: tuple[Volume, npt.NDArray[np.integer]], estimated: Anatomy
 ) -> None:
-    assert found.labels.shape == found.brain.shape == scan[0].data.shape
-    assert found.labels.dtype == np.uint8 and found.brain.dtype == bool
+    assert estimated.labels.shape == estimated.brain.shape == scan[0].data.shape
+    assert estimated.labels.dtype == np.uint8 and estimated.brain.dtype == bool
     truth = (scan[1] > 0) & (scan[1] != CLASS["CSF"])
-    assert dice(found.brain, truth) > WORKS
-    outside = found.labels[~found.brain]
+    assert dice(estimated.brain, truth) > WORKS
+    outside = estimated.labels[~estimated.brain]
     assert set(np.unique(outside)) <= {0, *values_of("CSF")}
-    assert set(np.unique(found.labels)) <= {row.value for row in label_table()}
+    assert set(np.unique(estimated.labels)) <= {row.value for row in label_table()}
 
 
 @pytest.mark.parametrize(("axes", "flips"), [((0, 1, 2), (True, True, False)), ((2, 0, 1), (False, True, True))])
 def test_the_stored_orientation_does_not_matter(
     scan: tuple[Volume, npt.NDArray[np.integer]],
-    found: Anatomy,
+    estimated: Anatomy,
     axes: tuple[int, int, int],
     flips: tuple[bool, bool, bool],
 ) -> None:
@@ -367,18 +367,20 @@ def test_the_stored_orientation_does_not_matter(
         affine[:3, 3] += column * (scan[0].data.shape[old] - 1) if flip else 0
     data = np.ascontiguousarray(scan[0].data.transpose(axes)[turn])
     labels = find_regions(Volume(data, affine), WEIGHTS).labels[turn].transpose(np.argsort(axes))
-    for value in np.unique(found.labels):
-        assert dice(labels == value, found.labels == value) >= 0.99
+    for value in np.unique(estimated.labels):
+        assert dice(labels == value, estimated.labels == value) >= 0.99
 
 
-def test_a_mirrored_head_has_its_sides_exchanged(scan: tuple[Volume, npt.NDArray[np.integer]], found: Anatomy) -> None:
+def test_a_mirrored_head_has_its_sides_exchanged(
+    scan: tuple[Volume, npt.NDArray[np.integer]], estimated: Anatomy
+) -> None:
     mirrored = find_regions(Volume(scan[0].data[::-1].copy(), scan[0].affine), WEIGHTS)
     for left, right in (("L-CSO", "R-CSO"), ("L-CTX", "R-CTX"), ("L-BG", "R-BG")):
         back = mirrored.mask(left)[::-1]
-        assert dice(back, found.mask(right)) > 0.5 and dice(back, found.mask(left)) < 0.05
+        assert dice(back, estimated.mask(right)) > 0.5 and dice(back, estimated.mask(left)) < 0.05
     x = np.arange(scan[0].data.shape[0])[:, None, None]
-    assert (found.mask("L-CSO") * x).sum() / found.mask("L-CSO").sum() < (
-        (found.mask("R-CSO") * x).sum() / found.mask("R-CSO").sum()
+    assert (estimated.mask("L-CSO") * x).sum() / estimated.mask("L-CSO").sum() < (
+        (estimated.mask("R-CSO") * x).sum() / estimated.mask("R-CSO").sum()
     )
 
 
@@ -395,7 +397,7 @@ def test_without_a_skull_and_with_thick_slices(head: LabelMap, strip: str, step:
 
 
 def test_files_lie_on_exactly_the_grid_of_the_scan(
-    scan: tuple[Volume, npt.NDArray[np.integer]], found: Anatomy, tmp_path: Path
+    scan: tuple[Volume, npt.NDArray[np.integer]], estimated: Anatomy, tmp_path: Path
 ) -> None:
     affine = scan[0].affine.copy()
     affine[:3, :3] = affine[:3, :3] @ np.array([[0.995, -0.0998, 0], [0.0998, 0.995, 0], [0, 0, 1]])
@@ -411,7 +413,7 @@ def test_files_lie_on_exactly_the_grid_of_the_scan(
         for key in ("srow_x", "srow_y", "srow_z", "quatern_b", "qoffset_x", "pixdim", "sform_code", "qform_code"):
             assert np.array_equal(image.header[key], like.header[key])
     regions = np.asarray(nib.load(written.regions).dataobj)
-    assert dice(np.asarray(nib.load(written.brain).dataobj) > 0, found.brain) > 0.9
+    assert dice(np.asarray(nib.load(written.brain).dataobj) > 0, estimated.brain) > 0.9
     with written.table.open(newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     assert list(rows[0]) == ["index", "name", "abbreviation"]

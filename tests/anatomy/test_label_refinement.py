@@ -35,9 +35,9 @@ def scan(border: int, noise: float = 0.02) -> npt.NDArray[np.float32]:
 
 def labels_of(probability: torch.Tensor, signal: npt.NDArray[np.float32] | None) -> npt.NDArray[np.bool_]:
     """Where white matter was found; everything else must be cortex."""
-    found = refine_labels(probability, np.eye(4), Grid(SHAPE, np.eye(4)), signal)
-    assert set(np.unique(found)) <= {2, 3}
-    return found == 2
+    refined = refine_labels(probability, np.eye(4), Grid(SHAPE, np.eye(4)), signal)
+    assert set(np.unique(refined)) <= {2, 3}
+    return refined == 2
 
 
 @pytest.mark.parametrize("border", [8, 10, 12, 14])
@@ -91,14 +91,14 @@ def test_a_mixture_finds_means_and_the_coils_field() -> None:
 
 def test_half_millimetre_voxels_get_the_labels_of_a_millimetre() -> None:
     volume = Volume(np.repeat(np.repeat(scan(9), 2, 0), 2, 1)[:-1], np.diag([0.5, 0.5, 1.0, 1.0]))
-    found = resample_labels(halves(), np.array(np.diag([1.0, 1.0, 1.0, 1.0])), volume, volume.grid)
-    assert found.shape == volume.data.shape
-    assert (found[:17, 1] == 2).mean() > 0.99 and (found[19:, 1] == 3).mean() > 0.99
+    resampled = resample_labels(halves(), np.array(np.diag([1.0, 1.0, 1.0, 1.0])), volume, volume.grid)
+    assert resampled.shape == volume.data.shape
+    assert (resampled[:17, 1] == 2).mean() > 0.99 and (resampled[19:, 1] == 3).mean() > 0.99
 
 
 def test_labels_on_the_grid_of_another_scan() -> None:
     volume = Volume(scan(9), np.eye(4))
     other = Grid((12, 20, 16), np.diag([2.0, 1.0, 1.0, 1.0]))
-    found = resample_labels(halves(), np.eye(4), volume, other)
-    assert found.shape == other.shape
-    assert (found[:4] == 2).mean() > 0.99 and (found[5:] == 3).mean() > 0.99
+    resampled = resample_labels(halves(), np.eye(4), volume, other)
+    assert resampled.shape == other.shape
+    assert (resampled[:4] == 2).mean() > 0.99 and (resampled[5:] == 3).mean() > 0.99

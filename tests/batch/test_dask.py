@@ -12,7 +12,6 @@ import re
 import shutil
 import signal
 import stat
-import subprocess
 import sys
 import threading
 import time
@@ -36,6 +35,8 @@ from pvs_model.files import PART
 from pvs_model.layouts import choose
 from pvs_model.pipeline import Segmenter
 from pvs_model.types import Case
+from tests import processes
+from tests.processes import Python, fork_server
 
 distributed = pytest.importorskip("distributed")
 
@@ -43,23 +44,22 @@ ROOT = Path(__file__).parents[2]
 CASES = ("site1/a", "site1/b", "site2/c", "site2/d", "site2/e")
 BAD = "site1/bad"
 DEVICE = ("--device", "cpu", "--backend", "torch")  # the quickest to start
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def contents(folder: Path) -> dict[str, Any]:
     """Files by name: bytes; JSON and pages without seconds, which differ from run to run."""
-    found: dict[str, Any] = {}
+    files: dict[str, Any] = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
         if path.suffix == ".json":
-            found[name] = json.loads(path.read_text())
-            for facts in (found[name], found[name].get("facts") or {}):
+            files[name] = json.loads(path.read_text())
+            for facts in (files[name], files[name].get("facts") or {}):
                 facts.pop("seconds", None)
         elif path.suffix == ".html":
-            found[name] = re.sub(r"\d+(\.\d+)? s\b", "", path.read_text())
+            files[name] = re.sub(r"\d+(\.\d+)? s\b", "", path.read_text())
         else:
-            found[name] = path.read_bytes()
-    return found
+            files[name] = path.read_bytes()
+    return files
 
 
 @pytest.fixture(scope="module")
@@ -93,16 +93,25 @@ def single(source: Path, bids: Path, weights: Path, tmp_path_factory: pytest.Tem
         "    process.main(['--input', source, '--output', f'{where}/{name}', '--weights', weights, '--device', 'cpu',\n"
         "                  '--backend', 'torch', '--report', f'{where}/{name}_report'])\n"
     )
-    command = [sys.executable, "-c", code, str(folder), str(weights), str(source), str(bids)]
-    subprocess.run(command, cwd=ROOT, env=ONE_THREAD, check=True, capture_output=True, timeout=300)
+    assert processes.run([str(folder), str(weights), str(source), str(bids)], code).returncode == 0
     assert len(list(folder.rglob("*_pred.nii.gz"))) == len(CASES)
     return folder
 
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """A scheduler as somebody else may have started it, with all of Dask's own defaults, and two workers."""
-    with clusters.dask_logs_redirected(None), clusters._environment_restored():
+    """A scheduler as somebody else may have started it, with all of Dask's own defaults, and two workers.
+
+    Only that the workers are forked from a server, which saves the import of PyTorch at each start.
+    """
+    import dask
+
+    fork_server()
+    with (
+        clusters.dask_logs_redirected(None),
+        clusters._environment_restored(),
+        dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}),
+    ):
         with distributed.LocalCluster(
             n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=logging.CRITICAL, memory_limit=0,
             preload=["pvs_model.batch.worker"],
@@ -120,12 +129,12 @@ def alive(group: int) -> list[int]:
     """Processes of a group that have not ended."""
     import psutil
 
-    found = []
+    members = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
             if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process.pid)
-    return found
+                members.append(process.pid)
+    return members
 
 
 def killed_once(config: RunConfig, case: Case) -> TaskResult:
@@ -299,13 +308,9 @@ sys.exit(cli.main(sys.argv[1:]))
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_stopped_by_a_signal(source: Path, single: Path, weights: Path, tmp_path: Path, number: signal.Signals) -> None:
     output, report = tmp_path / "out", tmp_path / "rep"
-    command = [sys.executable, "-c", STOPPED, "cohort", str(source), str(output), "--weights", str(weights), *DEVICE]
-    command += ["--workers", "1", "--threads", "1", "--report", str(report)]
-    with subprocess.Popen(
-        command, cwd=ROOT, env=ONE_THREAD, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
-    ) as ran:  # fmt: skip
-        assert ran.stdout is not None and ran.stderr is not None
+    words = ["cohort", str(source), str(output), "--weights", str(weights), *DEVICE]
+    words += ["--workers", "1", "--threads", "1", "--report", str(report)]
+    with Python(STOPPED, words) as ran:
         for line in ran.stdout:
             if ": wrote" in line:
                 # Ctrl-C reaches every process of the terminal, SIGTERM the one that it is sent to.

@@ -31,8 +31,9 @@ from pvs_model.inference.device import device_lost
 from pvs_model.pipeline import Segmenter
 from pvs_model.types import Case
 from pvs_model.volume.io import read_grid, write_mask
+from tests import processes
+from tests.processes import PROCESS, Python
 
-ROOT = Path(__file__).parents[2]
 CASES = ("a", "b", "c")
 
 
@@ -45,13 +46,14 @@ def masks(folder: Path) -> dict[str, str]:
     }
 
 
-def command(source: Path, output: Path, weights: Path, *more: str) -> list[str]:
+def options(source: Path, output: Path, weights: Path, *more: str) -> list[str]:
     given = ["--input", str(source), "--output", str(output), "--weights", str(weights), "--device", "cpu"]
-    return [sys.executable, str(ROOT / "process.py"), *given, "--backend", "torch", *more]
+    return [*given, "--backend", "torch", *more]
 
 
-#: Runs process.py, which waits for ever where it reads an image whose name begins with the first argument.
-WAITING = """
+#: Runs process.py, which waits without end where it reads an image whose name begins with the first argument.
+WAITING = (
+    """
 import sys, threading
 from pvs_model.volume import io
 name, real = sys.argv.pop(1), io.read
@@ -60,14 +62,9 @@ def read(path, *more):
         threading.Event().wait()
     return real(path, *more)
 io.read = read
-from pvs_model.commands import segment
-from pvs_model.batch import exit_process
-exit_process(segment.main())
 """
-
-
-def waiting_command(name: str, source: Path, output: Path, weights: Path) -> list[str]:
-    return [sys.executable, "-c", WAITING, name, *command(source, output, weights)[2:]]
+    + PROCESS
+)
 
 
 @pytest.fixture(scope="module")
@@ -83,10 +80,10 @@ def whole(source: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory)
     """The masks of a run that nothing disturbs, and its seconds."""
     output = tmp_path_factory.mktemp("whole")
     began = time.perf_counter()
-    subprocess.run(command(source, output, weights), check=True, capture_output=True, timeout=300)
-    found = masks(output)
-    assert sorted(found) == [f"{name}/{name}_pred.nii.gz" for name in CASES]
-    return found, time.perf_counter() - began
+    assert processes.run(options(source, output, weights)).returncode == 0
+    complete = masks(output)
+    assert sorted(complete) == [f"{name}/{name}_pred.nii.gz" for name in CASES]
+    return complete, time.perf_counter() - began
 
 
 def check_and_finish(source: Path, output: Path, weights: Path, expected: dict[str, str]) -> None:
@@ -94,7 +91,7 @@ def check_and_finish(source: Path, output: Path, weights: Path, expected: dict[s
     assert masks(output).items() <= expected.items()
     for left in output.rglob(f"{PART}*"):
         os.utime(left, (0, 0))  # as if it had been left long ago
-    ran = subprocess.run(command(source, output, weights, "--resume"), capture_output=True, text=True, timeout=300)
+    ran = processes.run(options(source, output, weights, "--resume"))
     assert ran.returncode == 0, ran.stderr
     assert masks(output) == expected
     assert not list(output.rglob(".*"))
@@ -110,11 +107,7 @@ STAGES = ("b: read", "b: align", "b: prepare", "b: load", "b: predict", "b: wrot
 def test_killed_after_a_stage(source: Path, weights: Path, tmp_path: Path, whole: Any, stages: tuple[str, ...]) -> None:
     output = tmp_path / "out"
     for stage in stages:
-        with subprocess.Popen(
-            waiting_command("c", source, output, weights), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            text=True,
-        ) as ran:  # fmt: skip
-            assert ran.stdout is not None
+        with Python(WAITING, ["c", *options(source, output, weights)]) as ran:
             for line in ran.stdout:
                 if stage in line:
                     ran.send_signal(signal.SIGKILL)
@@ -130,10 +123,8 @@ def kill_at_random(times: int, source: Path, weights: Path, output: Path, whole:
         if not masks(output).items() ^ whole[0].items():
             shutil.rmtree(output)
             output.mkdir()
-        with subprocess.Popen(
-            command(source, output, weights, "--resume"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        ) as ran:
-            time.sleep(rng.uniform(0.5, 1.0) * whole[1])  # before, it only imports
+        with Python(PROCESS, options(source, output, weights, "--resume")) as ran:
+            time.sleep(rng.uniform(0.1, 1.0) * whole[1])
             ran.send_signal(signal.SIGKILL)
         assert masks(output).items() <= whole[0].items()
     check_and_finish(source, output, weights, whole[0])
@@ -151,11 +142,7 @@ def test_killed_at_fifty_instants(source: Path, weights: Path, tmp_path: Path, w
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_stopped_by_a_signal(source: Path, weights: Path, tmp_path: Path, whole: Any, number: signal.Signals) -> None:
     output = tmp_path / "out"
-    with subprocess.Popen(
-        waiting_command("b", source, output, weights), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True,
-    ) as ran:  # fmt: skip
-        assert ran.stdout is not None and ran.stderr is not None
+    with Python(WAITING, ["b", *options(source, output, weights)]) as ran:
         for line in ran.stdout:
             if "a: wrote" in line:
                 ran.send_signal(number)
@@ -171,16 +158,9 @@ def test_stopped_by_a_signal(source: Path, weights: Path, tmp_path: Path, whole:
 # ---- a disk or memory that ends ------------------------------------------------------------------------------------
 
 
-def limited(kind: int, size: int) -> Callable[[], None]:
-    return lambda: resource.setrlimit(kind, (size, size))
-
-
 def test_a_disk_that_is_full(source: Path, weights: Path, tmp_path: Path, whole: Any) -> None:
     output = tmp_path / "out"
-    ran = subprocess.run(
-        command(source, output, weights), capture_output=True, text=True, timeout=300,
-        preexec_fn=limited(resource.RLIMIT_FSIZE, 100),
-    )  # fmt: skip
+    ran = processes.run(options(source, output, weights), limit=(resource.RLIMIT_FSIZE, 100))
     assert ran.returncode == 1
     last = ran.stderr.strip().splitlines()[-1]
     assert last.startswith("error: 3 cases failed, the last: c: ") and "c_pred.nii.gz: expected to write" in last
@@ -188,17 +168,33 @@ def test_a_disk_that_is_full(source: Path, weights: Path, tmp_path: Path, whole:
     check_and_finish(source, output, weights, whole[0])
 
 
-@pytest.mark.parametrize("gib", [0.3, 2.0, *(pytest.param(g, marks=pytest.mark.slow) for g in (0.6, 1.0, 1.5, 3.0))])
-def test_memory_that_ends(source: Path, weights: Path, tmp_path: Path, whole: Any, gib: float) -> None:
-    """Wherever it ends, even amid the imports, no case is lost in silence."""
-    output = tmp_path / "out"
+def run_in_a_shell(words: list[str], limit: processes.Limit) -> processes.Result:
+    """``process.py`` from its start, imports included."""
+    command = [sys.executable, "process.py", *words]
     ran = subprocess.run(
-        command(source, output, weights), capture_output=True, text=True, timeout=300,
-        preexec_fn=limited(resource.RLIMIT_DATA, int(gib * 2**30)), env={**os.environ, "OMP_NUM_THREADS": "1"},
+        command, cwd=processes.ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        timeout=300, preexec_fn=lambda: resource.setrlimit(limit[0], (limit[1], limit[1])),
     )  # fmt: skip
-    found = masks(output) if output.is_dir() else {}
-    assert found.items() <= whole[0].items()
-    assert (ran.returncode == 0) == (found == whole[0])
+    return processes.Result(ran.returncode, ran.stdout, ran.stderr)
+
+
+@pytest.mark.parametrize(
+    ("gib", "start"),
+    [
+        (0.3, run_in_a_shell),
+        (1.0, processes.run),
+        *(pytest.param(g, run_in_a_shell, marks=pytest.mark.slow) for g in (0.6, 1.0, 1.5, 2.0, 3.0)),
+    ],
+)
+def test_memory_that_ends(
+    source: Path, weights: Path, tmp_path: Path, whole: Any, gib: float, start: Callable[..., processes.Result]
+) -> None:
+    """Wherever it ends, even during the imports, no case is lost in silence."""
+    output = tmp_path / "out"
+    ran = start(options(source, output, weights), limit=(resource.RLIMIT_DATA, int(gib * 2**30)))
+    written = masks(output) if output.is_dir() else {}
+    assert written.items() <= whole[0].items()
+    assert (ran.returncode == 0) == (written == whole[0])
     assert "Traceback" not in ran.stdout + ran.stderr
     if ran.returncode > 0:
         assert ran.stderr.strip().splitlines()[-1].startswith("error: ")
@@ -208,7 +204,7 @@ def test_memory_that_ends(source: Path, weights: Path, tmp_path: Path, whole: An
 
 
 def run(source: Path, output: Path, weights: Path, *more: str) -> int:
-    return segment.main(command(source, output, weights, *more)[2:])
+    return segment.main(options(source, output, weights, *more))
 
 
 def test_resuming_runs_what_is_missing_and_nothing_else(

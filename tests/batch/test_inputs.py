@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from pvs_model import cli
 from pvs_model.batch import Part
 from pvs_model.commands import segment
+from tests import processes
 
 ROOT = Path(__file__).parents[2]
 WriteBody = Callable[..., dict[str, Path]]
@@ -245,10 +246,28 @@ def test_the_same_command_twice_with_the_output_within_the_input(
 # ---- any user ------------------------------------------------------------------------------------------------------
 
 
+def without_a_home(words: list[str]) -> processes.Result:
+    """Also Python and the imports of the program are started by that user."""
+    command = ["setpriv", "--reuid", "54321", "--regid", "54321", "--clear-groups", sys.executable]
+    environment = {"OMP_NUM_THREADS": "1", "PATH": os.environ["PATH"]}
+    if subprocess.run([*command, "-c", "import numpy"], cwd=ROOT, env=environment).returncode:
+        pytest.skip("Python itself cannot be run by that user here")
+    ran = subprocess.run([*command, "process.py", *words], cwd=ROOT, env=environment, capture_output=True, text=True)
+    return processes.Result(ran.returncode, ran.stdout, ran.stderr)
+
+
+def with_a_home(words: list[str]) -> processes.Result:
+    user = "import os\nos.setgroups([])\nos.setgid(54321)\nos.setuid(54321)\nos.environ['HOME'] = '/tmp'\n"
+    return processes.run(words, user + processes.PROCESS)
+
+
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="needs root and setpriv")
-@pytest.mark.parametrize("home", [{"HOME": "/tmp"}, {}])
+@pytest.mark.parametrize("start", [without_a_home, with_a_home])
 def test_a_uid_without_a_name(
-    write_body: WriteBody, weights: Path, home: dict[str, str], request: pytest.FixtureRequest
+    write_body: WriteBody,
+    weights: Path,
+    start: Callable[[list[str]], processes.Result],
+    request: pytest.FixtureRequest,
 ) -> None:
     scratch = tempfile.TemporaryDirectory()
     request.addfinalizer(scratch.cleanup)
@@ -258,17 +277,13 @@ def test_a_uid_without_a_name(
     own = Path(shutil.copytree(weights, folder / "weights"))
     for path in (folder / "in", folder / "in" / "a", own, *own.iterdir(), *(folder / "in" / "a").iterdir()):
         path.chmod(0o755)
-    command = ["setpriv", "--reuid", "54321", "--regid", "54321", "--clear-groups", sys.executable, "process.py"]
-    command += ["--input", str(folder / "in"), "--output", str(folder / "out"), "--weights", str(own)]
-    command += ["--device", "cpu", "--backend", "torch"]
-    environment = {**home, "OMP_NUM_THREADS": "1", "PATH": os.environ["PATH"]}
-    if subprocess.run([*command[:6], sys.executable, "-c", "import torch"], cwd=ROOT, env=environment).returncode:
-        pytest.skip("Python itself cannot be run by that user here")
-    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    words = ["--input", str(folder / "in"), "--output", str(folder / "out"), "--weights", str(own)]
+    words += ["--device", "cpu", "--backend", "torch"]
+    ran = start(words)
     assert ran.returncode == 0, ran.stderr
     assert (folder / "out" / "a" / "a_pred.nii.gz").is_file()
     folder.chmod(0o700)  # from here on the input may not even be looked at
-    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    ran = start(words)
     assert ran.returncode == 2 and "Traceback" not in ran.stderr
     assert ran.stderr == f"error: {folder / 'in'}: expected an input folder, got one that cannot be read: " + (
         "Permission denied\n"

@@ -6,8 +6,6 @@ import hashlib
 import json
 import logging
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -30,8 +28,9 @@ from pvs_model.config import InferenceConfig
 from pvs_model.errors import PVSError, VolumeError
 from pvs_model.pipeline import Segmenter
 from pvs_model.types import Case
+from tests import processes
+from tests.processes import PROCESS, Python
 
-ROOT = Path(__file__).parents[2]
 WriteBody = Callable[..., dict[str, Path]]
 
 
@@ -64,7 +63,7 @@ def test_masks_are_the_same_bytes(source: Path, weights: Path, tmp_path: Path) -
     assert list(alone) == [f"{name}/{name}_pred.nii.gz" for name in "abcd"] and hashes(tmp_path / "3") == alone
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     workers=st.integers(1, 4), bad=st.dictionaries(st.sampled_from("abcd"), st.sampled_from(["read", "net", "write"]))
 )
@@ -87,8 +86,8 @@ def test_failing_cases_leave_the_others_alone(
         return str(prepared.warnings[0])
 
     def ready(self: Segmenter, case: Case) -> Any:
-        found = real_ready(self, case)
-        return replace(found, prepared=replace(found.prepared, warnings=(case.name,)))
+        preprocessed = real_ready(self, case)
+        return replace(preprocessed, prepared=replace(preprocessed.prepared, warnings=(case.name,)))
 
     def write(case: Case, *more: Any) -> Any:
         if bad.get(case.name) == "write":
@@ -203,14 +202,14 @@ def test_weights_and_device_are_made_once(weights: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr("pvs_model.inference.device.choose_device", choose)
     segmenter = Segmenter(InferenceConfig(weights))
-    found: list[Any] = []
+    seen: list[Any] = []
     runtime = segmenter.runtime
-    threads = [threading.Thread(target=lambda: found.append((runtime.device, id(runtime.weights)))) for _ in range(6)]
+    threads = [threading.Thread(target=lambda: seen.append((runtime.device, id(runtime.weights)))) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert made == ["auto"] and len(found) == 6 and len(set(found)) == 1
+    assert made == ["auto"] and len(seen) == 6 and len(set(seen)) == 1
 
 
 def lost_once(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -278,8 +277,9 @@ def test_an_anatomy_without_memory_waits_for_the_network(
 
 # ---- stopped -------------------------------------------------------------------------------------------------------
 
-#: Runs process.py, which waits for ever where it reads the images of c and d.
-WAITING = """
+#: Runs process.py, which waits without end where it reads the images of c and d.
+WAITING = (
+    """
 import sys, threading
 from pvs_model.volume import io
 real = io.read
@@ -288,22 +288,17 @@ def read(path, *more):
         threading.Event().wait()
     return real(path, *more)
 io.read = read
-from pvs_model.commands import segment
-from pvs_model.batch import exit_process
-exit_process(segment.main())
 """
+    + PROCESS
+)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_ends_it(source: Path, weights: Path, tmp_path: Path, number: signal.Signals) -> None:
     """Although a case is being preprocessed that never ends, and another may be half-written."""
     output, reports = tmp_path / "out", tmp_path / "rep"
-    given = ["--input", str(source), "--output", str(output), "--weights", str(weights), "--device", "cpu"]
-    given += ["--workers", "2", "--report", str(reports), "--backend", "torch"]
-    with subprocess.Popen(
-        [sys.executable, "-c", WAITING, *given], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as ran:
-        assert ran.stdout is not None and ran.stderr is not None
+    given = ["--input", str(source), "--weights", str(weights), "--device", "cpu", "--backend", "torch"]
+    with Python(WAITING, [*given, "--output", str(output), "--workers", "2", "--report", str(reports)]) as ran:
         for line in ran.stdout:
             if "a: wrote" in line:
                 ran.send_signal(number)
@@ -319,7 +314,5 @@ def test_a_signal_ends_it(source: Path, weights: Path, tmp_path: Path, number: s
     assert (reports / "burden.csv").is_file()
     # As processes, too: in this one arithmetic is another (conftest.py).
     for where, more in ((output, ["--workers", "2", "--resume"]), (tmp_path / "whole", ["--workers", "0"])):
-        again = ["--input", str(source), "--output", str(where), "--weights", str(weights), *more]
-        command = [sys.executable, "process.py", *again, "--device", "cpu", "--backend", "torch"]
-        subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
+        assert processes.run([*given, "--output", str(where), *more]).returncode == 0
     assert hashes(output) == hashes(tmp_path / "whole")

@@ -46,9 +46,9 @@ def halves() -> dict[str, Array]:
 
 def sides() -> Array:
     """RAS: left is x < 6."""
-    found = np.full(SHAPE, 2, np.uint8)
-    found[:6] = 1
-    return found
+    hemispheres = np.full(SHAPE, 2, np.uint8)
+    hemispheres[:6] = 1
+    return hemispheres
 
 
 def masks(seed: int) -> Array:
@@ -85,14 +85,14 @@ def test_a_case_by_hand() -> None:
     mask[1, 1, 2:6] = True  # 4 voxels, left BG, vertical
     mask[8, 2, 3] = True  # 1 voxel, right BG
     mask[8:11, 8, 3] = True  # 3 voxels, right CSO
-    found = measure(mask, halves(), HALF, intracranial=np.ones(SHAPE, bool), hemispheres=sides())
-    assert [(p.number, p.region, p.hemisphere, p.shape.voxels, p.slices) for p in found.pvs] == [
+    burden = measure(mask, halves(), HALF, intracranial=np.ones(SHAPE, bool), hemispheres=sides())
+    assert [(p.number, p.region, p.hemisphere, p.shape.voxels, p.slices) for p in burden.pvs] == [
         (1, "BG", "left", 4, (2, 5)),
         (2, "BG", "right", 1, (3, 3)),
         (3, "CSO", "right", 3, (3, 3)),
     ]
-    assert found.pvs[0].shape.length_mm == pytest.approx(2) and found.pvs[0].shape.centre_mm == (0.5, 0.5, 1.75)
-    assert [(r.region, r.hemisphere, r.count, r.volume_mm3) for r in found.regions] == [
+    assert burden.pvs[0].shape.length_mm == pytest.approx(2) and burden.pvs[0].shape.centre_mm == (0.5, 0.5, 1.75)
+    assert [(r.region, r.hemisphere, r.count, r.volume_mm3) for r in burden.regions] == [
         ("BG", "both", 2, 5 / 8),
         ("BG", "left", 1, 4 / 8),
         ("BG", "right", 1, 1 / 8),
@@ -103,24 +103,24 @@ def test_a_case_by_hand() -> None:
         ("all", "left", 1, 4 / 8),
         ("all", "right", 2, 4 / 8),
     ]
-    row = found.row("BG")
+    row = burden.row("BG")
     assert row.region_mm3 == 480 / 8 and row.intracranial_mm3 == 960 / 8
     assert row.count_per_cm3 == pytest.approx(2 / 0.060) and row.volume_percent == pytest.approx(100 * 5 / 480)
     assert row.pvsnm == pytest.approx(1e6 * 5 / 960)
-    assert found.row("BG", "left").pvsnm == pytest.approx(1e6 * 4 / 960)  # the whole head for either side
+    assert burden.row("BG", "left").pvsnm == pytest.approx(1e6 * 4 / 960)  # the whole head for either side
     assert row.mean_length_mm == pytest.approx((2 + 0.5) / 2) == row.median_length_mm
-    width = (found.pvs[0].shape.width_mm + found.pvs[1].shape.width_mm) / 2
+    width = (burden.pvs[0].shape.width_mm + burden.pvs[1].shape.width_mm) / 2
     assert row.mean_width_mm == pytest.approx(width) == row.median_width_mm
-    assert found.row("CSO", "left").mean_length_mm is None and found.row("CSO", "left").median_width_mm is None
-    assert found.row("all").region_mm3 is None and found.row("all").count_per_cm3 is None
-    assert found.slices_per_slab == 10 and found.slab_mm == 5 and found.spacing_mm == (0.5, 0.5, 0.5)
-    assert [(s.scale, s.region, s.score, s.counted, s.hemisphere) for s in found.scores] == [
+    assert burden.row("CSO", "left").mean_length_mm is None and burden.row("CSO", "left").median_width_mm is None
+    assert burden.row("all").region_mm3 is None and burden.row("all").count_per_cm3 is None
+    assert burden.slices_per_slab == 10 and burden.slab_mm == 5 and burden.spacing_mm == (0.5, 0.5, 0.5)
+    assert [(s.scale, s.region, s.score, s.counted, s.hemisphere) for s in burden.scores] == [
         (POTTER, "BG", 1, 1, "left"),
         (MCPVS, "BG", 1, 2, "both"),
         (POTTER, "CSO", 1, 1, "right"),
         (MCPVS, "CSO", 1, 1, "both"),
     ]
-    assert found.warnings == ()
+    assert burden.warnings == ()
 
 
 @pytest.mark.parametrize(("low", "high", "region"), [(2, 6, "BG"), (4, 8, "CSO"), (3, 7, "BG")])
@@ -128,21 +128,21 @@ def test_a_pvs_that_crosses_counts_once_where_most_of_it_lies(low: int, high: in
     """Rows 2 to 5: 3 in BG, 1 in CSO; 4 to 7: 1 and 3; 3 to 6: 2 and 2, which goes to the region named first."""
     mask = empty()
     mask[3, low:high, 3] = True
-    found = measure(mask, halves(), THICK)
-    assert [p.region for p in found.pvs] == [region]
-    assert {name: found.row(name).count for name in ("BG", "CSO")} == {"BG": 0, "CSO": 0, region: 1}
-    assert found.row("BG").volume_mm3 == pytest.approx(3 * (5 - low))  # volumes go by voxels
-    assert found.row("CSO").volume_mm3 == pytest.approx(3 * (high - 5)) and found.row("all").volume_mm3 == 12
+    burden = measure(mask, halves(), THICK)
+    assert [p.region for p in burden.pvs] == [region]
+    assert {name: burden.row(name).count for name in ("BG", "CSO")} == {"BG": 0, "CSO": 0, region: 1}
+    assert burden.row("BG").volume_mm3 == pytest.approx(3 * (5 - low))  # volumes go by voxels
+    assert burden.row("CSO").volume_mm3 == pytest.approx(3 * (high - 5)) and burden.row("all").volume_mm3 == 12
 
 
 def test_a_pvs_that_crosses_the_midline_counts_on_the_side_of_most_of_it() -> None:
     mask = empty()
     mask[5:8, 2, 3] = True  # 1 voxel left, 2 right
     mask[4:8, 6, 3] = True  # 2 and 2: left
-    found = measure(mask, halves(), HALF, hemispheres=sides())
-    assert [(p.region, p.hemisphere) for p in found.pvs] == [("CSO", "left"), ("BG", "right")]
-    assert found.row("BG", "left").count == 0 and found.row("BG", "left").volume_mm3 == 1 / 8
-    assert found.row("BG", "right").count == 1 and found.row("BG", "right").volume_mm3 == 2 / 8
+    burden = measure(mask, halves(), HALF, hemispheres=sides())
+    assert [(p.region, p.hemisphere) for p in burden.pvs] == [("CSO", "left"), ("BG", "right")]
+    assert burden.row("BG", "left").count == 0 and burden.row("BG", "left").volume_mm3 == 1 / 8
+    assert burden.row("BG", "right").count == 1 and burden.row("BG", "right").volume_mm3 == 2 / 8
 
 
 def test_what_lies_on_neither_side_counts_in_both_together_alone() -> None:
@@ -150,11 +150,11 @@ def test_what_lies_on_neither_side_counts_in_both_together_alone() -> None:
     mask[5, 2, 3] = True
     middle = sides()
     middle[5] = 0
-    found = measure(mask, halves(), HALF, hemispheres=middle)
-    assert found.pvs[0].hemisphere is None
-    assert [found.row("BG", side).count for side in ("both", "left", "right")] == [1, 0, 0]
-    assert [found.row("BG", side).volume_mm3 for side in ("both", "left", "right")] == [1 / 8, 0, 0]
-    assert found.estimated_score(POTTER, "BG").score == 0  # type: ignore[union-attr]
+    burden = measure(mask, halves(), HALF, hemispheres=middle)
+    assert burden.pvs[0].hemisphere is None
+    assert [burden.row("BG", side).count for side in ("both", "left", "right")] == [1, 0, 0]
+    assert [burden.row("BG", side).volume_mm3 for side in ("both", "left", "right")] == [1 / 8, 0, 0]
+    assert burden.estimated_score(POTTER, "BG").score == 0  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(("voxels", "region"), [(2, "other"), (3, "BG")])
@@ -164,18 +164,18 @@ def test_a_pvs_mostly_outside_of_all_regions_is_of_none(voxels: int, region: str
     bg[:3] = True
     mask = empty()
     mask[3 - voxels : 6, 4, 4] = True
-    found = measure(mask, {"BG": bg}, HALF)
-    assert found.pvs[0].region == region and found.row("BG").volume_mm3 == voxels / 8
-    assert found.row("all").count == 1 and found.row("BG").count == (region == "BG")
+    burden = measure(mask, {"BG": bg}, HALF)
+    assert burden.pvs[0].region == region and burden.row("BG").volume_mm3 == voxels / 8
+    assert burden.row("all").count == 1 and burden.row("BG").count == (region == "BG")
 
 
 def test_a_voxel_of_two_regions_belongs_to_the_first() -> None:
     mask = empty()
     mask[1, 1, 1] = True
     everywhere = np.ones(SHAPE, np.uint8)
-    found = measure(mask, {"hippocampus": everywhere, "BG": everywhere}, HALF)
-    assert found.pvs[0].region == "hippocampus" and found.row("BG").volume_mm3 == 0
-    assert found.row("BG").region_mm3 == 0 and found.row("BG").count_per_cm3 is None
+    burden = measure(mask, {"hippocampus": everywhere, "BG": everywhere}, HALF)
+    assert burden.pvs[0].region == "hippocampus" and burden.row("BG").volume_mm3 == 0
+    assert burden.row("BG").region_mm3 == 0 and burden.row("BG").count_per_cm3 is None
 
 
 def test_the_mask_named_all_is_a_volume_and_hides_nothing() -> None:
@@ -183,42 +183,42 @@ def test_the_mask_named_all_is_a_volume_and_hides_nothing() -> None:
     mask[1, 1, 1] = mask[9, 9, 7] = True
     whole = empty()
     whole[:6] = True
-    found = measure(mask, {"all": whole, **halves()}, HALF, hemispheres=sides())
-    assert [row.region for row in found.regions if row.hemisphere == "both"] == ["BG", "CSO", "all"]
-    assert found.row("all").count == 2 and found.row("all").region_mm3 == 480 / 8
-    assert found.row("all", "left").region_mm3 == 480 / 8 and found.row("all", "right").region_mm3 == 0
-    assert found.row("all").count_per_cm3 == pytest.approx(2 / 0.060)
+    burden = measure(mask, {"all": whole, **halves()}, HALF, hemispheres=sides())
+    assert [row.region for row in burden.regions if row.hemisphere == "both"] == ["BG", "CSO", "all"]
+    assert burden.row("all").count == 2 and burden.row("all").region_mm3 == 480 / 8
+    assert burden.row("all", "left").region_mm3 == 480 / 8 and burden.row("all", "right").region_mm3 == 0
+    assert burden.row("all").count_per_cm3 == pytest.approx(2 / 0.060)
 
 
 def test_an_empty_mask_is_a_measurement() -> None:
     regions = {**halves(), "midbrain": empty()}
-    found = measure(empty(), regions, THICK, intracranial=~empty(), hemispheres=sides())
-    assert found.pvs == () and all(row.count == 0 and row.volume_mm3 == 0 for row in found.regions)
-    assert found.row("BG").pvsnm == 0 and found.row("BG").count_per_cm3 == 0
-    assert found.row("midbrain").count_per_cm3 is None  # no midbrain in the image
-    assert found.row("all").mean_width_mm is None
-    assert [(s.scale, s.region, s.score) for s in found.scores] == [
+    burden = measure(empty(), regions, THICK, intracranial=~empty(), hemispheres=sides())
+    assert burden.pvs == () and all(row.count == 0 and row.volume_mm3 == 0 for row in burden.regions)
+    assert burden.row("BG").pvsnm == 0 and burden.row("BG").count_per_cm3 == 0
+    assert burden.row("midbrain").count_per_cm3 is None  # no midbrain in the image
+    assert burden.row("all").mean_width_mm is None
+    assert [(s.scale, s.region, s.score) for s in burden.scores] == [
         (POTTER, "BG", 0), (MCPVS, "BG", 1), (POTTER, "CSO", 0), (MCPVS, "CSO", 1), (POTTER, "midbrain", 0),
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize("head", [None, np.zeros(SHAPE, bool)])
 def test_without_an_intracranial_volume_there_is_no_pvsnm(head: Array | None) -> None:
-    found = measure(~empty(), halves(), HALF, intracranial=head, hemispheres=sides())
-    assert all(row.pvsnm is None and row.intracranial_mm3 is None for row in found.regions)
-    assert found.warnings == ("The intracranial volume is unknown: no PVSnm.",)
+    burden = measure(~empty(), halves(), HALF, intracranial=head, hemispheres=sides())
+    assert all(row.pvsnm is None and row.intracranial_mm3 is None for row in burden.regions)
+    assert burden.warnings == ("The intracranial volume is unknown: no PVSnm.",)
 
 
 def test_without_sides_there_are_no_rows_of_sides_and_no_potter() -> None:
-    found = measure(~empty(), {**halves(), "midbrain": empty()}, THICK, intracranial=~empty())
-    assert {row.hemisphere for row in found.regions} == {"both"}
-    assert [(s.scale, s.region) for s in found.scores] == [(MCPVS, "BG"), (MCPVS, "CSO"), (POTTER, "midbrain")]
-    assert found.warnings == (
+    burden = measure(~empty(), {**halves(), "midbrain": empty()}, THICK, intracranial=~empty())
+    assert {row.hemisphere for row in burden.regions} == {"both"}
+    assert [(s.scale, s.region) for s in burden.scores] == [(MCPVS, "BG"), (MCPVS, "CSO"), (POTTER, "midbrain")]
+    assert burden.warnings == (
         "Slices of 3 mm: volumes and widths of PVS are overestimated, directions uncertain.",
         "Left and right are unknown: no estimated Potter scores of BG and CSO.",
     )
     with pytest.raises(KeyError, match="'BG', 'left'"):
-        found.row("BG", "left")
+        burden.row("BG", "left")
 
 
 def test_diagonal_neighbours_are_one_pvs() -> None:
@@ -232,9 +232,9 @@ def test_slabs_run_along_the_axis_nearest_to_superior() -> None:
     affine = np.array([[0, 1.0, 0, 0], [0, 0, 1.0, 0], [3.0, 0.2, 0, 0], [0, 0, 0, 1]])
     mask = np.zeros((8, 12, 10), bool)
     mask[2, 1, [1, 4, 7]] = mask[5, 1, 1] = True
-    found = measure(mask, {"CSO": ~mask | mask}, affine, hemispheres=np.ones(mask.shape))
-    assert found.slices_per_slab == 2 and found.spacing_mm[2] == 3
-    score = found.estimated_score(POTTER, "CSO")
+    burden = measure(mask, {"CSO": ~mask | mask}, affine, hemispheres=np.ones(mask.shape))
+    assert burden.slices_per_slab == 2 and burden.spacing_mm[2] == 3
+    score = burden.estimated_score(POTTER, "CSO")
     assert score is not None and (score.counted, score.score) == (3, 1) and score.slices == (2, 2)
 
 
@@ -354,45 +354,48 @@ def test_masks_far_apart_add_up(seed: int, other: int, affine: Array) -> None:
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10**6), GRIDS)
 def test_rows_add_up(seed: int, affine: Array) -> None:
-    found = measure(masks(seed), halves(), affine, ~empty(), sides())
+    burden = measure(masks(seed), halves(), affine, ~empty(), sides())
     for side in ("both", "left", "right"):
-        parts = [found.row(name, side) for name in ("BG", "CSO")]
-        assert sum(row.count for row in parts) == found.row("all", side).count  # no voxel lies outside both
-        assert sum(row.volume_mm3 for row in parts) == pytest.approx(found.row("all", side).volume_mm3)
-    assert found.row("all").count == len(found.pvs)
-    assert sum(p.shape.volume_mm3 for p in found.pvs) == pytest.approx(found.row("all").volume_mm3)
+        parts = [burden.row(name, side) for name in ("BG", "CSO")]
+        assert sum(row.count for row in parts) == burden.row("all", side).count  # no voxel lies outside both
+        assert sum(row.volume_mm3 for row in parts) == pytest.approx(burden.row("all", side).volume_mm3)
+    assert burden.row("all").count == len(burden.pvs)
+    assert sum(p.shape.volume_mm3 for p in burden.pvs) == pytest.approx(burden.row("all").volume_mm3)
 
 
 # ---- tables ------------------------------------------------------------------------------------------------------
 
 
 def test_fluid_is_summed_over_each_pvs_and_the_voxels_around_it() -> None:
-    mask, fluid = empty(), np.full(SHAPE, 0.5)
+    mask, pvs_fraction = empty(), np.full(SHAPE, 0.5)
     mask[2, 2, 2] = mask[8, 2, 2] = True
-    fluid[2, 2, 2], fluid[8, 2, 2] = 1.0, 0.8
-    found = measure(mask, halves(), HALF, hemispheres=sides(), fluid=fluid)
+    pvs_fraction[2, 2, 2], pvs_fraction[8, 2, 2] = 1.0, 0.8
+    burden = measure(mask, halves(), HALF, hemispheres=sides(), pvs_fraction=pvs_fraction)
     # 27 voxels of 1/8 mm3: the one that is marked and 26 neighbours that are half full.
-    assert [p.fluid_mm3 for p in found.pvs] == pytest.approx([(1.0 + 13) / 8, (0.8 + 13) / 8])
-    assert found.row("BG").fluid_mm3 == found.row("all").fluid_mm3 == pytest.approx((1.8 + 26) / 8)
-    assert found.row("BG", "left").fluid_mm3 == pytest.approx(14 / 8) and found.row("CSO").fluid_mm3 == 0
+    assert [p.fluid_mm3 for p in burden.pvs] == pytest.approx([(1.0 + 13) / 8, (0.8 + 13) / 8])
+    assert burden.row("BG").fluid_mm3 == burden.row("all").fluid_mm3 == pytest.approx((1.8 + 26) / 8)
+    assert burden.row("BG", "left").fluid_mm3 == pytest.approx(14 / 8) and burden.row("CSO").fluid_mm3 == 0
     # Across thick slices the next voxel is another place: 9 voxels of 3 mm3.
-    thick = measure(mask, {}, THICK, fluid=fluid)
+    thick = measure(mask, {}, THICK, pvs_fraction=pvs_fraction)
     assert [p.fluid_mm3 for p in thick.pvs] == pytest.approx([3 * (1.0 + 4), 3 * (0.8 + 4)])
     # At the edge of the image there are fewer neighbours, and two that touch share their surroundings once.
     corner = empty()
     corner[0, 0, 0] = True
-    assert measure(corner, {}, HALF, fluid=np.ones(SHAPE)).pvs[0].fluid_mm3 == pytest.approx(8 / 8)
+    assert measure(corner, {}, HALF, pvs_fraction=np.ones(SHAPE)).pvs[0].fluid_mm3 == pytest.approx(8 / 8)
     near = empty()
     near[2, 2, 2] = near[4, 2, 2] = True
-    assert measure(near, {}, HALF, fluid=np.ones(SHAPE)).row("all").fluid_mm3 == pytest.approx(5 * 9 / 8)
+    assert measure(near, {}, HALF, pvs_fraction=np.ones(SHAPE)).row("all").fluid_mm3 == pytest.approx(5 * 9 / 8)
 
 
 @given(st.integers(0, 200))
 @settings(max_examples=25, deadline=None, derandomize=True)
 def test_fluid_does_not_depend_on_how_voxels_are_stored_and_is_unknown_without_a_map(seed: int) -> None:
-    mask, fluid = masks(seed), np.random.default_rng(seed).random(SHAPE)
+    mask, pvs_fraction = masks(seed), np.random.default_rng(seed).random(SHAPE)
     turned = np.diag([-0.5, 0.5, 0.5, 1.0])
-    there, back = measure(mask, {}, HALF, fluid=fluid), measure(mask[::-1], {}, turned, fluid=fluid[::-1])
+    there, back = (
+        measure(mask, {}, HALF, pvs_fraction=pvs_fraction),
+        measure(mask[::-1], {}, turned, pvs_fraction=pvs_fraction[::-1]),
+    )
     assert there.row("all").fluid_mm3 == pytest.approx(back.row("all").fluid_mm3)
     assert sum(p.fluid_mm3 or 0 for p in there.pvs) == pytest.approx(there.row("all").fluid_mm3)
     unknown = measure(mask, {}, HALF)
@@ -400,8 +403,8 @@ def test_fluid_does_not_depend_on_how_voxels_are_stored_and_is_unknown_without_a
 
 
 def test_a_map_of_fluid_of_another_shape_is_refused() -> None:
-    with pytest.raises(ValueError, match="fluid fraction"):
-        measure(empty(), {}, HALF, fluid=np.zeros((2, 2, 2)))
+    with pytest.raises(ValueError, match="PVS fraction"):
+        measure(empty(), {}, HALF, pvs_fraction=np.zeros((2, 2, 2)))
 
 
 def one_column() -> Burden:
@@ -451,10 +454,10 @@ def test_a_dot_has_no_direction_in_csv() -> None:
 
 
 def test_json_holds_what_the_tables_hold() -> None:
-    found = measure(masks(5), {**halves(), "midbrain": empty()}, THICK, hemispheres=sides())
-    content = json.loads(json.dumps(found.as_json(), allow_nan=False))
-    assert [set(row) for row in content["regions"]] == [set(REGION_COLUMNS)] * len(found.regions)
-    assert [set(row) for row in content["pvs"]] == [set(PVS_COLUMNS)] * len(found.pvs)
+    burden = measure(masks(5), {**halves(), "midbrain": empty()}, THICK, hemispheres=sides())
+    content = json.loads(json.dumps(burden.as_json(), allow_nan=False))
+    assert [set(row) for row in content["regions"]] == [set(REGION_COLUMNS)] * len(burden.regions)
+    assert [set(row) for row in content["pvs"]] == [set(PVS_COLUMNS)] * len(burden.pvs)
     assert content["slab_mm"] == 6 and content["slices_per_slab"] == 2
     for score in content["estimated_scores"]:
         assert set(score) == {"scale", "region", "estimated_score", "counted", "hemisphere", "slices"}
@@ -466,12 +469,12 @@ def test_each_pvs_is_measured_as_if_it_were_alone() -> None:
     mask = empty()
     mask[1:6, 1, 1], mask[1, 1:6, 1] = True, True  # an L
     mask[4, 4, 1] = True  # within its box
-    found = measure(mask, {}, HALF)
+    burden = measure(mask, {}, HALF)
     alone = mask.copy()
     alone[4, 4, 1] = False
-    assert [p.shape.voxels for p in found.pvs] == [9, 1]
-    assert found.pvs[0].shape.length_mm == pytest.approx(shape_of(alone, HALF).length_mm)
-    assert math.isclose(found.pvs[0].shape.volume_mm3, 9 / 8)
+    assert [p.shape.voxels for p in burden.pvs] == [9, 1]
+    assert burden.pvs[0].shape.length_mm == pytest.approx(shape_of(alone, HALF).length_mm)
+    assert math.isclose(burden.pvs[0].shape.volume_mm3, 9 / 8)
 
 
 def test_a_region_in_the_middle_has_no_rows_of_sides() -> None:
@@ -481,7 +484,7 @@ def test_a_region_in_the_middle_has_no_rows_of_sides() -> None:
     middle[3:6], left[:3] = True, True
     sides = np.zeros(mask.shape, np.uint8)
     sides[:3], sides[6:] = 1, 2
-    found = measure(mask, {"midbrain": middle, "BG": left}, np.eye(4), None, sides)
-    assert [row.hemisphere for row in found.regions if row.region == "midbrain"] == ["both"]
-    assert [row.hemisphere for row in found.regions if row.region == "BG"] == ["both", "left", "right"]
-    assert found.row("midbrain").count == 1
+    burden = measure(mask, {"midbrain": middle, "BG": left}, np.eye(4), None, sides)
+    assert [row.hemisphere for row in burden.regions if row.region == "midbrain"] == ["both"]
+    assert [row.hemisphere for row in burden.regions if row.region == "BG"] == ["both", "left", "right"]
+    assert burden.row("midbrain").count == 1

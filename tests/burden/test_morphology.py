@@ -62,18 +62,18 @@ def same(a: Shape, b: Shape, mm: float = 1.0) -> None:
 def test_one_voxel_is_as_long_as_its_edge_and_as_wide_as_its_ball() -> None:
     affine = ISOTROPIC.copy()
     affine[:3, 3] = 5, -6, 7
-    found = shape_of(block(1, 1, 1), affine)
-    assert found.voxels == 1 and found.volume_mm3 == 1 and found.length_mm == pytest.approx(1)
-    assert found.width_mm == pytest.approx((6 / math.pi) ** (1 / 3))  # ball of 1 mm3
-    assert found.centre_mm == (5, -6, 7)
-    assert found.linearity == 0 and found.direction is None and found.angle_to_superior_degrees is None
+    shape = shape_of(block(1, 1, 1), affine)
+    assert shape.voxels == 1 and shape.volume_mm3 == 1 and shape.length_mm == pytest.approx(1)
+    assert shape.width_mm == pytest.approx((6 / math.pi) ** (1 / 3))  # ball of 1 mm3
+    assert shape.centre_mm == (5, -6, 7)
+    assert shape.linearity == 0 and shape.direction is None and shape.angle_to_superior_degrees is None
 
 
 def test_one_thick_voxel_is_as_long_as_its_longest_edge() -> None:
-    found = shape_of(block(1, 1, 1), THICK)
-    assert found.volume_mm3 == pytest.approx(3) and found.length_mm == pytest.approx(3)
-    assert math.pi / 4 * found.width_mm**2 * (3 - found.width_mm / 3) == pytest.approx(3)
-    assert found.direction is None
+    shape = shape_of(block(1, 1, 1), THICK)
+    assert shape.volume_mm3 == pytest.approx(3) and shape.length_mm == pytest.approx(3)
+    assert math.pi / 4 * shape.width_mm**2 * (3 - shape.width_mm / 3) == pytest.approx(3)
+    assert shape.direction is None
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -81,26 +81,26 @@ def test_one_thick_voxel_is_as_long_as_its_longest_edge() -> None:
 def test_a_row_of_voxels_is_as_long_as_its_edges(voxels: int, axis: int) -> None:
     sides = [1, 1, 1]
     sides[axis] = voxels
-    found = shape_of(block(*sides), ISOTROPIC)
-    assert found.length_mm == pytest.approx(voxels)
-    assert found.width_mm == pytest.approx(tube_width(voxels, voxels))
-    assert found.direction == tuple(float(k == axis) for k in range(3))
-    assert found.angle_to_superior_degrees == pytest.approx(0 if axis == 2 else 90)
-    assert found.elongation == pytest.approx(found.length_mm / found.width_mm)
+    shape = shape_of(block(*sides), ISOTROPIC)
+    assert shape.length_mm == pytest.approx(voxels)
+    assert shape.width_mm == pytest.approx(tube_width(voxels, voxels))
+    assert shape.direction == tuple(float(k == axis) for k in range(3))
+    assert shape.angle_to_superior_degrees == pytest.approx(0 if axis == 2 else 90)
+    assert shape.elongation == pytest.approx(shape.length_mm / shape.width_mm)
 
 
 def test_a_column_of_thick_voxels_is_as_long_as_its_edges() -> None:
-    found = shape_of(block(1, 1, 4), THICK)
-    assert found.length_mm == pytest.approx(12) and found.volume_mm3 == pytest.approx(12)
-    assert found.direction == (0, 0, 1)
+    shape = shape_of(block(1, 1, 4), THICK)
+    assert shape.length_mm == pytest.approx(12) and shape.volume_mm3 == pytest.approx(12)
+    assert shape.direction == (0, 0, 1)
 
 
 @pytest.mark.parametrize("voxels", [2, 5])
 def test_a_slanting_row_is_as_long_as_its_diagonal(voxels: int) -> None:
-    found = shape_of(cluster(*((k, voxels - 1 - k, 0) for k in range(voxels))), ISOTROPIC)
-    assert found.length_mm == pytest.approx(voxels * math.sqrt(2))  # each voxel is crossed corner to corner
-    assert found.direction == pytest.approx((-math.sqrt(1 / 2), math.sqrt(1 / 2), 0))
-    assert found.angle_to_superior_degrees == pytest.approx(90)
+    shape = shape_of(cluster(*((k, voxels - 1 - k, 0) for k in range(voxels))), ISOTROPIC)
+    assert shape.length_mm == pytest.approx(voxels * math.sqrt(2))  # each voxel is crossed corner to corner
+    assert shape.direction == pytest.approx((-math.sqrt(1 / 2), math.sqrt(1 / 2), 0))
+    assert shape.angle_to_superior_degrees == pytest.approx(90)
 
 
 def test_linearity_takes_off_the_voxel_itself() -> None:
@@ -110,8 +110,8 @@ def test_linearity_takes_off_the_voxel_itself() -> None:
 
 @pytest.mark.parametrize("sides", [(2, 2, 1), (2, 2, 2), (3, 3, 3), (3, 3, 1)])
 def test_blocks_and_plates_have_no_direction(sides: tuple[int, int, int]) -> None:
-    found = shape_of(block(*sides), ISOTROPIC)
-    assert found.direction is None and found.linearity == pytest.approx(0, abs=1e-9) and found.linearity < MIN_LINEARITY
+    shape = shape_of(block(*sides), ISOTROPIC)
+    assert shape.direction is None and shape.linearity == pytest.approx(0, abs=1e-9) and shape.linearity < MIN_LINEARITY
 
 
 @pytest.mark.parametrize("side", [2, 3, 4])
@@ -142,8 +142,8 @@ def test_a_side_branch_adds_nothing_to_the_length() -> None:
 def test_the_direction_points_up_else_forward_else_right() -> None:
     for signs, wanted in (((1, 1, -1), (-1, -1, 1)), ((1, -1, 1), (1, -1, 1)), ((-1, -1, -1), (1, 1, 1))):
         affine = np.diag([*(float(s) for s in signs), 1.0])  # what the array's diagonal is in space
-        found = shape_of(cluster(*((k, k, k) for k in range(4))), affine)
-        assert found.direction == pytest.approx(np.array(wanted) / math.sqrt(3))
+        shape = shape_of(cluster(*((k, k, k) for k in range(4))), affine)
+        assert shape.direction == pytest.approx(np.array(wanted) / math.sqrt(3))
     assert shape_of(block(1, 4, 1), np.diag([1.0, -1, 1, 1])).direction == (0, 1, 0)
     assert shape_of(block(4, 1, 1), np.diag([-1.0, 1, 1, 1])).direction == (1, 0, 0)
 
@@ -169,15 +169,15 @@ def test_an_empty_cluster_is_refused() -> None:
 @settings(max_examples=60, deadline=None)
 @given(wandering(), st.sampled_from([ISOTROPIC, THICK]))
 def test_every_cluster_has_a_sound_shape(mask: Bool, affine: npt.NDArray[np.float64]) -> None:
-    found = shape_of(mask, affine)
-    assert all(math.isfinite(v) for v in (found.length_mm, found.width_mm, found.linearity, found.elongation))
-    assert found.voxels == mask.sum() and found.width_mm > 0 and 0 <= found.linearity < 1
-    assert found.length_mm >= 1 - 1e-9
+    shape = shape_of(mask, affine)
+    assert all(math.isfinite(v) for v in (shape.length_mm, shape.width_mm, shape.linearity, shape.elongation))
+    assert shape.voxels == mask.sum() and shape.width_mm > 0 and 0 <= shape.linearity < 1
+    assert shape.length_mm >= 1 - 1e-9
     # Never longer than all voxels crossed corner to corner, one after the other.
-    assert found.length_mm <= found.voxels * np.linalg.norm(np.diag(affine)[:3]) + 1e-9
-    if found.direction is not None:
-        assert np.linalg.norm(found.direction) == pytest.approx(1) and found.direction[2] >= -1e-9
-        assert 0 <= found.angle_to_superior_degrees <= 90  # type: ignore[operator]
+    assert shape.length_mm <= shape.voxels * np.linalg.norm(np.diag(affine)[:3]) + 1e-9
+    if shape.direction is not None:
+        assert np.linalg.norm(shape.direction) == pytest.approx(1) and shape.direction[2] >= -1e-9
+        assert 0 <= shape.angle_to_superior_degrees <= 90  # type: ignore[operator]
     line = centre_line(mask, affine[:3, :3])
     assert mask[tuple(np.round(line / np.diag(affine)[:3]).astype(int).T)].all()
 
@@ -217,12 +217,14 @@ def test_turning_the_scanner_turns_the_direction_alone(mask: Bool, angle: float)
 
 def test_painted_tubes_come_out_as_long_and_wide_as_they_are() -> None:
     voxel = (1.0, 1.0, 1.0)
-    found = [m for seed in range(7000, 7012) if isinstance(m := measured(draw(seed, voxel, "curved"), voxel), Measured)]
-    assert len(found) >= 9
-    lengths = [m.shape.length_mm - m.tube.length_mm for m in found]
-    widths = [m.shape.width_mm - m.tube.width_mm for m in found]
+    measurements = [
+        m for seed in range(7000, 7012) if isinstance(m := measured(draw(seed, voxel, "curved"), voxel), Measured)
+    ]
+    assert len(measurements) >= 9
+    lengths = [m.shape.length_mm - m.tube.length_mm for m in measurements]
+    widths = [m.shape.width_mm - m.tube.width_mm for m in measurements]
     assert np.median(np.abs(lengths)) < 0.8 and np.median(np.abs(widths)) < 0.2
-    for m in found:
+    for m in measurements:
         if m.shape.direction is not None and m.shape.elongation > 4:
             assert abs(np.dot(m.shape.direction, m.tube.direction)) > math.cos(math.radians(8))
 

@@ -128,13 +128,13 @@ def test_the_count_lies_between_the_fullest_slice_and_all(spans: list[tuple[int,
 
 
 def test_potter_takes_the_worse_side_and_its_fullest_slab() -> None:
-    found = estimate(
+    ratings = estimate(
         [*pvs("BG", "left", *[7] * 10, *range(20, 60)), *pvs("BG", "right", *[3] * 11), *pvs("CSO", "left", *[3] * 50)],
         ["BG", "CSO", "midbrain"],
         slices=1,
         sides=True,
     )
-    assert found == (
+    assert ratings == (
         EstimatedScore(POTTER, "BG", 2, 11, "right", (3, 3)),
         EstimatedScore(MCPVS, "BG", 3, 61, "both", None),
         EstimatedScore(POTTER, "CSO", 4, 50, "left", (3, 3)),

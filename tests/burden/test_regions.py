@@ -24,10 +24,10 @@ def anatomy() -> Anatomy:
 def test_a_pvs_in_the_cortex_counts_where_white_matter_is_near(at: int, region: str) -> None:
     mask = np.zeros((20, 12, 12), np.uint8)
     mask[at, 4:8, 5] = 1
-    found = burden_of(mask, np.eye(4), anatomy())
-    assert [pvs.region for pvs in found.pvs] == [region]
-    assert found.row("CSO").volume_mm3 == (4.0 if region == "CSO" else 0.0)
-    assert found.row("all").volume_mm3 == 4.0
+    burden = burden_of(mask, np.eye(4), anatomy())
+    assert [pvs.region for pvs in burden.pvs] == [region]
+    assert burden.row("CSO").volume_mm3 == (4.0 if region == "CSO" else 0.0)
+    assert burden.row("all").volume_mm3 == 4.0
 
 
 def test_a_pvs_taken_for_fluid_counts_as_what_surrounds_it() -> None:
@@ -43,8 +43,8 @@ def test_nearness_is_in_millimetres() -> None:
     where[0] = 1
     mask = np.ones((9, 9, 9), np.uint8)
     for spacing in (0.5, 1.0, 3.0):
-        found = nearest_region(mask, where, np.array([spacing, 1.0, 1.0]))
-        assert (found[:, 4, 4] > 0).sum() == 1 + int(NEAR_MM / spacing)
+        nearest = nearest_region(mask, where, np.array([spacing, 1.0, 1.0]))
+        assert (nearest[:, 4, 4] > 0).sum() == 1 + int(NEAR_MM / spacing)
     assert np.array_equal(nearest_region(mask * 0, where, np.ones(3)), where)
 
 

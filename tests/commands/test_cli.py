@@ -47,8 +47,8 @@ def test_simulate_writes_cases_that_the_container_reads(
 def test_errors_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     missing = tmp_path / "nowhere"
     assert main(["simulate", "--anatomies", str(missing), "--output", str(tmp_path / "out")]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("error: ") and str(missing) in told and "Traceback" not in told
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and str(missing) in message and "Traceback" not in message
 
 
 @pytest.mark.parametrize(
@@ -72,8 +72,8 @@ def test_impossible_numbers_and_missing_files_are_told(
 ) -> None:
     places = {"OUT": str(tmp_path / "out"), "MAPS": str(label_maps)}
     assert main([places.get(word, word) for word in wrong]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("error: ") and "expected" in told and told.count("\n") == 1
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and "expected" in message and message.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 

@@ -39,9 +39,9 @@ def test_teams_are_ranked_over_phases(teams: Path, capsys: pytest.CaptureFixture
     out = [teams / "out" / name for name in ("rank.json", "rank.csv", "rank.svg")]
     out[0].parent.mkdir()
     assert main([*command, "--json", str(out[0]), "--csv", str(out[1]), "--plot", str(out[2])]) == 0
-    told = capsys.readouterr()
-    assert "| good |     1 |" in told.out and "## Significantly better" in told.out and "## Stability" in told.out
-    assert "warning: late: 1 of 7 cases have no prediction and get the worst scores: c7" in told.err
+    output = capsys.readouterr()
+    assert "| good |     1 |" in output.out and "## Significantly better" in output.out and "## Stability" in output.out
+    assert "warning: late: 1 of 7 cases have no prediction and get the worst scores: c7" in output.err
     content = json.loads(out[0].read_text())
     assert set(content) == {"ranking", "significance", "stability"}
     assert out[1].read_text().count("\n") > 3 and "<svg" in out[2].read_text()
@@ -64,10 +64,10 @@ def test_what_evaluate_has_written_is_ranked_the_same(teams: Path, capsys: pytes
 
 def test_the_challenges_tables(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["rank", "--table", str(ROOT / "docs" / "challenge_table_6_7.csv")]) == 0
-    told = capsys.readouterr().out
-    places = [line.split("|")[1].strip() for line in told.splitlines()[4:11]]
+    output = capsys.readouterr().out
+    places = [line.split("|")[1].strip() for line in output.splitlines()[4:11]]
     assert places == ["BIG_AEHRC", "CCNU_CS_24", "SHIVA", "HufsAim", "nic-vicorob", "bear_walker", "GDVL"]
-    assert "means over cases" in told
+    assert "means over cases" in output
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""``python -m pvs_model regions``: which scan of a case is looked at, and what is told. The network is stood in for."""
+"""``python -m pvs_model regions``: which scan of a case is looked at, and what is reported. No network runs."""
 
 from __future__ import annotations
 
@@ -51,8 +51,10 @@ def test_of_each_case_the_thinnest_slices(
     arguments = [str(tmp_path / "in"), str(tmp_path / "out"), "--weights", str(own_weights)]
     assert main(["regions", *arguments]) == 1  # two files are broken
     assert seen == [(f"{name}.nii.gz", tmp_path / "out" / "s" / name[0]) for name in ("a_T1w", "b_T2w", "d_T1w")]
-    told = capsys.readouterr().err
-    assert "c_T2w.nii.gz" in told and "d_T2w.nii.gz" in told and "s/c: expected an image that can be read" in told
+    message = capsys.readouterr().err
+    assert (
+        "c_T2w.nii.gz" in message and "d_T2w.nii.gz" in message and "s/c: expected an image that can be read" in message
+    )
 
 
 def test_a_weights_folder_without_the_network(weights: Path, tmp_path: Path, capsys: Any) -> None:

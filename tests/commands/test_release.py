@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from pvs_model import cli
 from pvs_model.anatomy.inference import load_network
 from pvs_model.commands import segment
-from pvs_model.config import MANIFEST
+from pvs_model.config import MANIFEST, NetworkConfig
 from pvs_model.errors import WeightsError
 from pvs_model.inference.weights import Weights, missing_parts
 from pvs_model.nets import checkpoint
@@ -41,6 +42,29 @@ def test_a_new_folder_has_all_that_a_run_needs(tmp_path: Path, capsys: Any) -> N
     before = (folder / "3d_fold0.safetensors").read_bytes()
     assert release(folder, folder / "3d_fold0.safetensors", "3d") == 0  # onto itself
     assert (folder / "3d_fold0.safetensors").read_bytes() == before and not list(folder.glob(".*"))
+
+
+def test_settings_follow_from_the_networks(tmp_path: Path, capsys: Any, tiny: dict[str, NetworkConfig]) -> None:
+    def write(name: str, config: NetworkConfig, patch: int, **facts: float) -> str:
+        training = {"batch": 1, "patch": patch, "seed": 0}
+        metadata = {"training": json.dumps(training), "facts": json.dumps({"steps": 9, **facts})}
+        checkpoint.save(tmp_path / name, build(config), metadata)
+        return str(tmp_path / name)
+
+    def settings(*words: str) -> dict[str, tuple[float, int]]:
+        assert cli.main(["release", *words, "--weights", str(tmp_path / "mine")]) == 0
+        manifest = json.loads((tmp_path / "mine" / MANIFEST).read_text())
+        return {name: (entry["threshold"], entry["window"]) for name, entry in manifest["ensembles"].items()}
+
+    folds = write("a", tiny["3d"], 32, threshold=0.6), write("b", tiny["3d"], 16, threshold=0.7)
+    assert settings(*folds) == {"3d": (0.65, 32)}
+    assert settings(write("c", tiny["2d"], 64, threshold=0.4)) == {"3d": (0.65, 32), "2d": (0.4, 64)}
+    view = write("d", replace(tiny["2d"], view="sagittal"), 48)  # planes of thin-sliced scans
+    assert cli.main(["release", view, "--weights", str(tmp_path / "mine")]) == 2
+    message = "error: --threshold: expected a probability, since the files of the networks hold none\n"
+    assert capsys.readouterr().err.endswith(message)
+    assert settings(view, "--threshold", "0.3") == {"3d": (0.3, 48), "2d": (0.4, 64)}
+    assert settings(folds[0], "--threshold", "0.5", "--window", "96")["3d"] == (0.5, 96)
 
 
 def test_an_anatomy_network_of_ones_own_stays(tmp_path: Path) -> None:
@@ -111,6 +135,6 @@ def test_training_starts_from_no_other_network(tmp_path: Path, capsys: Any, file
         shutil.copyfile(SHIPPED / file, tmp_path / file)
     words = ["--network", "3d", "--anatomies", str(tmp_path), "--output", str(tmp_path / "run")]
     assert cli.main(["train", *words, "--start", str(tmp_path / file), "--encoder", str(tmp_path)]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith(f"error: {tmp_path / file}: {said}") and told.count("\n") == 1
-    assert file != "2d_fold0.safetensors" or told.endswith("; use --network 2d for them\n")
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: {tmp_path / file}: {said}") and message.count("\n") == 1
+    assert file != "2d_fold0.safetensors" or message.endswith("; use --network 2d for them\n")

@@ -23,6 +23,7 @@ from pvs_model.cli import build_parser
 from pvs_model.commands import segment
 from pvs_model.config import MANIFEST
 from pvs_model.layouts.grand_challenge import OUTPUT_SLUG
+from tests import processes
 
 ROOT = Path(__file__).resolve().parents[2]
 WriteBody = Callable[..., dict[str, Path]]
@@ -67,9 +68,8 @@ def test_a_corrupt_case_between_two_good_ones(write_body: WriteBody, weights: Pa
     for path in (source / "site" / "c1").iterdir():
         path.chmod(0o444)
     before = hashes(source)
-    command = [sys.executable, "process.py", "--input", str(source), "--output", str(output), "--weights", str(weights)]
-    command += ["--device", "cpu", "--backend", "torch"]
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    words = ["--input", str(source), "--output", str(output), "--weights", str(weights)]
+    ran = processes.run([*words, "--device", "cpu", "--backend", "torch"])
     assert ran.returncode == 1, ran.stderr
     assert files(output) == ["c3/c3_pred.nii.gz", "site/c1/c1_pred.nii.gz"]
     on_the_grid_of(output / "c3" / "c3_pred.nii.gz", thick)

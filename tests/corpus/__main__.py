@@ -78,7 +78,7 @@ def row_of(kind: Kind | FolderKind, said: str, complaints: list[str], seconds: f
     return kind.name, kind.outcome, short(said), seconds
 
 
-def told(name: str, complaints: list[str], known: bool = False) -> int:
+def report(name: str, complaints: list[str], known: bool = False) -> int:
     """Say complaints; how many of them count."""
     for complaint in complaints:
         say(f"{'known problem' if known else 'NOT AS STATED'}: {name}: {complaint:.600}")
@@ -95,11 +95,11 @@ def run_all(folder: Path, command: Command, kinds: list[Kind], everything: bool)
         first = first or base_mask(run)
         whole = judge_shared(run)
         if len(run.kinds) > 1:
-            wrong += told(group[0].run, whole)
+            wrong += report(group[0].run, whole)
         for kind in group:
             complaints = judge(kind, run, first) if possible(kind) else []
             complaints += whole if len(run.kinds) == 1 else []
-            wrong += told(kind.name, complaints, kind.known_problem is not None)
+            wrong += report(kind.name, complaints, kind.known_problem is not None)
             said = shown(kind, run, first) if possible(kind) else ROOT
             rows[kind.name] = row_of(kind, said, complaints, run.seconds(kind.shown))
         say(f"{group[0].run}: {len(run.kinds)} kinds, {run.lines[-1][0] if run.lines else 0:.0f} s")
@@ -108,7 +108,7 @@ def run_all(folder: Path, command: Command, kinds: list[Kind], everything: bool)
         return out, wrong
     run = command(write_orientations(folder / "orientations"))
     lowest = min(orientation_dice(run))
-    wrong += told(ORIENTED, [] if lowest >= 0.999 else [f"lowest Dice {lowest:.4f}"])
+    wrong += report(ORIENTED, [] if lowest >= 0.999 else [f"lowest Dice {lowest:.4f}"])
     seconds = run.lines[-1][0] / len(ORIENTATIONS)
     out.append((ORIENTED, MASK, f"lowest Dice {lowest:.4f} with the mask of the first", seconds))
     say(f"{ORIENTED}: lowest Dice {lowest:.4f}")
@@ -119,7 +119,7 @@ def run_all(folder: Path, command: Command, kinds: list[Kind], everything: bool)
         run = run_whole(about, folder / f"whole{number}", command)
         named = folder / f"whole{number}" / about.named if not command.foreign else "/input"
         complaints = judge_whole(about, run, named)
-        wrong += told(about.name, complaints, about.known_problem is not None)
+        wrong += report(about.name, complaints, about.known_problem is not None)
         out.append(row_of(about, re.sub(r"(?<=[\s(])/\S*/", "", run.last).removeprefix("error: "), complaints, None))
     return out, wrong
 

@@ -299,10 +299,10 @@ FORMATS = [
     same("gzip in many members", in_members),
     same("more bytes than the header says", lambda at: at.raw("_T2w.nii.gz", at.base.files["T2w"] + bytes(999))),
     *(same(f"{name} voxels", typed(name)) for name in TYPES),
-    # 128 and 256 grey values in place of 345: voxels near the threshold fall on its other side. Measured: Dice 0.994
-    # and 0.997 on a mask of 478 voxels; the bound leaves room for other processors.
-    same("int8 voxels", lambda at: quantised(at, 127, np.int8), least=0.97),
-    same("uint8 voxels", lambda at: quantised(at, 255, np.uint8), least=0.97),
+    # 128 and 256 grey values in place of 345: voxels near the threshold fall on its other side. Measured: Dice 0.974
+    # and 0.987 on a mask of 266 voxels; the bound leaves room for other processors.
+    same("int8 voxels", lambda at: quantised(at, 127, np.int8), least=0.95),
+    same("uint8 voxels", lambda at: quantised(at, 255, np.uint8), least=0.95),
     same("scl_slope 0", lambda at: at.patched((SLOPE, floats(0, 7)))),
     same("scl_slope NaN", lambda at: at.patched((SLOPE, floats(np.nan, np.nan)))),
     same("scl_slope infinite", lambda at: at.patched((SLOPE, floats(np.inf, 0)))),

@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -21,14 +20,16 @@ from pvs_model.volume.io import read_grid
 from tests.corpus.base import ORIENTATIONS, ROOT, Affine, base, dice, nib, turn, turned
 from tests.corpus.kinds import KINDS, REFUSED, WARNED, FolderKind, Kind, is_root
 from tests.corpus.place import Place
+from tests.processes import PROCESS, Python
 
 ALL = "cases"
 NAMES = "names"
 #: A good case that comes last in the runs of one kind: it shows that the others go on.
 GOOD = "~good"
+#: Below this number of cases OpenVINO takes longer to start than it saves.
+FEW_CASES = 10
 #: All orientations are tilted, so that their affines are no mere permutations.
 TILT = turn(7.0, -5.0, 11.0)
-SLOWEST_RUN_S = 3600
 
 
 @dataclass
@@ -61,18 +62,18 @@ class Run:
     def sentence(self, case: str) -> str | None:
         """What stderr says of a case that failed."""
         for line in self.stderr.splitlines():
-            found = re.sub(r"^error: (\d+ cases failed, the last: )?", "", line)
-            if found != line and found.startswith(f"{case}: "):
-                return found.removeprefix(f"{case}: ")
+            message = re.sub(r"^error: (\d+ cases failed, the last: )?", "", line)
+            if message != line and message.startswith(f"{case}: "):
+                return message.removeprefix(f"{case}: ")
         return None
 
-    def told(self, case: str) -> list[str]:
+    def messages(self, case: str) -> list[str]:
         """What stdout says of a case, stages and warnings, without the time of day."""
         return [line[9:].removeprefix(f"{case}: ") for _, line in self.lines if line[9:].startswith(f"{case}: ")]
 
     def warnings(self, case: str) -> list[str]:
         stage = r"[a-z]+( \(.*\))? [\d.]+ s|wrote .*"
-        return [line for line in self.told(case) if not re.fullmatch(stage, line) and line != self.sentence(case)]
+        return [line for line in self.messages(case) if not re.fullmatch(stage, line) and line != self.sentence(case)]
 
     def seconds(self, case: str) -> float | None:
         """From the end of the case before to its own last line."""
@@ -94,8 +95,8 @@ class Command:
 
     def __init__(self, text: str | None = None, weights: Path | None = None) -> None:
         self.foreign = text is not None
-        own = [sys.executable, str(ROOT / "process.py"), "--input", "{input}", "--output", "{output}", "--no-anatomy"]
-        own += ["--device", "cpu"] + (["--weights", str(weights)] if weights else [])
+        own = ["--input", "{input}", "--output", "{output}", "--no-anatomy", "--device", "cpu"]
+        own += ["--weights", str(weights)] if weights else []
         self.words = shlex.split(text) if text is not None else own
 
     def __call__(self, run: Run) -> Run:
@@ -107,17 +108,26 @@ class Command:
             run.report = None
         if run.report is not None:
             words += ["--report", str(run.report)]
-        env = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
-        error = run.source.parent / "stderr"
-        with error.open("wb") as file:
-            child = subprocess.Popen(words, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=file)
-            assert child.stdout is not None
+        if not self.foreign and len(list(run.source.glob("*"))) < FEW_CASES:
+            words += ["--backend", "torch"]
+        with _started(words, self.foreign) as child:
+            assert child.stdout is not None and child.stderr is not None
             began = time.perf_counter()
             for line in child.stdout:
-                run.lines.append((time.perf_counter() - began, line.decode("utf-8", "surrogateescape").rstrip("\n")))
-            run.status = child.wait(SLOWEST_RUN_S)
-        run.stderr = error.read_bytes().decode("utf-8", "surrogateescape")
+                run.lines.append((time.perf_counter() - began, line.rstrip("\n")))
+            run.stderr = child.stderr.read()
+            run.status = child.wait()
         return run
+
+
+def _started(words: list[str], foreign: bool) -> subprocess.Popen[str] | Python:
+    if not foreign:
+        return Python(PROCESS, words)
+    env = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+    return subprocess.Popen(
+        words, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
+        errors="surrogateescape", pipesize=2**20,
+    )  # fmt: skip
 
 
 # ---- writing -------------------------------------------------------------------------------------------------------
@@ -268,9 +278,9 @@ def judge(kind: Kind, run: Run, first: Loaded | None) -> list[str]:
         complaints.append(f"it warns of {warnings}")
     if kind.same is not None:
         assert first is not None
-        found = dice(first, (mask, affine), kind.moved)
-        if found < kind.same:
-            complaints.append(f"Dice {found:.4f} with the mask of the base, expected {kind.same}")
+        overlap = dice(first, (mask, affine), kind.moved)
+        if overlap < kind.same:
+            complaints.append(f"Dice {overlap:.4f} with the mask of the base, expected {kind.same}")
         complaints += [f"it warns: {warning}" for warning in warnings]
     return complaints
 

@@ -63,7 +63,7 @@ def test_insertion_sites_are_tissue_with_its_intensity(brain: npt.NDArray[np.uin
     wet = ndimage.binary_dilation(is_tissue(brain, "ventricle"), np.ones((3, 3, 3)))
     assert not sites.mask[wet].any() and not sites.lesions.any()
     for channel, name in enumerate(SEQUENCES):
-        assert sites.fluid[channel] == pytest.approx(500 * TISSUE_SIGNALS["ventricle"][channel], rel=0.1), name
+        assert sites.csf_intensity[channel] == pytest.approx(500 * TISSUE_SIGNALS["ventricle"][channel], rel=0.1), name
 
 
 def test_errors_of_the_map_are_no_insertion_sites(brain: npt.NDArray[np.uint8]) -> None:
@@ -119,12 +119,12 @@ def test_a_label_map_is_moved_onto_a_scan(brain: npt.NDArray[np.uint8]) -> None:
     rest = brain.copy()
     rest[:, :, 30:] = 0  # half a brain fits worse
     scan = scan_of(moved, 0)
-    found = register(scan, grid, moved > 0, "T1w", [make_atlas("half", rest, np.eye(4)), own])
+    registered = register(scan, grid, moved > 0, "T1w", [make_atlas("half", rest, np.eye(4)), own])
     again = register(scan, grid, moved > 0, "T1w", [own])
-    np.testing.assert_array_equal(found.tissues, again.tissues)
-    assert found.atlas == "own" and found.similarity > 0.9
+    np.testing.assert_array_equal(registered.tissues, again.tissues)
+    assert registered.atlas == "own" and registered.similarity > 0.9
     for names in (("white_matter",), ("cortex",), ("ventricle",), ("putamen", "thalamus", "caudate")):
-        a, b = is_tissue(found.tissues, *names), is_tissue(moved, *names)
+        a, b = is_tissue(registered.tissues, *names), is_tissue(moved, *names)
         assert 2 * (a & b).sum() / (a.sum() + b.sum()) > 0.75, names
 
 
@@ -166,7 +166,7 @@ def test_a_segmentation_beside_the_images_is_used(labelled: Path, tmp_path: Path
     assert (scan.tissues[shown] > 0).mean() > 0.97
     assert (scan.regions[is_tissue(scan.tissues, "putamen", "thalamus")] == BASAL_GANGLIA).all()
     assert scan.insertion_sites[is_tissue(scan.tissues, "white_matter")].mean() > 0.3
-    assert scan.fluid[1] == pytest.approx(500, rel=0.1)
+    assert scan.csf_intensity[1] == pytest.approx(500, rel=0.1)
 
     # What was found is kept, and a kept result is equal.
     def fail(*_: object) -> None:
@@ -176,7 +176,7 @@ def test_a_segmentation_beside_the_images_is_used(labelled: Path, tmp_path: Path
     (again,) = load_real_scans(labelled, cache=tmp_path)
     for name in ("images", "tissues", "regions", "insertion_sites"):
         np.testing.assert_array_equal(getattr(again, name), getattr(scan, name))
-    assert again.fluid == scan.fluid and again.voxel_mm == (1.0, 1.0, 1.0)
+    assert again.csf_intensity == scan.csf_intensity and again.voxel_mm == (1.0, 1.0, 1.0)
 
 
 def test_a_scan_without_segmentation_needs_label_maps(labelled: Path, tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_a_label_map_that_does_not_fit_is_refused(
         with pytest.raises(VolumeError, match=r"one: expected a skull-stripped brain that one of 1 label maps fits"):
             load_real_scans(tmp_path / "scans", tmp_path / "maps")
     (scan,) = load_real_scans(tmp_path / "scans", tmp_path / "maps")
-    assert scan.present == (True, False, False) and scan.insertion_sites.any() and scan.fluid[1] == 0
+    assert scan.present == (True, False, False) and scan.insertion_sites.any() and scan.csf_intensity[1] == 0
 
 
 def test_label_maps_are_tried_evenly_spread() -> None:

@@ -64,7 +64,7 @@ def test_a_replay_that_differs_is_told(
 ) -> None:
     record = json.loads((made / "sim0000" / "sim0000_simulation.json").read_text())
     arguments = ["simulate", "--anatomies", str(maps), "--output", str(tmp_path / "out"), "--replay"]
-    for changed, told in (
+    for changed, message in (
         ({"source": "c.nii.gz"}, "expected the label map c.nii.gz, got none of that name"),
         ({"sha256": "0" * 64}, "sim0000: expected the arrays of its record, got others"),
         ({"scene": 3}, "expected the record of a simulated case"),
@@ -73,7 +73,7 @@ def test_a_replay_that_differs_is_told(
         path = tmp_path / "record.json"
         path.write_text(json.dumps(record | changed))
         assert main([*arguments, str(path)]) == 2
-        assert told in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     path.write_text(json.dumps(record))
     assert main([*arguments, str(path), str(path)]) == 2
@@ -89,8 +89,8 @@ def test_a_set_goes_on_where_it_stopped(made: Path, maps: Path, capsys: pytest.C
     assert contents(made, "sim0000") == before
     # Another case of the same name is not taken for this one, nor lost, unless it is asked for.
     assert main([*arguments[:-5], "3", "3", "3", "--output", str(made)]) == 2
-    told = capsys.readouterr().err
-    assert "expected a case of a.nii.gz, 3 x 3 x 3 mm, seed 0, got one of a.nii.gz, 2 x 2 x 2 mm, seed 0" in told
+    message = capsys.readouterr().err
+    assert "expected a case of a.nii.gz, 3 x 3 x 3 mm, seed 0, got one of a.nii.gz, 2 x 2 x 2 mm, seed 0" in message
     assert contents(made, "sim0000") == before
 
 
@@ -134,25 +134,25 @@ def test_what_is_known_of_the_pvs_lies_beside_the_labels(maps: Path, tmp_path: P
     case = plan.make(order)
     save(tmp_path, order, case)
     fields = dict(zip((*MASKS, *MAPS), (
-        case.pvs.label, case.basal_ganglia, case.centrum_semiovale, case.pvs.ignore, case.pvs.fluid, case.pvs.cnr,
-        case.pvs.diameter_mm,
+        case.pvs.label, case.basal_ganglia, case.centrum_semiovale, case.pvs.ignore, case.pvs.pvs_fraction,
+        case.pvs.cnr, case.pvs.diameter_mm,
     ), strict=True))  # fmt: skip
     for name, expected in fields.items():
         file = nibabel.load(tmp_path / order.case / f"{order.case}_{name}.nii.gz")
-        found = np.asarray(file.dataobj)  # type: ignore[attr-defined]
-        assert found.dtype == expected.dtype == (np.uint8 if name in MASKS else np.float32), name
-        np.testing.assert_array_equal(found, expected, err_msg=name)
+        stored = np.asarray(file.dataobj)  # type: ignore[attr-defined]
+        assert stored.dtype == expected.dtype == (np.uint8 if name in MASKS else np.float32), name
+        np.testing.assert_array_equal(stored, expected, err_msg=name)
         np.testing.assert_allclose(file.affine, case.affine, atol=1e-6)  # type: ignore[attr-defined]
     assert case.pvs.label.any() and not (case.pvs.label & case.pvs.ignore).any()
-    assert 0 <= case.pvs.fluid.min() < case.pvs.fluid.max() <= 1
-    np.testing.assert_array_equal(case.pvs.diameter_mm[case.pvs.fluid > 0] > 0, True)
+    assert 0 <= case.pvs.pvs_fraction.min() < case.pvs.pvs_fraction.max() <= 1
+    np.testing.assert_array_equal(case.pvs.diameter_mm[case.pvs.pvs_fraction > 0] > 0, True)
     seen = (case.pvs.label | case.pvs.ignore) > 0
     assert (case.pvs.cnr[seen] > 0.5).all() and case.reference is case.pvs.label
-    # From its record: bit for bit, maps included; another fluid fraction is another case.
+    # From its record: bit for bit, maps included; another PVS fraction is another case.
     record = read_record(tmp_path / order.case / f"{order.case}_simulation.json")
     again = replay(record, heads.find, lambda name: pytest.fail("no scan is asked for"))
     assert digest(again) == digest(case) == record.sha256
-    changed = dataclasses.replace(case, pvs=dataclasses.replace(case.pvs, fluid=case.pvs.fluid / 2))
+    changed = dataclasses.replace(case, pvs=dataclasses.replace(case.pvs, pvs_fraction=case.pvs.pvs_fraction / 2))
     assert digest(changed) != record.sha256
 
 

@@ -51,8 +51,8 @@ def _mask(rows: tuple[str, ...]) -> Bool:
 def explained(readme: Path) -> dict[str, tuple[str, str]]:
     """The sections of a README by their titles: the drawing, and what is said of it."""
     text = readme.read_text(encoding="utf-8")
-    found = re.findall(r"^### ([^\n]+)\n+```\n(.+?)\n```\n(.+?)(?=^#+ |\Z)", text, re.MULTILINE | re.DOTALL)
-    return {title: (drawing, said) for title, drawing, said in found}
+    sections = re.findall(r"^### ([^\n]+)\n+```\n(.+?)\n```\n(.+?)(?=^#+ |\Z)", text, re.MULTILINE | re.DOTALL)
+    return {title: (drawing, said) for title, drawing, said in sections}
 
 
 @st.composite

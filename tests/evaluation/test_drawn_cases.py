@@ -502,17 +502,17 @@ by_name = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASE
 def test_scores_are_the_fractions_of_the_drawing(case: Case) -> None:
     masks = drawn(case.drawing)
     if masks.prediction is None:
-        counts, found = penalty_scores(masks.truth, case.spacing_mm)
+        counts, sets = penalty_scores(masks.truth, case.spacing_mm)
     else:
-        counts, found = all_sets(masks.prediction, masks.truth, case.spacing_mm)
+        counts, sets = all_sets(masks.prediction, masks.truth, case.spacing_mm)
     assert counts == case.overlap()
     expected = case.expected()
-    assert {name: tuple(values) for name, values in found.items()} == SETS
-    surface, by_hand = found["volume"].pop("surface_dice_1mm"), expected["volume"].pop("surface_dice_1mm")
+    assert {name: tuple(values) for name, values in sets.items()} == SETS
+    surface, by_hand = sets["volume"].pop("surface_dice_1mm"), expected["volume"].pop("surface_dice_1mm")
     assert surface == (None if by_hand is None else pytest.approx(float(by_hand), rel=1e-6))
     for name, scores in expected.items():
-        assert found[name] == {s: None if exact is None else float(exact) for s, exact in scores.items()}, name
-        assert all(value is None or type(value) is float for value in found[name].values())
+        assert sets[name] == {s: None if exact is None else float(exact) for s, exact in scores.items()}, name
+        assert all(value is None or type(value) is float for value in sets[name].values())
 
 
 def test_the_readme_shows_and_explains_every_drawing() -> None:
@@ -536,7 +536,7 @@ def slow_clusters(mask: Bool) -> list[set[tuple[int, ...]]]:
     """The 26-connected components as sets of voxels: each grown from a seed until nothing is left beside it."""
     left = {tuple(map(int, voxel)) for voxel in np.argwhere(mask != 0)}
     steps = list(itertools.product((-1, 0, 1), repeat=3))
-    found = []
+    clusters = []
     while left:
         seed = left.pop()
         cluster, edge = {seed}, [seed]
@@ -546,8 +546,8 @@ def slow_clusters(mask: Bool) -> list[set[tuple[int, ...]]]:
             left -= beside
             cluster |= beside
             edge += beside
-        found.append(cluster)
-    return found
+        clusters.append(cluster)
+    return clusters
 
 
 def slow_official(prediction: Bool, truth: Bool) -> Values:
@@ -610,8 +610,8 @@ def test_f1_is_rounded_once() -> None:
     for t, p in itertools.product(range(1, 9), repeat=2):
         for touched, touching in itertools.product(range(1, t + 1), range(1, p + 1)):
             recall, precision = Fraction(touched, t), Fraction(touching, p)
-            found = detection(Overlap(99, 99, 9, t, p, touched, touching, matched=0))
-            assert found["f1"] == float(2 * recall * precision / (recall + precision)), (recall, precision)
+            scores = detection(Overlap(99, 99, 9, t, p, touched, touching, matched=0))
+            assert scores["f1"] == float(2 * recall * precision / (recall + precision)), (recall, precision)
 
 
 @pytest.mark.parametrize("spacing", [1 - 6e-8, 1 + 1.2e-7, 1.00001])

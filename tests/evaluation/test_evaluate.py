@@ -26,6 +26,7 @@ from pvs_model.evaluation.metrics import PAPERS
 from pvs_model.evaluation.regions import boxes
 from pvs_model.evaluation.results import MISSING, REFUSED, SCORED, Evaluation
 from pvs_model.evaluation.summary import as_csv, as_json, interval, text
+from tests.processes import fork_server
 
 SHAPE = (12, 10, 8)
 UPRIGHT = np.diag([1.0, 1.0, 3.0, 1.0])
@@ -69,19 +70,20 @@ def test_every_case_and_region_is_scored(folders: tuple[Path, Path]) -> None:
     assert [(row.label, row.region) for row in report.rows] == [
         (case, region) for case in ("s1/a", "s1/b", "s2/c") for region in ("CSO", "BG", "all")
     ]
-    found = rows(report)
-    assert {label: row.status for label, row in found.items()} == {"s1/a": SCORED, "s1/b": SCORED, "s2/c": MISSING}
-    assert found["s1/a"].sets["official"] == {"dice": 1, "avd": 0, "avd_capped": 0, "recall": 1, "precision": 1}
-    assert found["s1/a"].protocol == "1 x 1 x 3 mm" and found["s2/c"].protocol == "1 x 1 x 1 mm"
+    by_case = rows(report)
+    assert {label: row.status for label, row in by_case.items()} == {"s1/a": SCORED, "s1/b": SCORED, "s2/c": MISSING}
+    assert by_case["s1/a"].sets["official"] == {"dice": 1, "avd": 0, "avd_capped": 0, "recall": 1, "precision": 1}
+    assert by_case["s1/a"].protocol == "1 x 1 x 3 mm" and by_case["s2/c"].protocol == "1 x 1 x 1 mm"
     voxels = int(blobs(0).sum())
-    assert found["s1/a"].sets["volume"]["truth_mm3"] == 3 * voxels == found["s1/a"].sets["volume"]["predicted_mm3"]
+    assert by_case["s1/a"].sets["volume"]["truth_mm3"] == 3 * voxels == by_case["s1/a"].sets["volume"]["predicted_mm3"]
     cso, bg = (rows(report, region)["s1/b"].counts.truth_voxels for region in ("CSO", "BG"))
-    assert cso + bg == found["s1/b"].counts.truth_voxels
-    assert found["s2/c"].sets["official"] == {"dice": 0, "avd": 1, "avd_capped": 1, "recall": 0, "precision": 0}
+    assert cso + bg == by_case["s1/b"].counts.truth_voxels
+    assert by_case["s2/c"].sets["official"] == {"dice": 0, "avd": 1, "avd_capped": 1, "recall": 0, "precision": 0}
     assert report.problems == () and "1 of 3 cases have no prediction and get the worst scores: s2/c" in report.warnings
 
 
-def test_processes_give_the_same_as_one(folders: tuple[Path, Path]) -> None:
+def test_processes_give_the_same_as_one(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pvs_model.evaluation.evaluate.get_context", lambda method: fork_server())  # they start at once
     assert evaluate(*folders, workers=2) == evaluate(*folders, workers=1)
 
 
@@ -129,8 +131,8 @@ def test_a_prediction_that_does_not_fit_is_refused_by_name(
     truth, predictions = folders
     spoil(predictions / "s1/b/b_pred.nii.gz", np.roll(blobs(1), 1, 1))
     report = evaluate(truth, predictions, workers=1)
-    found = rows(report)["s1/b"]
-    assert found.status == REFUSED and found.sets["official"]["dice"] == 0 and found.sets["official"]["avd"] == 1
+    row = rows(report)["s1/b"]
+    assert row.status == REFUSED and row.sets["official"]["dice"] == 0 and row.sets["official"]["avd"] == 1
     (problem,) = report.problems
     assert problem.startswith("s1/b: ") and "\n" not in problem and report.data_errors == ()
     assert re.search(said, problem), problem
@@ -139,10 +141,8 @@ def test_a_prediction_that_does_not_fit_is_refused_by_name(
 def test_an_empty_prediction_is_scored_not_refused(folders: tuple[Path, Path]) -> None:
     truth, predictions = folders
     save(predictions / "s1/b/b_pred.nii.gz", np.zeros(SHAPE))
-    found = rows(evaluate(truth, predictions, workers=1))["s1/b"]
-    assert (
-        found.status == SCORED and found.sets["official"]["avd"] == 1 and found.sets["detection"]["precision"] is None
-    )
+    row = rows(evaluate(truth, predictions, workers=1))["s1/b"]
+    assert row.status == SCORED and row.sets["official"]["avd"] == 1 and row.sets["detection"]["precision"] is None
 
 
 def test_a_truth_that_cannot_be_read_is_the_truths_fault(folders: tuple[Path, Path]) -> None:
@@ -217,16 +217,22 @@ def test_regions_are_estimated_from_an_image_on_the_truths_grid(
         assert rows(report, region)[label].sets == rows(before, region)[label].sets
         assert ESTIMATED in rows(report, region)[label].notes
     assert ESTIMATED not in rows(report)["s1/b"].notes
-    told = " ".join(report.warnings)
-    assert f"in 1 of 3 cases {ESTIMATED}: s1/b" in told and "2 of 3 cases have no region masks" in told
+    warnings = " ".join(report.warnings)
+    assert f"in 1 of 3 cases {ESTIMATED}: s1/b" in warnings and "2 of 3 cases have no region masks" in warnings
 
 
 def test_the_boxes_of_the_challenges_script() -> None:
     # 14 x 7 x 9: BG is x 6..8, y 3..4, z 4..5; CSO x 4..10, y 2..5, z 3..6 around it.
-    found = boxes((14, 7, 9))
-    assert [tuple(np.argwhere(found["BG"]).min(0)), tuple(np.argwhere(found["BG"]).max(0))] == [(6, 3, 4), (7, 3, 4)]
-    assert [tuple(np.argwhere(found["CSO"]).min(0)), tuple(np.argwhere(found["CSO"]).max(0))] == [(4, 2, 3), (9, 4, 5)]
-    assert found["CSO"].sum() == 6 * 3 * 3 - 2 and not (found["CSO"] & found["BG"]).any()
+    regions = boxes((14, 7, 9))
+    assert [tuple(np.argwhere(regions["BG"]).min(0)), tuple(np.argwhere(regions["BG"]).max(0))] == [
+        (6, 3, 4),
+        (7, 3, 4),
+    ]
+    assert [tuple(np.argwhere(regions["CSO"]).min(0)), tuple(np.argwhere(regions["CSO"]).max(0))] == [
+        (4, 2, 3),
+        (9, 4, 5),
+    ]
+    assert regions["CSO"].sum() == 6 * 3 * 3 - 2 and not (regions["CSO"] & regions["BG"]).any()
 
 
 def test_boxes_are_of_the_stored_array(folders: tuple[Path, Path]) -> None:
@@ -340,8 +346,8 @@ def test_the_command(folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.
     out = [str(tmp_path / "out" / name) for name in ("scores.json", "scores.csv", "scores.html")]
     command = ["evaluate", "--truth", truth, "--pred", predictions, "--workers", "1"]
     assert main([*command, "--json", out[0], "--csv", out[1], "--html", out[2]]) == 0
-    told = capsys.readouterr()
-    assert "2 cases scored, 1 missing (worst scores)" in told.out and "warning: 1 of 3 cases" in told.err
+    output = capsys.readouterr()
+    assert "2 cases scored, 1 missing (worst scores)" in output.out and "warning: 1 of 3 cases" in output.err
     assert json.loads(Path(out[0]).read_text())["cases"][0]["case"] == "a"
     assert Path(out[1]).read_text().startswith("case,site,protocol,region,status,official.dice")
     assert "s2" in Path(out[2]).read_text()
@@ -375,9 +381,9 @@ def test_what_is_no_mask_is_named_and_not_scored(
     data = change(np.asarray(nib.load(path).dataobj, np.float32))  # type: ignore[attr-defined]
     nib.save(nib.Nifti1Image(data.astype(np.float32), UPRIGHT), path)  # type: ignore[attr-defined]
     assert main(["evaluate", "--truth", str(truth), "--pred", str(predictions), "--workers", "1"]) == 1
-    told = capsys.readouterr()
-    assert f"{path}: expected a mask of 0 and one positive value" in told.err and said in told.err
-    assert "s1/a" not in told.err and "Traceback" not in told.err
+    output = capsys.readouterr()
+    assert f"{path}: expected a mask of 0 and one positive value" in output.err and said in output.err
+    assert "s1/a" not in output.err and "Traceback" not in output.err
 
 
 def test_a_case_of_two_truths_is_not_scored_and_the_others_are(

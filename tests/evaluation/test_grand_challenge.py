@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,8 @@ import SimpleITK as sitk
 from pvs_model.errors import LayoutError
 from pvs_model.evaluation.grand_challenge import evaluate_jobs, evaluate_submission
 from pvs_model.layouts.grand_challenge import OUTPUT_SLUG, Sockets
+from tests import processes
 
-ROOT = Path(__file__).parents[2]
 SHAPE = (6, 7, 8)
 
 
@@ -86,8 +84,10 @@ def test_a_submission_by_hand(site: Path, capsys: pytest.CaptureFixture[str]) ->
     assert content["aggregates"]["CSO"]["official"]["dice"]["mean"] == 0.5  # 1, 1, 0, 0
     assert content["aggregates"]["BG"]["official"]["avd_capped"]["mean"] == 0.5
     assert content["aggregates"]["BG"]["official"]["dice"]["n"] == 4
-    told = capsys.readouterr()
-    assert "2 of 4 cases have no prediction and get the worst scores: c3, c4" in told.err and "error" not in told.err
+    output = capsys.readouterr()
+    assert (
+        "2 of 4 cases have no prediction and get the worst scores: c3, c4" in output.err and "error" not in output.err
+    )
     assert [path.name for path in (site / "out").iterdir()] == ["metrics.json"]
 
 
@@ -184,8 +184,7 @@ def test_no_metrics_where_nothing_can_be_scored(content: str, said: str, site: P
 
 def test_the_containers_entry_point(site: Path) -> None:
     (site / "truth").rename(site / "in" / "ground_truth")  # where it also may lie
-    command = [sys.executable, str(ROOT / "process.py"), "--input", str(site / "in"), "--output", str(site / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = processes.run(["--input", str(site / "in"), "--output", str(site / "out")])
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr and "| all cases |" in done.stdout
     assert metrics(site)["aggregates"]["CSO"]["official"]["dice"]["mean"] == 0.5

@@ -192,21 +192,21 @@ def test_counts_fit_together(pair: Pair) -> None:
 @given(pairs)
 @law
 def test_dice_follows_from_iou(pair: Pair) -> None:
-    found = voxels(overlap(*pair))
-    if found["iou"] is None:
-        assert found["dice"] is None and np.isnan(dice(*pair))
+    scores = voxels(overlap(*pair))
+    if scores["iou"] is None:
+        assert scores["dice"] is None and np.isnan(dice(*pair))
     else:
-        assert found["dice"] == pytest.approx(2 * found["iou"] / (1 + found["iou"]), rel=1e-14)
-        assert found["iou"] <= found["dice"] == dice(*pair)
-    assert official(overlap(*pair))["dice"] == found["dice"]
+        assert scores["dice"] == pytest.approx(2 * scores["iou"] / (1 + scores["iou"]), rel=1e-14)
+        assert scores["iou"] <= scores["dice"] == dice(*pair)
+    assert official(overlap(*pair))["dice"] == scores["dice"]
 
 
 @given(pairs)
 @law
 def test_f1_lies_between_recall_and_precision(pair: Pair) -> None:
-    found = detection(overlap(*pair))
+    scores = detection(overlap(*pair))
     for prefix in ("", "matched_"):
-        recall, precision, f1 = (found[prefix + name] for name in ("recall", "precision", "f1"))
+        recall, precision, f1 = (scores[prefix + name] for name in ("recall", "precision", "f1"))
         if f1 is None:
             assert recall is None and precision is None
         elif recall is None or precision is None:
@@ -214,7 +214,7 @@ def test_f1_lies_between_recall_and_precision(pair: Pair) -> None:
         else:
             assert min(recall, precision) <= f1 <= max(recall, precision)
     both = [
-        (known(found).get(name, 0.0), known(found).get(f"matched_{name}", 0.0))
+        (known(scores).get(name, 0.0), known(scores).get(f"matched_{name}", 0.0))
         for name in ("recall", "precision", "f1")
     ]
     assert all(matched <= touched for touched, matched in both)
@@ -283,12 +283,12 @@ def test_volumes_grow_with_the_cube_of_the_spacing(
 @given(pairs)
 @law
 def test_volumes_fit_together(pair: Pair) -> None:
-    found = known(volume(overlap(*pair), 0.75, None))
-    assert found["signed_mm3"] == found["predicted_mm3"] - found["truth_mm3"]
-    assert found["absolute_mm3"] == abs(found["signed_mm3"])
+    scores = known(volume(overlap(*pair), 0.75, None))
+    assert scores["signed_mm3"] == scores["predicted_mm3"] - scores["truth_mm3"]
+    assert scores["absolute_mm3"] == abs(scores["signed_mm3"])
     either, both = (0.75 * int(mask.sum()) for mask in (pair[0] | pair[1], pair[0] & pair[1]))
-    assert found["symmetric_difference_mm3"] == either - both
-    assert found["absolute_mm3"] <= found["symmetric_difference_mm3"] <= found["truth_mm3"] + found["predicted_mm3"]
+    assert scores["symmetric_difference_mm3"] == either - both
+    assert scores["absolute_mm3"] <= scores["symmetric_difference_mm3"] <= scores["truth_mm3"] + scores["predicted_mm3"]
 
 
 @given(pairs, spacings, st.sampled_from((0.0, 0.5, 1.0, 1.5, 3.0)))
@@ -303,21 +303,21 @@ def test_surface_dice_by_its_definition(
         return np.array(edge, float).reshape(-1, 3) * spacing_mm
 
     prediction, truth = map(surface, pair)
-    found = surface_dice(*pair, spacing_mm, tolerance_mm)
+    score = surface_dice(*pair, spacing_mm, tolerance_mm)
     if not len(prediction) + len(truth):
-        assert found is None
+        assert score is None
         return
     squared = ((prediction[:, None] - truth[None]) ** 2).sum(-1) <= tolerance_mm**2
     near = squared.any(1).sum() + squared.any(0).sum()
-    assert found == pytest.approx(near / (len(prediction) + len(truth)), rel=1e-6)
+    assert score == pytest.approx(near / (len(prediction) + len(truth)), rel=1e-6)
 
 
 @given(pairs, spacings)
 @law_of_surfaces
 def test_more_tolerance_never_lowers_the_surface_dice(pair: Pair, spacing_mm: tuple[float, float, float]) -> None:
-    found = [surface_dice(*pair, spacing_mm, tolerance_mm) or 0.0 for tolerance_mm in (0.0, 1.0, 2.0, 100.0)]
-    assert found == sorted(found)
-    assert found[-1] == float(pair[0].any() and pair[1].any())
+    scores = [surface_dice(*pair, spacing_mm, tolerance_mm) or 0.0 for tolerance_mm in (0.0, 1.0, 2.0, 100.0)]
+    assert scores == sorted(scores)
+    assert scores[-1] == float(pair[0].any() and pair[1].any())
 
 
 # Regions: a region is applied by masking both, and clusters are counted afterwards.

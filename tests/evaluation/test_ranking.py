@@ -55,9 +55,9 @@ def test_tables_6_and_7_give_table_5() -> None:
     assert [s.team for s in ranking.rows] == list(TABLE_5)  # the same order, to the last line
     assert [s.position for s in ranking.rows] == [1, 2, 3, 4, 5, 6, 7, None, None, None]
     for s in ranking.rows:
-        found = (*s.gross, s.final)
-        assert found == OURS[s.team]
-        for ours, printed in zip(found, TABLE_5[s.team], strict=True):
+        ranks = (*s.gross, s.final)
+        assert ranks == OURS[s.team]
+        for ours, printed in zip(ranks, TABLE_5[s.team], strict=True):
             assert (ours is None) == (printed is None)
             assert ours is None or abs(ours - printed) <= 0.25
 
@@ -134,8 +134,8 @@ def test_phases_count_alike_whatever_their_cases() -> None:
     scores += [score("B", str(n), 0.6, phase="validation") for n in range(9)]
     scores += [score("A", "1", 0.9), score("B", "1", 0.1), score("Late", "1", 0.2)]
     ranking = rank(scores)
-    found = {s.team: (s.gross, s.final, s.position) for s in ranking.rows}
-    assert found == {"A": ((2, 1), 1.5, 1), "B": ((1, 3), 2, 2), "Late": ((None, 2), None, None)}
+    results = {s.team: (s.gross, s.final, s.position) for s in ranking.rows}
+    assert results == {"A": ((2, 1), 1.5, 1), "B": ((1, 3), 2, 2), "Late": ((None, 2), None, None)}
     assert any("Late has no final rank" in w and "validation" in w for w in ranking.warnings)
 
 
@@ -162,14 +162,14 @@ def test_without_any_value_the_worst_stands_for_the_mean() -> None:
 def test_equal_teams_share_every_rank_and_the_first_place() -> None:
     scores = [score(team, case, 0.4) for team in "ABCD" for case in ("1", "2", "3")]
     ranking = rank(scores)
-    assert all(found == [2.5] * 4 for found in ranks_of(ranking).values())
+    assert all(ranks == [2.5] * 4 for ranks in ranks_of(ranking).values())
     assert [(s.position, s.final) for s in ranking.rows] == [(1, 2.5)] * 4
     assert significance(scores).phases[0].total.tolist() == [0] * 4
-    found = stability(scores, 20)
-    assert found.frequency[:, 0].tolist() == [1] * 4
-    assert found.tau is None
-    assert "all teams tie" in found.text()
-    json.dumps(found.as_json(), allow_nan=False)
+    result = stability(scores, 20)
+    assert result.frequency[:, 0].tolist() == [1] * 4
+    assert result.tau is None
+    assert "all teams tie" in result.text()
+    json.dumps(result.as_json(), allow_nan=False)
 
 
 def test_one_team_alone_is_first() -> None:
@@ -262,8 +262,8 @@ def test_order_and_names_do_not_matter(scores: list[Score], random: object) -> N
     finals = {s.team: (s.final, s.position) for s in before.rows}
     assert finals == {back[s.team]: (s.final, s.position) for s in after.rows}
     wins = [
-        {names(team): n for p in found.phases for team, n in zip(p.teams, p.total.tolist(), strict=True)}
-        for found, names in ((significance(scores), str), (significance(shuffled), back.__getitem__))
+        {names(team): n for p in result.phases for team, n in zip(p.teams, p.total.tolist(), strict=True)}
+        for result, names in ((significance(scores), str), (significance(shuffled), back.__getitem__))
     ]
     assert wins[0] == wins[1]
 
@@ -371,11 +371,11 @@ def noisy(teams: int = 4, cases: int = 12, phases: tuple[str, ...] = ("validatio
 
 
 def test_clear_separation_never_moves() -> None:
-    found = stability(ladder(10, "ABCD"), 200)
-    assert found.teams == ("A", "B", "C", "D")
-    assert found.frequency.tolist() == np.eye(4).tolist()
-    assert found.low.tolist() == found.high.tolist() == [1, 2, 3, 4]
-    assert (found.tau, found.tau_low, found.tau_high) == pytest.approx((1, 1, 1))
+    result = stability(ladder(10, "ABCD"), 200)
+    assert result.teams == ("A", "B", "C", "D")
+    assert result.frequency.tolist() == np.eye(4).tolist()
+    assert result.low.tolist() == result.high.tolist() == [1, 2, 3, 4]
+    assert (result.tau, result.tau_low, result.tau_high) == pytest.approx((1, 1, 1))
 
 
 def test_a_seed_gives_the_same_again_in_any_order() -> None:
@@ -389,17 +389,17 @@ def test_a_seed_gives_the_same_again_in_any_order() -> None:
 
 
 def test_a_thousand_resamples_of_ten_teams_and_fifty_cases_are_quick() -> None:
-    found = stability(noisy(10, 50), 1000)
-    assert found.frequency.shape == (10, 10)
-    assert -1 <= found.tau_low <= found.tau <= found.tau_high <= 1
+    result = stability(noisy(10, 50), 1000)
+    assert result.frequency.shape == (10, 10)
+    assert -1 <= result.tau_low <= result.tau <= result.tau_high <= 1
 
 
 def test_a_resample_ranks_as_the_ranking_does() -> None:
     """Of one case, every resample is the sample itself."""
     scores = noisy(5, 1)
-    found, full = stability(scores, 3), rank(scores)
-    assert [s.team for s in full.rows] == list(found.teams)
-    for row, standing in zip(found.frequency, full.rows, strict=True):
+    result, full = stability(scores, 3), rank(scores)
+    assert [s.team for s in full.rows] == list(result.teams)
+    for row, standing in zip(result.frequency, full.rows, strict=True):
         assert row[standing.position - 1] == 1
 
 
@@ -420,13 +420,13 @@ def test_stability_refuses_what_it_cannot_do() -> None:
 
 def test_texts_are_tables_of_even_lines() -> None:
     scores = [replace(s, team="a|b") if s.team == "T0" else s for s in noisy()]
-    for found in (rank(scores), significance(scores), stability(scores, 20)):
-        for block in found.text().split("\n\n"):
+    for result in (rank(scores), significance(scores), stability(scores, 20)):
+        for block in result.text().split("\n\n"):
             lines = block.strip().splitlines()
             if lines[0].startswith("|"):
                 assert len({len(line) for line in lines}) == 1
                 assert "a\\|b" in block
-        json.dumps(found.as_json(), allow_nan=False)
+        json.dumps(result.as_json(), allow_nan=False)
 
 
 def test_the_text_shows_means_ranks_and_warnings() -> None:
@@ -439,10 +439,10 @@ def test_the_text_shows_means_ranks_and_warnings() -> None:
 
 @pytest.mark.parametrize("ending", ["png", "svg"])
 def test_the_plot_is_drawn_twice_the_same(ending: str, tmp_path: Path) -> None:
-    found = stability(noisy(), 50)
+    result = stability(noisy(), 50)
     files = [tmp_path / f"{name}.{ending}" for name in ("one", "two")]
     for file in files:
-        plot_stability(found, file)
+        plot_stability(result, file)
     first, second = (file.read_bytes() for file in files)
     assert first == second
     assert first.startswith(b"\x89PNG" if ending == "png" else b"<?xml")
@@ -450,6 +450,6 @@ def test_the_plot_is_drawn_twice_the_same(ending: str, tmp_path: Path) -> None:
 
 
 def test_the_plot_says_what_it_cannot_do(tmp_path: Path) -> None:
-    found = stability(noisy(), 5)
+    result = stability(noisy(), 5)
     with pytest.raises(PlotError, match="ends in .png or .svg, got .gif"):
-        plot_stability(found, tmp_path / "a.gif")
+        plot_stability(result, tmp_path / "a.gif")

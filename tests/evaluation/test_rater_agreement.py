@@ -32,11 +32,11 @@ SHROUT_FLEISS = [[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5,
 
 def test_spearman_with_ties_by_hand() -> None:
     """Ranks 1 2 3 4 and 1.5 1.5 3 4: their products of deviations sum to 4.5, squares to 5 and 4.5."""
-    found = spearman([10, 20, 30, 40], [1, 1, 2, 3])
-    assert found.n == 4
-    assert found.rho == pytest.approx(4.5 / math.sqrt(5 * 4.5))
-    t = found.rho * math.sqrt(2 / (1 - found.rho**2))
-    assert found.p == pytest.approx(2 * stats.t.sf(t, 2))
+    correlation = spearman([10, 20, 30, 40], [1, 1, 2, 3])
+    assert correlation.n == 4
+    assert correlation.rho == pytest.approx(4.5 / math.sqrt(5 * 4.5))
+    t = correlation.rho * math.sqrt(2 / (1 - correlation.rho**2))
+    assert correlation.p == pytest.approx(2 * stats.t.sf(t, 2))
 
 
 @pytest.mark.parametrize(("volumes", "scores"), [([1, 2], [1, 2]), ([1, 1, 1], [1, 2, 3]), ([1, 2, 3], [2, 2, 2])])
@@ -54,12 +54,12 @@ def test_spearman_of_unequal_lengths() -> None:
 
 def test_two_groups_are_students_and_welchs_t() -> None:
     a, b = [1.0, 2, 4, 7, 7], [3.0, 9, 12, 20, 21, 30]
-    for found, t in zip(
+    for comparison, t in zip(
         variance_tests([a, b]), (stats.ttest_ind(a, b), stats.ttest_ind(a, b, equal_var=False)), strict=True
     ):
-        assert found.f == pytest.approx(t.statistic**2)
-        assert found.df == pytest.approx((1, t.df))
-        assert found.p == pytest.approx(t.pvalue)
+        assert comparison.f == pytest.approx(t.statistic**2)
+        assert comparison.df == pytest.approx((1, t.df))
+        assert comparison.p == pytest.approx(t.pvalue)
 
 
 def test_analysis_of_variance_by_hand() -> None:
@@ -142,17 +142,17 @@ FOUR = {
 
 def test_two_groups_are_welchs_t() -> None:
     pair = {score: FOUR[score] for score in (1.0, 3.0)}
-    (found,) = dunnett_t3(pair)
+    (comparison,) = dunnett_t3(pair)
     welch = stats.ttest_ind(FOUR[3.0], FOUR[1.0], equal_var=False)
-    assert (found.t, found.df, found.p) == pytest.approx((welch.statistic, welch.df, welch.pvalue))
-    assert found.scores == (1, 3)
-    assert found.difference == pytest.approx(np.mean(FOUR[3.0]) - np.mean(FOUR[1.0]))
+    assert (comparison.t, comparison.df, comparison.p) == pytest.approx((welch.statistic, welch.df, welch.pvalue))
+    assert comparison.scores == (1, 3)
+    assert comparison.difference == pytest.approx(np.mean(FOUR[3.0]) - np.mean(FOUR[1.0]))
 
 
 def test_every_pair_is_between_welchs_t_and_bonferroni() -> None:
-    found = dunnett_t3(FOUR)
-    assert [pair.scores for pair in found] == list(combinations(sorted(FOUR), 2))
-    for pair in found:
+    comparisons = dunnett_t3(FOUR)
+    assert [pair.scores for pair in comparisons] == list(combinations(sorted(FOUR), 2))
+    for pair in comparisons:
         welch = stats.ttest_ind(FOUR[pair.scores[1]], FOUR[pair.scores[0]], equal_var=False)
         assert (pair.t, pair.df) == pytest.approx((welch.statistic, welch.df))
         assert welch.pvalue < pair.p <= 6 * welch.pvalue * (1 + 1e-9)
@@ -181,14 +181,14 @@ def test_one_group_without_variance_is_tested_two_are_not() -> None:
 
 
 def test_shrout_and_fleiss() -> None:
-    found = {c.form: c for c in intraclass(SHROUT_FLEISS)}
-    assert [round(c.value, 2) for c in found.values()] == [0.17, 0.29, 0.71]
+    coefficients = {c.form: c for c in intraclass(SHROUT_FLEISS)}
+    assert [round(c.value, 2) for c in coefficients.values()] == [0.17, 0.29, 0.71]
     intervals = {"ICC(1,1)": (-0.133, 0.723), "ICC(2,1)": (0.019, 0.761), "ICC(3,1)": (0.342, 0.946)}
     for form, interval in intervals.items():
-        assert (found[form].low, found[form].high) == pytest.approx(interval, abs=5e-4)
-    assert (found["ICC(1,1)"].f, found["ICC(3,1)"].f) == pytest.approx((1.7947, 11.0272), abs=1e-4)
-    assert (found["ICC(1,1)"].df, found["ICC(3,1)"].df) == ((5, 18), (5, 15))
-    assert (found["ICC(1,1)"].p, found["ICC(3,1)"].p) == pytest.approx((0.16477, 0.00013457), rel=1e-3)
+        assert (coefficients[form].low, coefficients[form].high) == pytest.approx(interval, abs=5e-4)
+    assert (coefficients["ICC(1,1)"].f, coefficients["ICC(3,1)"].f) == pytest.approx((1.7947, 11.0272), abs=1e-4)
+    assert (coefficients["ICC(1,1)"].df, coefficients["ICC(3,1)"].df) == ((5, 18), (5, 15))
+    assert (coefficients["ICC(1,1)"].p, coefficients["ICC(3,1)"].p) == pytest.approx((0.16477, 0.00013457), rel=1e-3)
 
 
 def test_perfect_shifted_and_no_agreement() -> None:
@@ -236,40 +236,42 @@ def test_other_tables_are_refused(table: list[object]) -> None:
 
 def measured() -> list[Measurement]:
     """Four score groups of 5 to 7 subjects and one of 2, in one of two scanners; repeats of some."""
-    found = []
+    measurements = []
     for score, values in {**FOUR, 5.0: [60.0, 70]}.items():
         for n, volume in enumerate(values):
             subject, scanner = f"s{score:g}{n}", (("scanner", "ABC"[n % 2]),)
-            found.append(Measurement(subject, volume, score, "BG", "0", scanner))
-            found.append(Measurement(subject, volume + 1 + n % 3, None, "BG", "1", scanner))
+            measurements.append(Measurement(subject, volume, score, "BG", "0", scanner))
+            measurements.append(Measurement(subject, volume + 1 + n % 3, None, "BG", "1", scanner))
             if n:
-                found.append(Measurement(subject, volume - n, None, "BG", "2", scanner))
-    return found
+                measurements.append(Measurement(subject, volume - n, None, "BG", "2", scanner))
+    return measurements
 
 
 def test_agreement_of_everything() -> None:
-    found = agree(measured())
-    assert [(a.region, a.group, a.repeat) for a in found.against] == [
+    agreement = agree(measured())
+    assert [(a.region, a.group, a.repeat) for a in agreement.against] == [
         ("BG", "all", "0"), ("BG", "scanner A", "0"), ("BG", "scanner B", "0")
     ]  # fmt: skip
-    everyone, a, _ = found.against
+    everyone, a, _ = agreement.against
     assert everyone.correlation.n == 26
     assert everyone.pairs == dunnett_t3(FOUR)
     assert everyone.variances == variance_tests(list(FOUR.values()))
     assert [(g.score, g.n, g.left_out) for g in everyone.groups][3:] == [(4, 6, False), (5, 2, True)]
-    assert "BG, 0: scores 5 (2) left out of the comparison of groups, which asks for 5 subjects each" in found.warnings
+    assert (
+        "BG, 0: scores 5 (2) left out of the comparison of groups, which asks for 5 subjects each" in agreement.warnings
+    )
     assert (a.variances, a.pairs) == ((), ())
-    repeats = found.repeats[0]
+    repeats = agreement.repeats[0]
     assert (repeats.repeats, repeats.n, len(repeats.left_out)) == (("0", "1", "2"), 21, 5)
     assert [c.form for c in repeats.correlations] == ["ICC(1,1)", "ICC(2,1)", "ICC(3,1)"]
-    json.dumps(found.as_json(), allow_nan=False)
+    json.dumps(agreement.as_json(), allow_nan=False)
 
 
 @settings(max_examples=10, deadline=None)
 @given(st.permutations(measured()))
 def test_the_order_of_measurements_does_not_matter(shuffled: list[Measurement]) -> None:
-    found, expected = agree(shuffled).as_json(), agree(measured()).as_json()
-    assert json.loads(json.dumps(found), parse_float=lambda x: round(float(x), 9)) == json.loads(
+    actual, expected = agree(shuffled).as_json(), agree(measured()).as_json()
+    assert json.loads(json.dumps(actual), parse_float=lambda x: round(float(x), 9)) == json.loads(
         json.dumps(expected), parse_float=lambda x: round(float(x), 9)
     )
 
@@ -324,9 +326,9 @@ def test_a_file_of_measurements(tmp_path: Path) -> None:
 def test_mistakes_in_a_file_are_told_in_a_sentence(text: str, said: str, tmp_path: Path) -> None:
     path = tmp_path / "m.csv"
     path.write_text(text)
-    with pytest.raises(PVSError, match=said) as told:
+    with pytest.raises(PVSError, match=said) as caught:
         read_measurements(path)
-    assert str(told.value).startswith(str(path))
+    assert str(caught.value).startswith(str(path))
 
 
 def test_a_grouping_column_must_be_there(tmp_path: Path) -> None:
@@ -352,8 +354,8 @@ def test_a_grouping_column_must_be_there(tmp_path: Path) -> None:
 def test_tables_of_spreadsheets(tmp_path: Path, text: str, encoding: str) -> None:
     path = tmp_path / "m.csv"
     path.write_bytes(text.encode(encoding))
-    found = [(m.subject, m.volume, m.score) for m in read_measurements(path)]
-    assert found == [("Müller", 13.1, 1), ("b", 1013.5, 2), ("c", 7, 0)]
+    measurements = [(m.subject, m.volume, m.score) for m in read_measurements(path)]
+    assert measurements == [("Müller", 13.1, 1), ("b", 1013.5, 2), ("c", 7, 0)]
 
 
 @pytest.mark.parametrize("text", ['subject,volume,score\na,"1,234",1\n', "subject;volume;score\na;1,234;1\nb;1.5;1\n"])
@@ -379,8 +381,11 @@ def test_our_own_table_with_a_column_of_scores(tmp_path: Path) -> None:
     header, *lines = csv_text(["case", *REGION_COLUMNS], rows).splitlines()
     path = tmp_path / "burden.csv"
     path.write_text("\n".join([f"{header},score", *(f"{line},{k % 3}" for k, line in enumerate(lines))]))
-    found = read_measurements(path)
-    assert {m.region for m in found} == {"BG", "BG left", "BG right", "all", "all left", "all right"}
-    assert {m.volume for m in found if m.region == "BG"} == {5.0} and {m.subject for m in found} >= {"c0", "c5"}
+    measurements = read_measurements(path)
+    assert {m.region for m in measurements} == {"BG", "BG left", "BG right", "all", "all left", "all right"}
+    assert {m.volume for m in measurements if m.region == "BG"} == {5.0} and {m.subject for m in measurements} >= {
+        "c0",
+        "c5",
+    }
     assert {m.volume for m in read_measurements(path, volume="pvs_count") if m.region == "BG left"} == {1.0}
-    agree(found)
+    agree(measurements)

@@ -1,4 +1,4 @@
-"""Scores from an evaluation and from files: every spelling that is taken, every mistake that is told."""
+"""Scores from an evaluation and from files: every spelling that is taken, every mistake that is reported."""
 
 from __future__ import annotations
 
@@ -126,10 +126,10 @@ HEAD = "team,region,case,recall,precision,dice,avd\n"
     ],
 )
 def test_mistakes_in_a_csv_are_told_in_a_sentence(text: str, said: str, tmp_path: Path) -> None:
-    with pytest.raises(PVSError, match=said) as told:
+    with pytest.raises(PVSError, match=said) as caught:
         read_scores(write(tmp_path, text))
-    assert str(told.value).startswith(str(tmp_path / "scores.csv"))
-    assert "\n" not in str(told.value)
+    assert str(caught.value).startswith(str(tmp_path / "scores.csv"))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "[1]", '{"scores": {}}', "3"])

@@ -73,13 +73,13 @@ def test_one_group_is_the_mean_of_its_networks_to_the_last_bit() -> None:
     networks, scan = [Stub(lambda w, k=k: w[:, k : k + 1]) for k in range(3)], image(16, 16, 16)
     mean = sum((w[None].sigmoid() for w in scan), torch.zeros(1, 16, 16, 16)) / 3
     for combine in ("mean", "maximum"):
-        found = predict(ensemble_of(networks, combine=combine), scan, TOKENS, CPU)
-        assert found.dtype == torch.float32
-        torch.testing.assert_close(found, mean[0], rtol=0, atol=1e-6)  # the windows' weights cancel to rounding
+        probability = predict(ensemble_of(networks, combine=combine), scan, TOKENS, CPU)
+        assert probability.dtype == torch.float32
+        torch.testing.assert_close(probability, mean[0], rtol=0, atol=1e-6)  # the windows' weights cancel to rounding
         name = ensemble_of(networks, combine=combine).groups[0]
         plan = next(memory_plans(CPU, 4))
         alone = sliding_window._run(ensemble_of(networks), name, scan, TOKENS, plan, False, None, "torch")
-        assert torch.equal(found, alone[0])
+        assert torch.equal(probability, alone[0])
 
 
 @given(st.floats(0.01, 0.99))
@@ -96,8 +96,8 @@ def test_groups_weigh_the_same_whatever_their_size() -> None:
     groups = [constant(0.2), constant(0.4), constant(0.6)], [constant(0.8)]
     scan = image(16, 16, 16)
     for combine, expected in (("mean", 0.6), ("maximum", 0.8)):
-        found = predict(ensemble_of(*groups, combine=combine), scan, TOKENS, CPU)
-        torch.testing.assert_close(found, torch.full((16, 16, 16), expected), rtol=0, atol=1e-6)
+        probability = predict(ensemble_of(*groups, combine=combine), scan, TOKENS, CPU)
+        torch.testing.assert_close(probability, torch.full((16, 16, 16), expected), rtol=0, atol=1e-6)
     flat = predict(ensemble_of([*groups[0], *groups[1]]), scan, TOKENS, CPU)
     torch.testing.assert_close(flat, torch.full((16, 16, 16), 0.5), rtol=0, atol=1e-6)
 
@@ -125,8 +125,8 @@ def test_memory_that_runs_out_for_one_group_starts_the_next_anew(monkeypatch: py
 
     monkeypatch.setattr(sliding_window, "_run", run)
     groups = ensemble_of([constant(0.5)], [constant(0.5)])
-    found = predict(groups, image(4, 4, 4), TOKENS, torch.device("cuda"))
-    assert tried == [("0", 4), ("0", 2), ("1", 4)] and torch.equal(found, torch.full((4, 4, 4), 0.5))
+    probability = predict(groups, image(4, 4, 4), TOKENS, torch.device("cuda"))
+    assert tried == [("0", 4), ("0", 2), ("1", 4)] and torch.equal(probability, torch.full((4, 4, 4), 0.5))
 
 
 # ---- planes of a view ----------------------------------------------------------------------------------------------
@@ -155,8 +155,8 @@ def test_a_view_is_its_network_slice_by_slice(view: str, order: tuple[int, int, 
         with torch.inference_mode():
             expected.append(network(wide, TOKENS[None]).sigmoid()[inside][0, 0])
     ensemble = ensemble_of([network], kind=kind, window=32)
-    found = predict(ensemble, head.permute(0, *(1 + a for a in order)), TOKENS, CPU, order=order)
-    back = found.permute(*(order.index(a) for a in range(3)))
+    probability = predict(ensemble, head.permute(0, *(1 + a for a in order)), TOKENS, CPU, order=order)
+    back = probability.permute(*(order.index(a) for a in range(3)))
     torch.testing.assert_close(back, torch.stack(expected, VIEW_AXIS[view]), rtol=0, atol=1e-5)
     assert float(back.std()) > 1e-4
 
@@ -166,9 +166,9 @@ def test_three_views_and_three_dimensions_make_one_answer() -> None:
     flat = [Stub(lambda w, k=k: w[:, k : k + 1], dimensions=2, view=v) for k, v in enumerate(VIEW_AXIS)]
     ensemble = ensemble_of(*([n] for n in flat), [Stub(lambda w: w.sum(1, keepdim=True))])
     scan, done = image(37, 21, 19), []
-    found = predict(ensemble, scan, TOKENS, CPU, progress=done.append, order=(0, 2, 1))
+    probability = predict(ensemble, scan, TOKENS, CPU, progress=done.append, order=(0, 2, 1))
     expected = torch.stack([*scan.sigmoid(), scan.sum(0).sigmoid()]).mean(0)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(probability, expected, rtol=0, atol=1e-5)
     assert sum(done) == count_windows(ensemble, (37, 21, 19), (0, 2, 1))
 
 
@@ -180,10 +180,10 @@ def test_the_pipeline_says_which_axis_is_which(body: Any, thick: int) -> None:
     prepared = prepare({"T2w": body.volume("T2w", spacing_mm=tuple(spacing))})
     for view, axis in VIEW_AXIS.items():
         stub = Stub(lambda w: w[:, 1:2], dimensions=2, view=view)
-        found = pipeline.predict_probability(prepared, ensemble_of([stub], window=32), TOKENS, CPU)
+        probability = pipeline.predict_probability(prepared, ensemble_of([stub], window=32), TOKENS, CPU)
         inside = np.s_[tuple(slice(a.min(), a.max() + 1) for a in np.nonzero(prepared.foreground))]
         expected = 1 / (1 + np.exp(-prepared.image[1][inside]))
-        np.testing.assert_allclose(found[inside], expected, atol=1e-5)
+        np.testing.assert_allclose(probability[inside], expected, atol=1e-5)
         box = [min(prepared.grid.shape[a], w.max() + 5) - max(0, w.min() - 4) for a, w in
                enumerate(np.nonzero(prepared.foreground))]  # fmt: skip
         assert len(stub.windows) % box[axis] == 0  # as many windows in every plane
@@ -214,7 +214,7 @@ def test_regions_are_the_last_channel_of_who_asks(body: Any, spacing: tuple[floa
 
     asking, plain = Stub(asks, regions=True), Stub(lambda w: w[:, 1:2])
     both = ensemble_of([asking], [plain], combine="maximum")
-    found = pipeline.predict_probability(prepared, both, TOKENS, CPU) >= 0.5
+    marked = pipeline.predict_probability(prepared, both, TOKENS, CPU) >= 0.5
     assert {w[1] for w in asking.windows} == {4} and {w[1] for w in plain.windows} == {3}
     assert set(torch.cat(seen).unique().tolist()) <= {0.0, 1.0}
     assert prepared.anatomy is not None
@@ -224,7 +224,7 @@ def test_regions_are_the_last_channel_of_who_asks(body: Any, spacing: tuple[floa
     respaced = min(spacing) < 0.4 or sorted(spacing)[1] > 1.3
     same = (alone == region)[prepared.foreground].mean()
     assert same > 0.95 if respaced else same == 1
-    assert (found & prepared.foreground).sum() > (alone & prepared.foreground).sum() and not (alone & ~found).any()
+    assert (marked & prepared.foreground).sum() > (alone & prepared.foreground).sum() and not (alone & ~marked).any()
 
 
 def test_regions_are_not_asked_of_a_case_whose_networks_do_not_look_at_them(body: Any) -> None:
@@ -278,9 +278,9 @@ def test_a_group_without_its_sequence_is_left_out_and_told(
     assert both.metadata["members"] == 3 and both.metadata["groups"] == 2 and both.metadata["warnings"] == []
     assert t1.metadata["members"] == 2 and t2.metadata["members"] == 1
     assert "groups" not in t1.metadata and "groups" not in t2.metadata
-    told = "networks that only use T1w were left out: the case has no such sequence"
-    assert t2.metadata["warnings"] == [told] and f"a: {told}" in caplog.messages
-    assert t1.metadata["warnings"] == [told.replace("T1w", "T2w")]
+    warning = "networks that only use T1w were left out: the case has no such sequence"
+    assert t2.metadata["warnings"] == [warning] and f"a: {warning}" in caplog.messages
+    assert t1.metadata["warnings"] == [warning.replace("T1w", "T2w")]
     # T2w alone is the reference of both: the group that is left answers as it does in the whole ensemble.
     assert t2.reference == both.reference == "T2w"
     assert (both.probability >= t2.probability - 1e-6).all() and (both.probability > t2.probability + 1e-6).any()
@@ -291,8 +291,8 @@ def test_a_group_without_its_sequence_is_left_out_and_told(
 def test_a_mean_is_over_the_groups_that_are_left(body: Any) -> None:
     groups = ensemble_of([constant(0.2, inputs=("T1w",))], [constant(0.6, inputs=("-T2w", "FLAIR"))])
     prepared = prepare({"FLAIR": body.volume("FLAIR")})
-    found = pipeline.predict_probability(prepared, groups, TOKENS, CPU)
-    np.testing.assert_allclose(found[prepared.foreground], 0.6, atol=1e-6)
+    probability = pipeline.predict_probability(prepared, groups, TOKENS, CPU)
+    np.testing.assert_allclose(probability[prepared.foreground], 0.6, atol=1e-6)
     assert groups.groups[1].inputs == ("T2w", "FLAIR") and groups.with_available_inputs(("T1w", "FLAIR")) is groups
 
 
@@ -327,8 +327,8 @@ def test_views_and_volumes_belong_to_both_kinds(own_weights: Path, tiny: dict[st
         ("3d", 3, "", 3, 1),
     ]  # fmt: skip
     assert len(ensemble.networks) == 5 and ensemble.dimensions == int(kind[0])
-    found = predict(ensemble, image(20, 24, 9), TOKENS, CPU)
-    assert found.shape == (20, 24, 9) and found.isfinite().all()
+    probability = predict(ensemble, image(20, 24, 9), TOKENS, CPU)
+    assert probability.shape == (20, 24, 9) and probability.isfinite().all()
 
 
 @pytest.mark.parametrize("combine", ["median", "", None, 3, ["mean"]], ids=str)

@@ -81,16 +81,16 @@ def test_one_window_is_a_direct_forward(loaded: Weights) -> None:
     scan, tokens = image(40, 40, 40), loaded.embed(PROMPT)
     with torch.inference_mode():
         direct = three.networks[0](scan[None], tokens[None]).sigmoid()[0, 0]
-    found = predict(three, scan, tokens, CPU)
-    assert found.dtype == torch.float32 and found.shape == (40, 40, 40)
-    torch.testing.assert_close(found, direct, rtol=0, atol=1e-6)
-    assert float(found.std()) > 1e-3
+    probability = predict(three, scan, tokens, CPU)
+    assert probability.dtype == torch.float32 and probability.shape == (40, 40, 40)
+    torch.testing.assert_close(probability, direct, rtol=0, atol=1e-6)
+    assert float(probability.std()) > 1e-3
 
 
 def test_bfloat16_on_the_cpu_is_near_float32(loaded: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
     three, scan, tokens = loaded.ensemble("3d"), image(40, 40, 40), loaded.embed(PROMPT)
     exact = predict(three, scan, tokens, CPU)
-    monkeypatch.setattr("pvs_model.inference.device.cpu_has_bfloat16", lambda: True)
+    monkeypatch.setattr("pvs_model.nets.precision.cpu_has_bfloat16", lambda: True)
     fast = predict(three, scan, tokens, CPU)
     assert fast.dtype == torch.float32 and not torch.equal(fast, exact)
     torch.testing.assert_close(fast, exact, rtol=0, atol=0.03)
@@ -146,9 +146,9 @@ def test_mirroring_costs_its_number_of_passes(kind: str, passes: int, mirror: bo
 def test_windows_meet_without_a_seam_at_any_size(shape: tuple[int, int, int], mirror: bool) -> None:
     # Each voxel's answer depends on that voxel only, so the windows' average is that answer exactly.
     scan = image(*shape)
-    found = predict(ensemble_of(Stub(lambda w: w[:, 1:2])), scan, TOKENS, CPU, mirror=mirror)
-    assert found.shape == shape
-    torch.testing.assert_close(found, scan[1].sigmoid(), rtol=0, atol=1e-5)
+    probability = predict(ensemble_of(Stub(lambda w: w[:, 1:2])), scan, TOKENS, CPU, mirror=mirror)
+    assert probability.shape == shape
+    torch.testing.assert_close(probability, scan[1].sigmoid(), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("offset", [-1, 0, 1])
@@ -157,9 +157,9 @@ def test_slices_keep_their_order_and_their_neighbours(shape: tuple[int, int, int
     # Channel 3 c + 1 + k is sequence c, k slices above; the border slices are repeated.
     scan = image(*shape)
     stub = Stub(lambda w: w[:, 4 + offset : 5 + offset], neighbours=3)
-    found = predict(ensemble_of(stub, kind="2d"), scan, TOKENS, CPU)
+    probability = predict(ensemble_of(stub, kind="2d"), scan, TOKENS, CPU)
     z = [min(max(k + offset, 0), shape[2] - 1) for k in range(shape[2])]
-    torch.testing.assert_close(found, scan[1][..., z].sigmoid(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(probability, scan[1][..., z].sigmoid(), rtol=0, atol=1e-5)
     x, y = (16 if n <= 16 else 32 for n in shape[:2])
     assert {window[1:] for window in stub.windows} == {(9, x, y)}
 
@@ -198,10 +198,10 @@ def test_probabilities_add_up_in_float32() -> None:
     # Logits in half precision: their sigmoid in half precision would be off by up to 2^-12.
     halves = torch.linspace(-3, 3, 16**3).reshape(1, 16, 16, 16).half().float().expand(3, -1, -1, -1)
     networks = [Stub(lambda w, k=k: (w[:, :1] / 2**k).half()) for k in range(3)]
-    found = predict(ensemble_of(*networks), halves, TOKENS, CPU)
+    probability = predict(ensemble_of(*networks), halves, TOKENS, CPU)
     exact = torch.stack([(halves[0] / 2**k).half().double().sigmoid() for k in range(3)]).mean(0)
-    assert found.dtype == torch.float32
-    assert float((found - exact).abs().max()) < 1e-6
+    assert probability.dtype == torch.float32
+    assert float((probability - exact).abs().max()) < 1e-6
 
 
 def test_the_mask_takes_the_threshold_in_and_stays_inside() -> None:
@@ -257,8 +257,8 @@ def test_memory_that_runs_out_on_the_gpu(
 
     monkeypatch.setattr(sliding_window, "_run", run)
     with caplog.at_level(logging.WARNING):
-        found = predict(ensemble_of(Stub(lambda w: w[:, :1])), image(4, 4, 4), TOKENS, torch.device("cuda"))
-    assert found.shape == (4, 4, 4)
+        probability = predict(ensemble_of(Stub(lambda w: w[:, :1])), image(4, 4, 4), TOKENS, torch.device("cuda"))
+    assert probability.shape == (4, 4, 4)
     ways = list(memory_plans(torch.device("cuda"), 4))
     assert tried == ways[: fits + 1]
     said = [record.getMessage() for record in caplog.records]

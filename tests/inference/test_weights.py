@@ -29,8 +29,8 @@ def change(folder: Path, **entries: Any) -> None:
 
 
 def members(folder: Path, kind: str = "3d") -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads((folder / MANIFEST).read_text())["ensembles"][kind]["members"]
-    return found
+    members: list[dict[str, Any]] = json.loads((folder / MANIFEST).read_text())["ensembles"][kind]["members"]
+    return members
 
 
 # ---- what is loaded, and what is refused by name -------------------------------------------------------------------

@@ -25,7 +25,7 @@ def lay(root: Path, *files: str) -> Path:
     return root
 
 
-def found(root: Path, name: str | None = None, options: Options | None = None) -> list[Case]:
+def find(root: Path, name: str | None = None, options: Options | None = None) -> list[Case]:
     return choose(root, name, options).find_cases(root)
 
 
@@ -82,7 +82,7 @@ def test_choose_refuses(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["grand_challenge", "bids", "epvs", "flat"])
 def test_a_form_without_any_case_is_an_error(tmp_path: Path, name: str) -> None:
     with pytest.raises(LayoutError, match=f"{tmp_path.name}: expected "):
-        found(tmp_path, name)
+        find(tmp_path, name)
 
 
 def test_output_folder(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_epvs(tmp_path: Path) -> None:
         "site B/x.1/x.1_PVS.nii.gz", "site B/x.1/x.1_BG.nii.gz", "site B/x.1/masks/CSO.nii.gz",
         "site B/x.1/readme.txt", "A/Ü/t2-flair.NII", "docs/readme.txt", ".hidden/x_T1.nii",
     )  # fmt: skip
-    first, second = found(tmp_path, options=Options(suffix="seg2"))
+    first, second = find(tmp_path, options=Options(suffix="seg2"))
     assert (first.name, first.output) == ("A/Ü", Path("A/Ü/Ü_seg2.nii.gz"))
     assert images(first) == {"FLAIR": "t2-flair.NII"}
     assert (second.name, second.output) == ("site B/x.1", Path("site B/x.1/x.1_seg2.nii.gz"))
@@ -116,7 +116,7 @@ def test_epvs_problems_leave_the_others(tmp_path: Path) -> None:
     lay(tmp_path, "a/a_T1w.nii.gz", "a/a_T1w.nii", "a/a_T2w.nii", "a/a_t2.mha", "b/b_T1w.nii.gz",
         "c/c_PVS.nii.gz", "d/scan.nii.gz")  # fmt: skip
     (tmp_path / "e").mkdir()
-    a, b, c, d, e = found(tmp_path)
+    a, b, c, d, e = find(tmp_path)
     assert a.problem == (
         f"{tmp_path}/a: expected one file per sequence, got a_T1w.nii, a_T1w.nii.gz for T1w "
         "and a_T2w.nii, a_t2.mha for T2w: exclude the others with --ignore PATTERN"
@@ -135,7 +135,7 @@ def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
     root.mkdir()
     (root / "001").symlink_to(tmp_path / "store")
     (root / "loop").symlink_to(root)
-    (case,) = found(root)
+    (case,) = find(root)
     assert (case.name, case.images["T1w"]) == ("001", root / "001" / "001_T1w.nii.gz")
 
 
@@ -144,7 +144,7 @@ def test_a_folder_that_cannot_be_listed(tmp_path: Path) -> None:
     lay(tmp_path, "a/a_T1w.nii.gz")
     lay(tmp_path, "b/b_T1w.nii.gz")
     (tmp_path / "a").chmod(0)
-    closed, good = found(tmp_path, "epvs")
+    closed, good = find(tmp_path, "epvs")
     assert closed.problem is not None and "got a folder that cannot be read" in closed.problem
     assert good.problem is None
     (tmp_path / "a").chmod(0o755)
@@ -163,17 +163,17 @@ def test_a_folder_that_cannot_be_listed(tmp_path: Path) -> None:
     ],
 )
 def test_flat(tmp_path: Path, files: list[str], output: str) -> None:
-    (case,) = found(lay(tmp_path / "input", *files))
+    (case,) = find(lay(tmp_path / "input", *files))
     assert case.output == Path(output) and case.problem is None
     assert f"{case.name}_pred" == case.output.name.split(".")[0]
 
 
 def test_flat_problems(tmp_path: Path) -> None:
-    (case,) = found(lay(tmp_path / "a", "T1.nii", "t1_mprage.nii", "T2.nii"))
+    (case,) = find(lay(tmp_path / "a", "T1.nii", "t1_mprage.nii", "T2.nii"))
     assert case.problem and "got T1.nii, t1_mprage.nii for T1w" in case.problem
-    (case,) = found(lay(tmp_path / "b", "scan.nii"), "flat")
+    (case,) = find(lay(tmp_path / "b", "scan.nii"), "flat")
     assert case.problem and case.problem.endswith("by its name, got scan.nii")
-    (case,) = found(lay(tmp_path / "c", *(f"s{i}.nii" for i in range(10))), "flat")
+    (case,) = find(lay(tmp_path / "c", *(f"s{i}.nii" for i in range(10))), "flat")
     assert case.problem and case.problem.endswith("s7.nii and 2 more")
 
 
@@ -220,7 +220,7 @@ def test_bids_keeps_a_description_that_is_there(tmp_path: Path) -> None:
 def test_bids_problems(tmp_path: Path) -> None:
     lay(tmp_path, "sub-1/anat/sub-1_run-1_T1w.nii", "sub-1/anat/sub-1_run-2_T1w.nii",
         "sub-2/anat/sub-2_PDw.nii", "sub-3/anat/sub-3_T1w.nii")  # fmt: skip
-    one, two, three = found(tmp_path)
+    one, two, three = find(tmp_path)
     assert one.problem and "got sub-1_run-1_T1w.nii, sub-1_run-2_T1w.nii for T1w" in one.problem
     assert two.problem and two.problem.endswith("_FLAIR, got sub-2_PDw.nii")
     assert three.problem is None
@@ -251,14 +251,14 @@ def test_grand_challenge_by_inputs_json(tmp_path: Path, key: str) -> None:
         socket("brain-mask", "images/other", key),
         socket("t1-age", "age.json", key),
     )
-    (case,) = found(tmp_path)
+    (case,) = find(tmp_path)
     assert images(case) == {"T1w": "a.b.mha", "T2w": "u.mha"} and case.problem is None
     assert case.output == Path("images/perivascular-space-segmentation/u.mha")
 
 
 def test_grand_challenge_by_folders(tmp_path: Path) -> None:
     lay(tmp_path, "images/flair-brain-mri/a.tif", "images/t1-mri/x.mha", "images/t2-mri/.keep")
-    (case,) = found(tmp_path)
+    (case,) = find(tmp_path)
     assert images(case) == {"T1w": "x.mha", "FLAIR": "a.tif"} and case.problem is None
     assert case.output.name == "x.mha"
 
@@ -267,7 +267,7 @@ def test_grand_challenge_with_own_sockets(tmp_path: Path) -> None:
     lay(tmp_path / "in", "images/structural/a.mha", "images/t2-mri/b.mha")
     file = tmp_path / "sockets.json"
     file.write_text(json.dumps({"inputs": {"structural": "t1w"}, "output": "my-mask"}))
-    (case,) = found(tmp_path / "in", options=Options(sockets=file))
+    (case,) = find(tmp_path / "in", options=Options(sockets=file))
     assert images(case) == {"T1w": "a.mha"} and case.output == Path("images/my-mask/a.mha")
 
 
@@ -295,7 +295,7 @@ def test_an_unusable_sockets_file(tmp_path: Path, text: str | None, words: str) 
 def test_a_path_that_leaves_the_input(tmp_path: Path, path: str) -> None:
     root = sockets(tmp_path / "in", socket("t1-mri", path))
     with pytest.raises(LayoutError, match="inputs.json: expected a path inside the input folder"):
-        found(root)
+        find(root)
 
 
 def test_a_link_that_leaves_the_input(tmp_path: Path) -> None:
@@ -304,12 +304,12 @@ def test_a_link_that_leaves_the_input(tmp_path: Path) -> None:
     (root / "images").mkdir()
     (root / "images" / "t1").symlink_to(tmp_path / "secret")
     with pytest.raises(LayoutError, match="which leads to .*secret"):
-        found(root)
+        find(root)
     (root / "images" / "t1").unlink()
     (root / "images" / "t1").mkdir()
     (root / "images" / "t1" / "x.mha").symlink_to(tmp_path / "secret" / "a.mha")
     with pytest.raises(LayoutError, match="which leads to .*a.mha"):
-        found(root)
+        find(root)
 
 
 @pytest.mark.parametrize(
@@ -324,25 +324,25 @@ def test_a_link_that_leaves_the_input(tmp_path: Path) -> None:
 def test_an_unusable_inputs_json(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "inputs.json").write_text(text)
     with pytest.raises(LayoutError, match=f"inputs.json: {words}"):
-        found(tmp_path)
+        find(tmp_path)
 
 
 def test_grand_challenge_problems(tmp_path: Path) -> None:
     root = lay(tmp_path / "a", "images/t1/a.mha", "images/t1/b.mha")
-    (case,) = found(sockets(root, socket("t1-mri", "images/t1")))
+    (case,) = find(sockets(root, socket("t1-mri", "images/t1")))
     assert case.problem and "got a.mha, b.mha for T1w" in case.problem and not case.images
     root = lay(tmp_path / "b", "images/t1/a.mha")
     sockets(root, socket("t1-mri", "images/t1"), socket("t2-mri", "images/t2"))
-    (case,) = found(root)
+    (case,) = find(root)
     assert case.problem and "an image in " in case.problem
     assert case.problem.endswith("images/t2 for the socket t2-mri, got none")
     sockets(root, socket("ct", "images/t1"))
     with pytest.raises(LayoutError, match=r"\(--sockets FILE.json names them\), got ct"):
-        found(root)
+        find(root)
 
 
 def test_a_dangling_link_is_no_missing_sequence(tmp_path: Path) -> None:
     lay(tmp_path, "T1.nii.gz")
     (tmp_path / "T2.nii.gz").symlink_to(tmp_path / "gone.nii.gz")
-    (case,) = found(tmp_path, "flat")
+    (case,) = find(tmp_path, "flat")
     assert set(case.images) == {"T1w", "T2w"}  # reading it says that nothing is there

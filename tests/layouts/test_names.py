@@ -73,8 +73,8 @@ PREFIX = st.text(string.ascii_letters + "0é ü.-", max_size=8).map(lambda text:
 def test_a_sequence_at_the_end_is_found(prefix: str, sequence: str, extension: str, upper: bool) -> None:
     # A prefix is a case's name here, and may say anything.
     name = f"{prefix}_{sequence}{extension}" if prefix and prefix[0] != "." else sequence + extension
-    found = sequence_of(name.upper() if upper else name.lower(), case=prefix)
-    assert found == sequence
+    detected = sequence_of(name.upper() if upper else name.lower(), case=prefix)
+    assert detected == sequence
 
 
 @given(

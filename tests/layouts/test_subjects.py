@@ -149,11 +149,11 @@ def test_a_folder_per_sequence_below_the_subject(tmp_path: Path) -> None:
 @pytest.mark.parametrize("above", ["", "all/"])
 def test_two_subjects_in_folders_of_sequences_are_not_fused(tmp_path: Path, above: str) -> None:
     root = lay(tmp_path / "in", f"{above}T1/P001.nii", f"{above}FLAIR/P002.nii")
-    assert {name: set(found) for name, found in shown(root).items()} == {
+    assert {name: set(images) for name, images in shown(root).items()} == {
         f"{above}P001": {"T1w"}, f"{above}P002": {"FLAIR"},
     }  # fmt: skip
     root = lay(tmp_path / "one", "P1_T1/scan.nii", "P1_FLAIR/scan.nii", "P2_T1/scan.nii")
-    assert {name: set(found) for name, found in shown(root).items()} == {"P1": {"T1w", "FLAIR"}, "P2": {"T1w"}}
+    assert {name: set(images) for name, images in shown(root).items()} == {"P1": {"T1w", "FLAIR"}, "P2": {"T1w"}}
     (case,) = cases_of(lay(tmp_path / "other", "T1/mueller.nii", "FLAIR/schmidt.nii"))
     assert case.problem and "expected images of one subject" in case.problem
 
@@ -164,7 +164,7 @@ def test_a_folder_per_sequence_with_the_images_deeper(tmp_path: Path) -> None:
         "P1/scans/5-t2_flair/resources/NIFTI/files/image.nii.gz", "P2/scans/3-t1_mprage/NIFTI/image.nii.gz",
         "S_01/MPRAGE/2005-08-26/I9010/ADNI_S_01_MPRAGE_I9010.nii", "S_01/Axial_FLAIR/2005-08-26/I9011/ADNI_S_01.nii",
     )  # fmt: skip
-    assert {name: set(found) for name, found in shown(root).items()} == {
+    assert {name: set(images) for name, images in shown(root).items()} == {
         "P1/scans": {"T1w", "FLAIR"}, "P2/scans": {"T1w"}, "S_01": {"T1w", "FLAIR"},
     }  # fmt: skip
 
@@ -172,7 +172,7 @@ def test_a_folder_per_sequence_with_the_images_deeper(tmp_path: Path) -> None:
 def test_cases_that_are_called_by_a_sequence_are_no_folders_of_it(tmp_path: Path) -> None:
     names = ("T1w-alone", "FLAIR-alone")
     root = lay(tmp_path, "T1w-alone/T1w-alone_T1w.nii.gz", "FLAIR-alone/FLAIR-alone_FLAIR.nii", "a/scan.nii")
-    assert {name for name, found in shown(root).items() if isinstance(found, dict)} == set(names)
+    assert {name for name, images in shown(root).items() if isinstance(images, dict)} == set(names)
     assert isinstance(shown(root)["a"], str)
 
 
@@ -235,7 +235,7 @@ def test_links_to_good_folders_and_files_are_followed(tmp_path: Path) -> None:
     root = lay(tmp_path / "in", "P2/readme.txt")
     (root / "P1").symlink_to(store / "a")
     (root / "P2" / "FLAIR.nii.gz").symlink_to(store / "x.nii.gz")
-    assert {name: set(found) for name, found in shown(root).items()} == {"P1": {"T1w"}, "P2": {"FLAIR"}}
+    assert {name: set(images) for name, images in shown(root).items()} == {"P1": {"T1w"}, "P2": {"FLAIR"}}
 
 
 def test_an_empty_anat_folder_fails(tmp_path: Path) -> None:

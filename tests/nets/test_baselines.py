@@ -76,7 +76,7 @@ def test_every_model_trains_predicts_and_accepts_odd_sizes(name: str, tmp_path: 
     scales = network(x, text)
     assert isinstance(scales, list)
     for level, logits in enumerate(scales):
-        outputs = config.outputs if level == 0 else 1  # the fluid fraction is predicted at full resolution alone
+        outputs = config.outputs if level == 0 else 1  # the PVS fraction is predicted at full resolution alone
         assert logits.shape == (1, outputs, *[side >> level for side in x.shape[2:]])
     shares = [float(logits.detach().sigmoid().mean()) for logits in scales]
     assert max(shares) < 0.1, "heads start at the prevalence of PVS"
@@ -198,7 +198,7 @@ def test_shiva_ignores_the_other_sequences(name: str) -> None:
         ({"guided_level": 3}, "guided_level"),
         ({"nested_from": 3}, "nested_from"),
         ({"nested_from": -1}, "nested_from"),
-        ({"architecture": "dynunet", "text": False}, "no output for the fluid fraction"),
+        ({"architecture": "dynunet", "text": False}, "no output for the PVS fraction"),
     ],
 )
 def test_invalid_configs_are_rejected(changes: dict[str, object], message: str) -> None:

@@ -451,7 +451,7 @@ def test_size_and_cost_of_the_3d_network(config: NetworkConfig, parameters: floa
 def test_shape_of_the_2d_network() -> None:
     net = network(NETWORK_2D)
     assert [tuple(x.shape) for x in net(*inputs(NETWORK_2D, batch=1, size=32))] == [
-        (1, 2, 32, 32),  # PVS and the fluid fraction
+        (1, 2, 32, 32),  # PVS and the PVS fraction
         (1, 1, 16, 16),
         (1, 1, 8, 8),
     ]

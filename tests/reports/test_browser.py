@@ -28,7 +28,7 @@ from pvs_model.reports.case_report import CaseView, write_case_report
 from pvs_model.reports.cohort_index import CaseSummary, write_index
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-PROGRAM = next((found for name in NAMES if (found := shutil.which(name))), None)
+PROGRAM = next((path for name in NAMES if (path := shutil.which(name))), None)
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--hide-scrollbars", "--remote-debugging-pipe",

@@ -82,13 +82,13 @@ def test_the_outline_runs_along_the_edges_of_pixels(mask: str, path: str) -> Non
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.95])
 def test_outlines_enclose_the_mask_and_nothing_else(share: float) -> None:
     mask = np.random.default_rng(1).random((23, 31)) < share
-    found = np.zeros(mask.shape, bool)
+    filled = np.zeros(mask.shape, bool)
     for corners in slices.outlines(mask):
         for (x, y), (to_x, to_y) in zip(corners, corners[1:] + corners[:1], strict=True):
             assert (x == to_x) != (y == to_y), "each step is along one axis, and each corner a turn"
             if x == to_x:
-                found[min(y, to_y) : max(y, to_y), x:] ^= True
-    np.testing.assert_array_equal(found, mask)
+                filled[min(y, to_y) : max(y, to_y), x:] ^= True
+    np.testing.assert_array_equal(filled, mask)
 
 
 def test_the_outline_on_the_page_is_that_of_the_mask() -> None:
@@ -177,9 +177,9 @@ def test_the_slices_with_most_pvs_lie_apart() -> None:
 
 
 def test_another_spacing_of_the_network_is_told() -> None:
-    for seen, told in (((1.0, 1.0, 1.0), False), ((1.0, 1.0, 1.6), True), ("nonsense", False)):
+    for seen, warned in (((1.0, 1.0, 1.0), False), ((1.0, 1.0, 1.6), True), ("nonsense", False)):
         page = case_report(view(facts={"network_spacing_mm": seen}))
-        assert ("its probabilities were resampled back" in page) == told
+        assert ("its probabilities were resampled back" in page) == warned
 
 
 def test_what_was_assumed_is_told(usual: str) -> None:

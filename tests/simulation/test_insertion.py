@@ -54,7 +54,7 @@ def test_no_contrast_changes_nothing() -> None:
     case = insert_with(scan, many(scan, (0.0, 0.0), psf=(0.4, 0.4, 0.4)))
     np.testing.assert_array_equal(case.images, scan.images)
     # There are tubes, but they are invisible: neither labelled nor ignored.
-    assert (case.pvs.fluid > 0).sum() > 20 and (case.pvs.diameter_mm > 0).sum() > 20
+    assert (case.pvs.pvs_fraction > 0).sum() > 20 and (case.pvs.diameter_mm > 0).sum() > 20
     assert not case.pvs.cnr.any() and not case.reference.any() and not case.pvs.ignore.any()
 
 
@@ -90,9 +90,9 @@ def test_tubes_stay_within_insertion_sites() -> None:
     assert fraction[scan.insertion_sites].max() == 1.0
     assert not fraction[~scan.insertion_sites].any() and not case.reference[~scan.insertion_sites].any()
     np.testing.assert_array_equal(case.images[:, ~scan.insertion_sites], scan.images[:, ~scan.insertion_sites])
-    # The point spread blurs the image by a voxel or two; the fluid fraction does not change.
+    # The point spread blurs the image by a voxel or two; the PVS fraction does not change.
     spread = insert_with(scan, replace(params, psf=(0.4, 0.4, 0.4)))
-    np.testing.assert_array_equal(spread.pvs.fluid, fraction)
+    np.testing.assert_array_equal(spread.pvs.pvs_fraction, fraction)
     beyond = (spread.reference > 0) & (ndimage.maximum_filter(fraction, 3) == 0)
     assert not beyond.any(), "a label lies no further than a voxel from its tube"
     assert (spread.images[1][~scan.insertion_sites] > scan.images[1][~scan.insertion_sites]).any()
@@ -109,7 +109,7 @@ def test_labels_follow_what_can_be_seen(voxel: tuple[float, float, float]) -> No
     params = many(scan, (0.1, 0.3), psf=(0.0, 0.0, 0.0))
     fraction, signal, diameter = grow_pvs(scan, params)
     case = insert_with(scan, params)
-    for actual, expected in ((case.pvs.fluid, fraction), (case.pvs.diameter_mm, diameter)):
+    for actual, expected in ((case.pvs.pvs_fraction, fraction), (case.pvs.diameter_mm, diameter)):
         np.testing.assert_array_equal(actual, expected)
     inside = signal > 0.02
     assert inside.any() and not case.pvs.cnr[signal == 0].any()

@@ -18,11 +18,12 @@ from torch import Tensor
 from pvs_model.simulation import artefacts
 from pvs_model.simulation.acquisition import MIN_NOISE, acquire, pvs_contribution
 from pvs_model.simulation.head import INDEX, TISSUES, HeadModel
-from pvs_model.simulation.parameters import ScanParams, SceneParams, Triple, draw_scan, draw_scene
+from pvs_model.simulation.parameters import ScanParams, SceneParams, draw_scan, draw_scene
 from pvs_model.simulation.render import Scene, render
 from pvs_model.simulation.structures import draw_structures
 from pvs_model.simulation.tissue_contrast import STRUCTURES
 from pvs_model.simulation.visibility import HIDDEN, VISIBLE, label_visible, local_maximum, neighbourhood
+from pvs_model.types import Triple
 
 NONE, ONE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 WHITE, FLUID, PVS = INDEX["white_matter"], INDEX["ventricle"], len(TISSUES) + STRUCTURES.index("pvs")

@@ -77,11 +77,11 @@ def test_the_capsule_is_the_white_matter_between_the_nuclei() -> None:
     labels = np.full((24, 24, 24), 41, np.int32)
     labels[4:8, 6:18, 6:18] = 51
     labels[12:16, 6:18, 6:18] = 50
-    found = class_targets(labels)
-    assert (found[4:8, 6:18, 6:18] == CLASS["PUT"]).all()
-    assert (found[12:16, 6:18, 6:18] == CLASS["CAU"]).all()
-    assert (found[8:12, 8:16, 8:16] == CLASS["IC"]).all()
-    assert (found[:2] == CLASS["CSO"]).all() and (found[20:] == CLASS["CSO"]).all()
+    targets = class_targets(labels)
+    assert (targets[4:8, 6:18, 6:18] == CLASS["PUT"]).all()
+    assert (targets[12:16, 6:18, 6:18] == CLASS["CAU"]).all()
+    assert (targets[8:12, 8:16, 8:16] == CLASS["IC"]).all()
+    assert (targets[:2] == CLASS["CSO"]).all() and (targets[20:] == CLASS["CSO"]).all()
     # Other tissue between them is no capsule.
     labels[8:12] = 43
     assert not (class_targets(labels) == CLASS["IC"]).any()
@@ -90,9 +90,9 @@ def test_the_capsule_is_the_white_matter_between_the_nuclei() -> None:
 def test_the_midbrain_is_what_lies_above_the_pons() -> None:
     # Section 16 up to z = 13, 4 of 16 from there on (below 3/4): 7 slices of 4 voxels are midbrain.
     labels = ids(pons=(16, np.s_[8:12, 8:12, 2:13]), midbrain=(16, np.s_[9:11, 9:11, 13:20]), wm=(2, np.s_[2:4, :, :]))
-    found = class_targets(labels)
-    assert np.count_nonzero(found == CLASS["MID"]) == 7 * 4
-    assert np.count_nonzero(found == CLASS["BST"]) == 11 * 16
+    targets = class_targets(labels)
+    assert np.count_nonzero(targets == CLASS["MID"]) == 7 * 4
+    assert np.count_nonzero(targets == CLASS["BST"]) == 11 * 16
 
 
 def test_the_peduncles_are_midbrain_and_the_hypothalamus_is_not() -> None:
@@ -105,16 +105,16 @@ def test_the_peduncles_are_midbrain_and_the_hypothalamus_is_not() -> None:
         high=(60, np.s_[13:16, 16:20, 19:22]),
         wm=(2, np.s_[2:4, :, :]),
     )
-    found = class_targets(labels)
-    assert (found[13:16, 9:12, 13:16] == CLASS["MID"]).all()
-    assert (found[13:16, 16:20, 19:22] == CLASS["VDC"]).all()
+    targets = class_targets(labels)
+    assert (targets[13:16, 9:12, 13:16] == CLASS["MID"]).all()
+    assert (targets[13:16, 16:20, 19:22] == CLASS["VDC"]).all()
 
 
 def test_the_spinal_canal_is_no_intracranial_fluid() -> None:
     labels = ids(csf=(24, np.s_[4:20, 4:20, 0:20]), stem=(16, np.s_[9:12, 9:12, 6:15]), wm=(2, np.s_[6:8, 6:8, 8:20]))
-    found = class_targets(labels)
-    assert not found[:, :, :6].any()
-    assert found[5, 5, 6] == CLASS["CSF"]
+    targets = class_targets(labels)
+    assert not targets[:, :, :6].any()
+    assert targets[5, 5, 6] == CLASS["CSF"]
 
 
 def test_lesions_and_vessels_belong_to_where_they_lie() -> None:
@@ -122,9 +122,9 @@ def test_lesions_and_vessels_belong_to_where_they_lie() -> None:
     labels[4:8, 6:18, 6:18], labels[9:13, 6:18, 6:18] = 12, 10
     labels[8, 11, 11] = 30  # a vessel between putamen and thalamus
     labels[20, 11, 11], labels[21, 11, 11] = 77, 30
-    found = class_targets(labels)
-    assert found[8, 11, 11] == CLASS["IC"]
-    assert found[20, 11, 11] == found[21, 11, 11] == CLASS["CSO"]
+    targets = class_targets(labels)
+    assert targets[8, 11, 11] == CLASS["IC"]
+    assert targets[20, 11, 11] == targets[21, 11, 11] == CLASS["CSO"]
 
 
 def test_every_known_id_has_exactly_one_class() -> None:

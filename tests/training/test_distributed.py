@@ -107,11 +107,11 @@ def torchrun(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
         start_new_session=True,
     ) as process:  # fmt: skip
         try:
-            told = process.communicate(timeout=300)
+            output = process.communicate(timeout=300)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)  # the two processes as well
             raise
-    return subprocess.CompletedProcess(command, process.returncode, *told)
+    return subprocess.CompletedProcess(command, process.returncode, *output)
 
 
 @pytest.fixture(scope="module")
@@ -153,10 +153,12 @@ def test_both_processes_end_with_the_same_weights(two: Path) -> None:
 def test_a_step_is_along_the_mean_of_the_processes_gradients(two: Path) -> None:
     # Not that of one process with the doubled batch: Dice is a ratio of sums over the batch, so the mean of the
     # Dice losses of two halves is not the Dice loss of the whole. What holds exactly is the mean of the gradients.
-    found, expected = load_file(two / "rank0.safetensors"), by_hand(2)
-    assert found.keys() == expected.keys()
-    for name in found:
-        torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
+    actual, expected = load_file(two / "rank0.safetensors"), by_hand(2)
+    assert actual.keys() == expected.keys()
+    for name in actual:
+        torch.testing.assert_close(
+            actual[name], expected[name], rtol=1e-3, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}"
+        )
     alone = by_hand(1)
     assert any((alone[name] - expected[name]).abs().max() > 1e-3 for name in alone), "the second process had no say"
 
@@ -186,8 +188,8 @@ def test_the_command_line_under_torchrun(anatomy: Any, tmp_path: Path) -> None:
     words = ["--cases", "cases", "--folds", "2", "--network", "2d", "--patch", "16", "--steps", "2", "--output", "run"]
     done = torchrun("-m", "pvs_model", "train", *words, "--device", "cpu", folder=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    told = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    assert len(told) == 1 and json.loads(told[0])["steps"] == 2
+    results = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    assert len(results) == 1 and json.loads(results[0])["steps"] == 2
     assert read_state(tmp_path / "run")[0].step == 2
 
 

@@ -77,9 +77,9 @@ def equal(a: Batch, b: Batch) -> bool:
 def test_training_sees_what_the_run_time_sees(simulated: Path) -> None:
     cases = load_cases(simulated, NETWORK_3D)
     assert [case.name for case in cases] == ["a", "b"], "the thick case is for the other network"
-    found = {case.name: case for case in choose(simulated).find_cases(simulated)}
+    by_name = {case.name: case for case in choose(simulated).find_cases(simulated)}
     for case in cases:
-        prepared = prepare(read(found[case.name]))
+        prepared = prepare(read(by_name[case.name]))
         crop = geometry.crop_to(prepared.foreground, CROP_MARGIN)
         expected = torch.from_numpy(np.ascontiguousarray(crop.apply(prepared.image))).half()
         assert torch.equal(case.image, expected)
@@ -190,8 +190,8 @@ def test_a_label_stored_in_another_order_is_the_same(simulated: Path, tmp_path: 
     affine[:, 3] = affine @ [label.data.shape[0] - 1, 0, 0, 1]
     affine[:, :3] = affine[:, [1, 0, 2]] * [1, -1, 1]
     io.write_volume(folder / "a" / "a_PVS.nii.gz", turned, affine)
-    (found,) = load_cases(folder, NETWORK_3D)
-    assert torch.equal(found.label, plain.label)
+    (case,) = load_cases(folder, NETWORK_3D)
+    assert torch.equal(case.label, plain.label)
 
 
 def shifted(data: npt.NDArray[np.float32], affine: npt.NDArray[np.float64]) -> tuple[Any, Any]:
@@ -201,7 +201,7 @@ def shifted(data: npt.NDArray[np.float32], affine: npt.NDArray[np.float64]) -> t
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (shifted, r"a_PVS.nii.gz: expected the grid of .*a_T2w.nii.gz \(.* voxels of .* mm.*\), got .* voxels"),
         (lambda data, affine: (data[:-1], affine), r"a_PVS.nii.gz: expected the grid of .*a_T2w.nii.gz"),
@@ -211,11 +211,11 @@ def shifted(data: npt.NDArray[np.float32], affine: npt.NDArray[np.float64]) -> t
     ],
     ids=["elsewhere", "another shape", "negative", "outside the head"],
 )  # fmt: skip
-def test_labels_that_cannot_be_right(change: Any, told: str, simulated: Path, tmp_path: Path) -> None:
+def test_labels_that_cannot_be_right(change: Any, message: str, simulated: Path, tmp_path: Path) -> None:
     folder = one("a", simulated, tmp_path)
     label = io.read(folder / "a" / "a_PVS.nii.gz")
     io.write_volume(folder / "a" / "a_PVS.nii.gz", *change(label.data, label.affine))
-    with pytest.raises(VolumeError, match=told) as caught:
+    with pytest.raises(VolumeError, match=message) as caught:
         load_cases(folder, NETWORK_3D)
     assert str(caught.value).count("\n") == 0
 
@@ -224,9 +224,9 @@ def test_a_label_that_marks_nothing_is_learnt_from_beside_one_that_does(own: Pat
     path = own / "b" / "b_PVS.nii.gz"
     label = io.read(path)
     io.write_volume(path, label.data * 0, label.affine)
-    found = {case.name: case for case in load_cases(own, NETWORK_3D)}
-    assert not found["b"].label.any() and len(found["b"].points) == 0 and len(found["a"].points)
-    patch = LabelledPatches([found["b"]], NETWORK_3D, 16, seed=1).sample(0)
+    cases = {case.name: case for case in load_cases(own, NETWORK_3D)}
+    assert not cases["b"].label.any() and len(cases["b"].points) == 0 and len(cases["a"].points)
+    patch = LabelledPatches([cases["b"]], NETWORK_3D, 16, seed=1).sample(0)
     assert not patch.label.any() and patch.images.any()
     (own / "a" / "a_PVS.nii.gz").unlink()
     with pytest.raises(VolumeError, match=r"own: expected a PVS in at least one label, got 1 empty ones"):
@@ -505,7 +505,7 @@ def test_cases_and_anatomies_together(
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         ([], "--anatomies, --cases: expected"),
         (["--cases", "CASES"], "--fold 0 --folds 5: expected at least 2 folds and 0 <= fold < folds <= 2 labelled"),
@@ -517,9 +517,9 @@ def test_cases_and_anatomies_together(
     ],
 )
 def test_wrong_words_are_told_in_a_sentence(
-    words: list[Any], told: str, train: Any, simulated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[Any], message: str, train: Any, simulated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     places = {"CASES": simulated, "NOWHERE": tmp_path / "nowhere"}
     assert train("--network", "3d", *(places.get(word, word) for word in words)) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and told in error and error.count("\n") == 1
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1

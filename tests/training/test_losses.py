@@ -1,4 +1,4 @@
-"""The loss by hand: voxels that are ignored, labels and masks of coarser scales, and the fluid fraction."""
+"""The loss by hand: voxels that are ignored, labels and masks of coarser scales, and the PVS fraction."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pvs_model.training.batch import UNKNOWN
 from pvs_model.training.config import LOSSES
-from pvs_model.training.losses import ENTROPIES, FLUID_WEIGHT, DeepSupervision
+from pvs_model.training.losses import ENTROPIES, PVS_FRACTION_WEIGHT, DeepSupervision
 
 
 def sigmoid(x: float) -> float:
@@ -28,11 +28,11 @@ def dice_ce(logits: list[float], labels: list[float]) -> float:
     return dice + sum(map(cross_entropy, logits, labels)) / max(1, len(logits))
 
 
-def target_of(label: Tensor, ignore: Tensor | None = None, fluid: Tensor | None = None) -> Tensor:
+def target_of(label: Tensor, ignore: Tensor | None = None, pvs_fraction: Tensor | None = None) -> Tensor:
     """Target (B, 3, *spatial) from maps (B, 1, *spatial)."""
     ignore = torch.zeros_like(label) if ignore is None else ignore
-    fluid = torch.full_like(label, UNKNOWN) if fluid is None else fluid
-    return torch.cat([label, ignore, fluid], 1)
+    pvs_fraction = torch.full_like(label, UNKNOWN) if pvs_fraction is None else pvs_fraction
+    return torch.cat([label, ignore, pvs_fraction], 1)
 
 
 def line(*values: float) -> Tensor:
@@ -50,8 +50,8 @@ def test_top_k_takes_the_hardest_tenth_by_hand() -> None:
     expected = dice_ce(logits, labels) - sum(entropy) / 20 + (entropy[-1] + entropy[-2]) / 2
     shape = (2, 1, 2, 5)  # over the batch, as nnU-Net does
     loss = DeepSupervision("dice-topk")
-    found = loss([torch.tensor(logits).reshape(shape)], torch.tensor(labels).reshape(shape))
-    assert float(found) == pytest.approx(expected, abs=1e-6)
+    value = loss([torch.tensor(logits).reshape(shape)], torch.tensor(labels).reshape(shape))
+    assert float(value) == pytest.approx(expected, abs=1e-6)
     one = loss([torch.tensor([2.0]).reshape(1, 1, 1, 1)], torch.ones(1, 1, 1, 1))
     assert float(one) == pytest.approx(dice_ce([2.0], [1.0]), abs=1e-6), "at least one voxel is taken"
 
@@ -63,8 +63,8 @@ def test_there_is_no_other_loss() -> None:
 
 def test_the_loss_of_one_scale_by_hand() -> None:
     logits, labels = [2.0, -1.0, 0.5, -3.0], [1.0, 0.0, 0.0, 1.0]
-    found = DeepSupervision()([torch.tensor(logits).reshape(1, 1, 2, 2)], torch.tensor(labels).reshape(1, 1, 2, 2))
-    assert float(found) == pytest.approx(dice_ce(logits, labels), abs=1e-6)
+    value = DeepSupervision()([torch.tensor(logits).reshape(1, 1, 2, 2)], torch.tensor(labels).reshape(1, 1, 2, 2))
+    assert float(value) == pytest.approx(dice_ce(logits, labels), abs=1e-6)
 
 
 @pytest.mark.parametrize("dimensions", [2, 3])
@@ -105,8 +105,8 @@ def test_ignored_voxels_count_neither_as_background_nor_as_pvs() -> None:
     ignore = [0.0, 0.0, 1.0, 0.0, 0.0, 1.0]
     kept = [k for k in range(6) if not ignore[k]]
     expected = dice_ce([logits[k] for k in kept], [labels[k] for k in kept])
-    found = DeepSupervision()([line(*logits)], target_of(line(*labels), line(*ignore)))
-    assert float(found) == pytest.approx(expected, abs=1e-6)
+    value = DeepSupervision()([line(*logits)], target_of(line(*labels), line(*ignore)))
+    assert float(value) == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_label_alone_and_an_empty_mask_are_the_same() -> None:
@@ -159,31 +159,31 @@ def test_coarser_scales_ignore_what_holds_an_ignored_voxel_and_no_label() -> Non
     kept = ignore.flatten() == 0
     full = dice_ce(fine.flatten()[kept].tolist(), label.flatten()[kept].tolist())
     half = dice_ce([coarse[0], coarse[1], coarse[3]], [1.0, 1.0, 0.0])
-    found = DeepSupervision()([fine, torch.tensor(coarse).reshape(1, 1, 1, 4)], target_of(label, ignore))
-    assert float(found) == pytest.approx((full + half / 2) / 1.5, abs=1e-6)
+    value = DeepSupervision()([fine, torch.tensor(coarse).reshape(1, 1, 1, 4)], target_of(label, ignore))
+    assert float(value) == pytest.approx((full + half / 2) / 1.5, abs=1e-6)
 
 
-# ---- fluid fraction ------------------------------------------------------------------------------------------------
+# ---- PVS fraction ------------------------------------------------------------------------------------------------
 
 
-def with_fluid(pvs: Tensor, fluid: Tensor) -> Tensor:
-    return torch.cat([pvs, fluid], 1)
+def with_fluid(pvs: Tensor, pvs_fraction: Tensor) -> Tensor:
+    return torch.cat([pvs, pvs_fraction], 1)
 
 
 def test_the_fluid_fraction_by_hand() -> None:
-    pvs, fluid = [2.0, -1.0, 0.5, -3.0], [-0.5, 1.0, -2.0, 0.3]
+    pvs, pvs_fraction = [2.0, -1.0, 0.5, -3.0], [-0.5, 1.0, -2.0, 0.3]
     labels, shares = [1.0, 0.0, 0.0, 1.0], [0.8, 0.1, UNKNOWN, 0.0]
     target = target_of(line(*labels), line(0, 1, 0, 0), line(*shares))
-    kept = [0, 2, 3]  # fluid is known where labels are ignored, and the other way round
+    kept = [0, 2, 3]  # pvs_fraction is known where labels are ignored, and the other way round
     expected = dice_ce([pvs[k] for k in kept], [labels[k] for k in kept])
-    expected += FLUID_WEIGHT * sum(cross_entropy(fluid[k], shares[k]) for k in (0, 1, 3)) / 3
-    found = DeepSupervision()([with_fluid(line(*pvs), line(*fluid))], target)
-    assert float(found) == pytest.approx(expected, abs=1e-6)
+    expected += PVS_FRACTION_WEIGHT * sum(cross_entropy(pvs_fraction[k], shares[k]) for k in (0, 1, 3)) / 3
+    value = DeepSupervision()([with_fluid(line(*pvs), line(*pvs_fraction))], target)
+    assert float(value) == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("share", [0.05, 0.38, 0.9])
 def test_the_loss_is_least_at_the_true_fraction(share: float) -> None:
-    target = target_of(line(0.0, 0.0), fluid=line(share, share))
+    target = target_of(line(0.0, 0.0), pvs_fraction=line(share, share))
 
     def at(p: float) -> float:
         logit = math.log(p / (1 - p))
@@ -192,7 +192,7 @@ def test_the_loss_is_least_at_the_true_fraction(share: float) -> None:
     grid = [k / 100 for k in range(1, 100)]
     assert min(grid, key=at) == pytest.approx(share, abs=0.006)
     # Also in expectation: a voxel that is 0 in two cases and 1 in the third is a third.
-    thirds = target_of(line(0.0, 0.0, 0.0), fluid=line(0.0, 0.0, 1.0))
+    thirds = target_of(line(0.0, 0.0, 0.0), pvs_fraction=line(0.0, 0.0, 1.0))
 
     def expected(p: float) -> float:
         logit = math.log(p / (1 - p))
@@ -203,9 +203,9 @@ def test_the_loss_is_least_at_the_true_fraction(share: float) -> None:
 
 def test_voxels_of_unknown_fluid_have_no_gradient() -> None:
     logits = torch.randn(2, 2, 4, 4, requires_grad=True)
-    fluid = torch.rand(2, 1, 4, 4)
-    fluid[1] = UNKNOWN  # a labelled case beside a simulated one
-    DeepSupervision()([logits], target_of(torch.zeros(2, 1, 4, 4), fluid=fluid)).backward()
+    pvs_fraction = torch.rand(2, 1, 4, 4)
+    pvs_fraction[1] = UNKNOWN  # a labelled case beside a simulated one
+    DeepSupervision()([logits], target_of(torch.zeros(2, 1, 4, 4), pvs_fraction=pvs_fraction)).backward()
     assert logits.grad is not None
     assert logits.grad[0, 1].all() and not logits.grad[1, 1].any()
     assert logits.grad[:, 0].all(), "labels are known in both"
@@ -218,7 +218,9 @@ def test_voxels_of_unknown_fluid_have_no_gradient() -> None:
 def test_networks_of_one_output_do_not_look_at_the_fluid() -> None:
     logits = [torch.randn(1, 1, 8, 8), torch.randn(1, 1, 4, 4)]
     label = (torch.rand(1, 1, 8, 8) < 0.2).float()
-    values = [DeepSupervision()(logits, target_of(label, fluid=torch.full_like(label, f))) for f in (0.0, 0.7, UNKNOWN)]
+    values = [
+        DeepSupervision()(logits, target_of(label, pvs_fraction=torch.full_like(label, f))) for f in (0.0, 0.7, UNKNOWN)
+    ]
     assert float(values[0]) == float(values[1]) == float(values[2]) == float(DeepSupervision()(logits, label))
 
 

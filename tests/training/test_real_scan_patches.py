@@ -76,23 +76,23 @@ def test_tissue_that_may_hold_pvs_and_its_border_are_no_certain_background(thin:
 @pytest.mark.parametrize("config", [THREE, TWO], ids=["3d", "2d"])
 def test_targets_say_what_is_known(thin: UnlabelledScan, config: NetworkConfig) -> None:
     patches = RealScanPatches([thin], config, 32, seed=4)
-    found = labelled = 0
+    ignored = labelled = 0
     for number in range(12):
         batch = patches.sample(number)
-        label, ignore, fluid = batch.target[0]
+        label, ignore, pvs_fraction = batch.target[0]
         assert batch.images.shape == (1, config.in_channels, *[32] * config.dimensions)
         assert batch.images.isfinite().all() and set(batch.target[0, :2].unique().tolist()) <= {0.0, 1.0}
         assert not (label * ignore).any()
-        # The fluid fraction is known where the loss looks, and nowhere else.
-        assert torch.equal(fluid == UNKNOWN, ignore > 0)
-        assert (fluid[(ignore == 0) & (label == 0)] <= 0.5).all()
-        found, labelled = found + int(ignore.sum()), labelled + int(label.sum())
+        # The PVS fraction is known where the loss looks, and nowhere else.
+        assert torch.equal(pvs_fraction == UNKNOWN, ignore > 0)
+        assert (pvs_fraction[(ignore == 0) & (label == 0)] <= 0.5).all()
+        ignored, labelled = ignored + int(ignore.sum()), labelled + int(label.sum())
         assert "FLAIR" not in batch.prompts[0] and "whole brain" in batch.prompts[0]
         channels = batch.images[0].unflatten(0, (3, -1))
         assert not channels[2].any()
         for channel, name in enumerate(("T1w", "T2w")):
             assert (name in batch.prompts[0]) or not channels[channel].any()
-    assert found > 0 and labelled > 0
+    assert ignored > 0 and labelled > 0
 
 
 def test_a_patch_follows_from_its_number_alone(thin: UnlabelledScan) -> None:
@@ -124,8 +124,8 @@ def test_files_of_different_sequences_are_one_scan_and_doubled_ones_are_two(tmp_
     for name in ("a/T1.nii.gz", "a/FLAIR.nii.gz", "b/x_T2w.nii.gz", "b/y_T2w.nii.gz", "b/x_labels.nii.gz", "T1.mgz"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    found = [sorted(path.name for path in scan.values()) for scan in _group_files([tmp_path])]
-    assert found == [["T1.mgz"], ["FLAIR.nii.gz", "T1.nii.gz"], ["x_T2w.nii.gz"], ["y_T2w.nii.gz"]]
+    names = [sorted(path.name for path in scan.values()) for scan in _group_files([tmp_path])]
+    assert names == [["T1.mgz"], ["FLAIR.nii.gz", "T1.nii.gz"], ["x_T2w.nii.gz"], ["y_T2w.nii.gz"]]
     assert _group_files([tmp_path / "b" / "x_T2w.nii.gz"]) == [{"T2w": tmp_path / "b" / "x_T2w.nii.gz"}]
 
 
@@ -142,7 +142,11 @@ def test_a_cached_scan_equals_the_prepared_one(tmp_path: Path, monkeypatch: pyte
         assert np.array_equal(getattr(first, name), getattr(second, name))
     for name in ("images", "tissues", "regions", "insertion_sites", "affine"):
         assert np.array_equal(getattr(first.background, name), getattr(second.background, name))
-    assert first.background.fluid == second.background.fluid and first.background.present == (True, True, False)
+    assert first.background.csf_intensity == second.background.csf_intensity and first.background.present == (
+        True,
+        True,
+        False,
+    )
 
 
 def test_what_cannot_be_read_is_left_out_and_nothing_at_all_is_an_error(

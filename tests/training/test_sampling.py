@@ -155,9 +155,9 @@ def test_shared_samples_are_those_that_each_would_draw(
     for name, config in kinds.items():
         samples = make_sampler(heads, config, training, CPU, cache=shared)
         for batch in alone[name]:
-            found = samples.batch(2)
-            assert torch.equal(found.images, batch.images) and torch.equal(found.target, batch.target)
-            assert found.prompts == batch.prompts
+            actual = samples.batch(2)
+            assert torch.equal(actual.images, batch.images) and torch.equal(actual.target, batch.target)
+            assert actual.prompts == batch.prompts
     assert len(rendered) == len(set(rendered)), "a scene is rendered once"
     checks = validation_batches(heads, kinds["text"], replace(training, validation_patches=1), shared)
     assert validation_batches(heads, kinds["wider"], replace(training, validation_patches=1), shared) is checks

@@ -1,4 +1,4 @@
-"""Whether sequences lie on each other: measured without a threshold on contrast, told, and mended."""
+"""Whether sequences lie on each other: measured without a threshold on contrast, reported, and corrected."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_registered_images_are_never_told_not_to_be(mm: tuple[float, ...], gain:
 
 
 @pytest.mark.parametrize(
-    ("transform", "told"),
+    ("transform", "displacement"),
     [
         (shift(12, 0, 0), "moved 8 mm left"),
         (shift(0, -14, 0), "moved 8 mm forwards"),
@@ -80,9 +80,9 @@ def test_registered_images_are_never_told_not_to_be(mm: tuple[float, ...], gain:
         (turn(14), "turned by 10 degrees about the axis from foot to head"),
     ],
 )
-def test_a_gross_mismatch_is_told_with_its_way(transform: npt.NDArray[np.float64], told: str) -> None:
-    found = check_alignment(FIRST, transformed(SECOND, transform))
-    assert found.misaligned and found.displacement == told and found.best > found.agreement
+def test_a_gross_mismatch_is_reported_with_its_way(transform: npt.NDArray[np.float64], displacement: str) -> None:
+    alignment = check_alignment(FIRST, transformed(SECOND, transform))
+    assert alignment.misaligned and alignment.displacement == displacement and alignment.best > alignment.agreement
 
 
 def test_grids_of_another_orientation_and_spacing_agree_as_well() -> None:
@@ -92,8 +92,8 @@ def test_grids_of_another_orientation_and_spacing_agree_as_well() -> None:
 
 
 def test_next_to_nothing_in_common_is_not_judged() -> None:
-    found = check_alignment(FIRST, transformed(SECOND, shift(140, 0, 0)))
-    assert math.isnan(found.agreement) and not found.misaligned
+    alignment = check_alignment(FIRST, transformed(SECOND, shift(140, 0, 0)))
+    assert math.isnan(alignment.agreement) and not alignment.misaligned
 
 
 @pytest.mark.parametrize("transform", [shift(12, -6, 4), turn(12) @ shift(3, 3, 3)])
@@ -128,5 +128,5 @@ def test_the_pipeline_tells_and_mends() -> None:
 def test_the_pipeline_leaves_what_is_registered() -> None:
     volumes = {"T2w": FIRST, "FLAIR": SECOND}
     for register_them in (False, True):
-        found, warnings, agreements = align(volumes, register_them)
-        assert not warnings and found == volumes and agreements["FLAIR"] > 1.3
+        aligned, warnings, agreements = align(volumes, register_them)
+        assert not warnings and aligned == volumes and agreements["FLAIR"] > 1.3

@@ -22,11 +22,12 @@ from pvs_model.anatomy.regions import STRUCTURES
 from pvs_model.datasets.label_maps import find_label_maps
 from pvs_model.errors import VolumeError, WeightsError
 from pvs_model.nets.checkpoint import fill, read_metadata, tensors_of
+from pvs_model.nets.precision import autocast
 from pvs_model.training import loop
 from pvs_model.training.anatomy.label_maps import NO_SIDE, RIGHT, LabelMap, load_label_map
 from pvs_model.training.anatomy.scans import Scan, draw, render
 from pvs_model.training.checkpoint import Progress
-from pvs_model.training.config import LoopConfig, autocast
+from pvs_model.training.config import LoopConfig
 from pvs_model.training.distributed import SINGLE_PROCESS, DistributedContext
 
 log = logging.getLogger(__name__)
@@ -128,15 +129,15 @@ class AnatomyTask:
         """
         self.training, self.maps, self.held_out, self.start = training, maps, held_out, start
         torch.manual_seed(training.seed)
-        self.network, self.average = AnatomyNet(config), AnatomyNet(config).eval()
+        self.network, self.averaged_network = AnatomyNet(config), AnatomyNet(config).eval()
         if start is not None:
             loaded = load(start)
             if loaded.config != config:
                 raise WeightsError(f"{start}: expected a network of {config}, got {loaded.config}")
             fill(self.network, tensors_of(loaded))
-        fill(self.average, tensors_of(self.network))
+        fill(self.averaged_network, tensors_of(self.network))
 
-    def begin(self) -> Progress:
+    def initial_progress(self) -> Progress:
         """As ``loop.Task``; the steps and minutes behind ``start`` are added to the results."""
         if self.start is None:
             return Progress()
@@ -161,7 +162,7 @@ class AnatomyTask:
         for k in range(self.training.validation_scans if self.held_out else 0):
             scan = render(self.held_out[k % len(self.held_out)], draw(VALIDATION_SEED + k), self.training.shapes[-1])
             with torch.inference_mode(), autocast(scan.image.device, self.training.precision):
-                rows.append(dice_scores(self.average(scan.image[None, None]).float(), scan))
+                rows.append(dice_scores(self.averaged_network(scan.image[None, None]).float(), scan))
         means = torch.tensor(rows).nanmean(0) if rows else torch.full((len(STRUCTURES) + 1,), torch.nan)
         values = [float(means[:-1].nanmean()), *means.tolist()]
         return {name: round(value, 3) for name, value in zip(self.scores, values, strict=True)}
