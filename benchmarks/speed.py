@@ -1,11 +1,12 @@
-"""Seconds per stage and peak memory of ``process.py``: medians over whole runs, variants interleaved.
+"""Seconds per stage, CPU seconds and peak memory of ``process.py``: medians over whole runs, variants interleaved.
 
     python -m benchmarks.speed [--repeats 3] [--variants openvino torch] [--members 1 5] [--json FILE] [--picture FILE]
-                               [--case NAME=FOLDER ...]
+                               [--case NAME=FOLDER ...] [--weights DIR]
 
-Without ``--case`` three simulated phantoms (132 x 170 x 137 mm of brain) are measured: 1 mm and 0.5 mm isotropic (3D
+Without ``--case`` simulated phantoms (132 x 170 x 137 mm of brain) are measured: 1, 0.8 and 0.5 mm isotropic (3D
 network), and 0.45 x 0.45 x 6 mm (2D network). ``--members`` is the number of networks per ensemble: copies of the
-shipped one, which cost as much as folds would. ``start`` is the time before the first image is read (interpreter,
+first one, which cost as much as folds would. ``cpu`` is the CPU time of the process, which does not depend on what
+else the machine does. ``start`` is the time before the first image is read (interpreter,
 imports, search for cases), ``write`` the time after the last stage. Runs of all variants are interleaved, so that a
 machine that becomes slower affects all of them; ratios are to the first variant in each round, then their median.
 """
@@ -37,9 +38,12 @@ VARIANTS = {
     "torch": ["--backend", "torch"],
     "cpu": ["--device", "cpu"],
     "no-anatomy": ["--no-anatomy"],
+    "fast": ["--fast"],
+    "report": ["--report", "{output}_report"],
 }
 PHANTOMS = {
     "1 mm": ("1", "1", "1"),
+    "0.8 mm": ("0.8", "0.8", "0.8"),
     "0.5 mm": ("0.5", "0.5", "0.5"),
     "0.45 x 0.45 x 6 mm": ("0.45", "0.45", "6"),
 }
@@ -49,7 +53,8 @@ def measure(source: Path, options: list[str]) -> dict[str, float | str]:
     """Runs ``process.py`` over a folder and measures seconds per stage and peak memory in MiB."""
     with tempfile.TemporaryDirectory() as output:
         began = time.perf_counter()
-        command = [sys.executable, str(ROOT / "process.py"), "--input", str(source), "--output", output, *options]
+        command = [sys.executable, str(ROOT / "process.py"), "--input", str(source), "--output", f"{output}/masks"]
+        command += [option.format(output=f"{output}/masks") for option in options]
         child = subprocess.Popen(
             command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
         )
@@ -67,6 +72,7 @@ def measure(source: Path, options: list[str]) -> dict[str, float | str]:
                     out["backend"] = backend
         _, status, usage = os.wait4(child.pid, 0)
         out["total"] = time.perf_counter() - began
+        out["cpu"] = usage.ru_utime + usage.ru_stime
         out["peak_mib"] = usage.ru_maxrss / 1024
     if status:
         raise SystemExit(f"process.py failed on {source} (status {status})")
@@ -87,10 +93,10 @@ def simulated(folder: Path, names: list[str]) -> dict[str, Path]:
     return out
 
 
-def weights_with(folder: Path, members: int) -> Path:
-    """Writes a weights folder with ``members`` copies of the first network of each shipped ensemble."""
+def weights_with(source: Path, folder: Path, members: int) -> Path:
+    """Writes a weights folder with ``members`` copies of the first network of each ensemble of ``source``."""
     out = folder / f"weights_{members}"
-    shutil.copytree(ROOT / "weights", out)
+    shutil.copytree(source, out)
     manifest = json.loads((out / "MANIFEST.json").read_text())
     for ensemble in manifest["ensembles"].values():
         ensemble["members"] = ensemble["members"][:1] * members
@@ -100,7 +106,7 @@ def weights_with(folder: Path, members: int) -> Path:
 
 def summary(runs: list[dict[str, float | str]], base: list[dict[str, float | str]]) -> dict[str, Any]:
     """Computes medians of runs, and the median of the ratios to the runs of another variant in the same rounds."""
-    keys = (*STAGES, "total", "peak_mib")
+    keys = (*STAGES, "total", "cpu", "peak_mib")
     medians = {key: round(statistics.median(float(run[key]) for run in runs), 2) for key in keys}
     ratios = [float(run["total"]) / float(other["total"]) for run, other in zip(runs, base, strict=True)]
     totals = [round(float(run["total"]), 1) for run in runs]
@@ -139,13 +145,14 @@ def main() -> None:
     parser.add_argument("--members", nargs="+", type=int, default=[1])
     parser.add_argument("--phantoms", nargs="+", choices=PHANTOMS, default=list(PHANTOMS))
     parser.add_argument("--case", action="append", default=[], metavar="NAME=FOLDER", help="instead of phantoms")
+    parser.add_argument("--weights", type=Path, default=ROOT / "weights")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--picture", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         given = {name: Path(folder) for name, folder in (item.split("=", 1) for item in args.case)}
         cases = given or simulated(Path(scratch), args.phantoms)
-        weights = {n: weights_with(Path(scratch), n) for n in args.members}
+        weights = {n: weights_with(args.weights, Path(scratch), n) for n in args.members}
         results = {}
         for name, folder in cases.items():
             settings = list(itertools.product(args.members, args.variants))
@@ -158,7 +165,7 @@ def main() -> None:
                 label = f"{name}, {members} network{'s' if members > 1 else ''}, {variant}"
                 results[label] = row = summary(runs[members, variant], runs[members, settings[0][1]])
                 print(f"{label} ({row['backend']}; median of {args.repeats}: {row['totals']})")
-                print("  " + "  ".join(f"{key} {row[key]:.1f} s" for key in (*STAGES, "total")))
+                print("  " + "  ".join(f"{key} {row[key]:.1f} s" for key in (*STAGES, "total", "cpu")))
                 ratio = f"{row['ratio']:.2f} times as long as {settings[0][1]}"
                 print(f"  peak memory {row['peak_mib']:.0f} MiB; {ratio}", flush=True)
     machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}

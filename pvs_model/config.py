@@ -42,6 +42,7 @@ class InferenceConfig:
         backend: What runs the networks on a CPU: "auto", "torch" or "openvino".
         n4: Whether to correct the bias field first.
         mirror: Whether to average over mirrored windows.
+        fast: Whether to run one network of each group, with windows that barely overlap: for a quick look.
         prompt: A prompt to use instead of the standard one.
         anatomy: Whether to estimate brain and regions.
         register: Whether to register sequences that do not fit the reference.
@@ -54,6 +55,7 @@ class InferenceConfig:
     backend: str = "auto"
     n4: bool = False
     mirror: bool = False
+    fast: bool = False
     prompt: str | None = None
     anatomy: bool = True
     register: bool = False

@@ -119,7 +119,6 @@ class Segmenter:
         Raises:
             PVSError: The weights are damaged, or the device is not available.
         """
-        import monai.inferers  # noqa: F401
         import nibabel  # noqa: F401
         import SimpleITK  # noqa: F401
         from scipy import ndimage  # noqa: F401
@@ -173,7 +172,7 @@ class Segmenter:
             from pvs_model.nets.text import prompt as standard_prompt
 
             configuration = choose_configuration(prepared.grid)
-            complete = self.runtime.weights.ensemble(configuration)
+            complete = self._ensemble(configuration)
             ensemble = complete.with_available_inputs(prepared.sequences)
             prompt = self.config.prompt or standard_prompt(prepared.sequences, max(prepared.grid.spacing_mm))
             text = self.runtime.weights.embed(prompt)
@@ -183,6 +182,8 @@ class Segmenter:
             for group in complete.groups
             if group not in ensemble.groups
         ]
+        if self.config.fast:
+            warnings.append("fast run: one network and windows without overlap, for a quick look")
         for warning in warnings:
             log.warning("%s: %s", name, warning)
 
@@ -190,7 +191,7 @@ class Segmenter:
             from pvs_model.inference.sliding_window import backend_name
 
             # Loaded anew where the GPU that held the networks was lost.
-            networks = self.runtime.weights.ensemble(configuration).with_available_inputs(prepared.sequences)
+            networks = self._ensemble(configuration).with_available_inputs(prepared.sequences)
             with self._network_lock:
                 backend = backend_name(networks, device, self.config.backend)
                 line = f"predict ({configuration}, {len(networks.networks)} networks, {backend})"
@@ -223,6 +224,10 @@ class Segmenter:
             mask,
             prediction.pvs_fraction,
         )
+
+    def _ensemble(self, configuration: str) -> Ensemble:
+        ensemble = self.runtime.weights.ensemble(configuration)
+        return ensemble.fast() if self.config.fast else ensemble
 
     def _estimate_anatomy(self, name: str, volumes: dict[str, Volume], seconds: dict[str, float]) -> Anatomy | None:
         """The anatomy of a case; None if it is not wanted, if there is no network for it, or if it detects no brain."""
@@ -282,15 +287,17 @@ def predict_maps(
 
     ensemble = ensemble.with_available_inputs(prepared.sequences)
     grid = NetworkGrid.create(
-        prepared.foreground, prepared.grid.affine, ensemble.dimensions, ensemble.spacing_mm, ensemble.thickness_mm
+        prepared.searched, prepared.grid.affine, ensemble.dimensions, ensemble.spacing_mm, ensemble.thickness_mm
     )
     image = torch.from_numpy(network_image(prepared, grid, any(group.regions for group in ensemble.groups)))
+    searched = torch.from_numpy(grid.apply_mask(prepared.searched, 0.01) > 0)
     if bar is not None:
-        bar.reset(total=sliding_window.count_windows(ensemble, image.shape[1:], grid.order))
+        bar.reset(total=sliding_window.count_windows(ensemble, image.shape[1:], grid.order, searched))
     progress = None if bar is None else bar.update
     maps = sliding_window.predict_maps(
-        ensemble, image, text, device, mirror=mirror, progress=progress, backend=backend, order=grid.order
-    )
+        ensemble, image, text, device, mirror=mirror, progress=progress, backend=backend, order=grid.order,
+        searched=searched,
+    )  # fmt: skip
     probability, *further = (grid.invert(values) for values in maps.numpy())
     return probability, further[0] if further else None
 
@@ -314,6 +321,7 @@ def _metadata(prediction: Prediction, voxels: int, removed: int) -> dict[str, An
         "network": ensemble.configuration,
         "members": len(ensemble.networks),
         **({"groups": len(ensemble.groups)} if len(ensemble.groups) > 1 else {}),
+        "overlap": ensemble.overlap,
         "backend": prediction.backend,
         "threshold": ensemble.threshold,
         "prompt": prediction.prompt,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +36,14 @@ TINY = {
 def exact_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
     """Inference in float32, as on a CPU without bfloat16: tests of arithmetic then hold on every machine."""
     monkeypatch.setattr("pvs_model.nets.precision.cpu_has_bfloat16", lambda: False)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache folder of the tests' own, also for the processes that they start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @dataclass(frozen=True)

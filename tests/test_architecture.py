@@ -49,6 +49,7 @@ EXTRAS: Mapping[str, tuple[frozenset[str], str]] = {
     "batch.clusters": (frozenset({"dask", "dask_jobqueue", "distributed"}), "requirements-cluster.txt"),
     "batch.worker": (frozenset({"distributed"}), "requirements-cluster.txt"),
     "inference.openvino": (frozenset({"openvino"}), "requirements-openvino.txt"),
+    "inference.graph_cache": (frozenset({"openvino"}), "requirements-openvino.txt"),
 }
 
 LONGEST_PROCESS = 10

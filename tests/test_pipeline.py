@@ -35,6 +35,17 @@ def test_a_case_from_files_to_facts(
     assert [m.split(" ")[1] for m in caplog.messages] == ["read", "align", "prepare", "load", "predict"]
 
 
+def test_a_fast_run_takes_one_network_and_says_so(
+    write_body: Callable[..., dict[str, Path]], weights: Path, tmp_path: Path
+) -> None:
+    case = Case("a", write_body(tmp_path / "a_{}.nii.gz", ("T2w",)), Path("a.nii.gz"))
+    full, fast = (Segmenter(InferenceConfig(weights, "cpu", fast=fast)).segment(case) for fast in (False, True))
+    assert (full.metadata["members"], full.metadata["overlap"], full.metadata["warnings"]) == (2, 0.25, [])
+    assert (fast.metadata["members"], fast.metadata["overlap"]) == (1, 0.0)
+    assert fast.metadata["warnings"] == ["fast run: one network and windows without overlap, for a quick look"]
+    assert not np.array_equal(fast.probability, full.probability)
+
+
 def test_the_prompt_names_what_the_network_sees(body: Any, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flat = body.volume("T1w", spacing_mm=(1, 1, 4))
     flat = replace(flat, data=(flat.data > 0).astype(np.float32))

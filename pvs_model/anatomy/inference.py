@@ -75,10 +75,14 @@ def find_regions(
     network = load_network(weights, device)
     image, affine = working_image(volume)
     if image.shape != TRAINED_SHAPE:
-        # A large field of view: a first pass finds the brain, the second runs on a grid like those of training.
         image, affine = _cut(image, affine, _box(_bright(image)))
-        image, affine = _cut(image, affine, _box(_rough_brain(image, network, device)))
     probability = classify(image, network, device)
+    if image.shape != TRAINED_SHAPE:
+        # A large field of view: the first pass finds the brain, a second runs on a grid like those of training.
+        box = _box(_largest_brain(probability))
+        if any(part.stop - part.start < length for part, length in zip(box, image.shape, strict=True)):
+            image, affine = _cut(image, affine, box)
+            probability = classify(image, network, device)
     keep_brain_component(probability, volume)
     if grid is None:
         canonical, inverse = to_ras(volume)  # so that the stored order of voxels has no influence
@@ -192,9 +196,8 @@ def _bright(image: Tensor) -> BoolArray:
     return mask
 
 
-def _rough_brain(image: Tensor, network: AnatomyNet, device: torch.device) -> BoolArray:
-    with torch.no_grad(), autocast(device):
-        classes = network(image[None, None].to(device))[0, :CLASSES].argmax(0).cpu().numpy()
+def _largest_brain(probability: Tensor) -> BoolArray:
+    classes = probability[:CLASSES].argmax(0).numpy()
     return largest_component((classes != 0) & (classes != CLASS["CSF"]))
 
 

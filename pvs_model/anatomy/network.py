@@ -1,4 +1,4 @@
-"""Defines the anatomy network: MONAI's U-Net on a folded grid, a class per structure and a channel for the side."""
+"""Defines the anatomy network: a U-Net on a folded grid, a class per structure and a channel for the side."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from pvs_model.anatomy.regions import CLASSES
+from pvs_model.anatomy.unet import UNet
 from pvs_model.nets.checkpoint import load_as
 
 #: Working resolution in mm, isotropic.
@@ -65,20 +66,8 @@ class AnatomyNet(nn.Module):
 
     def __init__(self, config: AnatomyConfig) -> None:
         super().__init__()
-        from monai.networks.nets import DynUNet
-
         self.config = config
-        levels = len(config.widths)
-        self.core = DynUNet(
-            spatial_dims=3,
-            in_channels=8,
-            out_channels=8 * (config.classes + 1 + config.guides),
-            kernel_size=[3] * levels,
-            strides=[1] + [2] * (levels - 1),
-            upsample_kernel_size=[2] * (levels - 1),
-            filters=config.widths,
-            norm_name=("INSTANCE", {"affine": True}),
-        )
+        self.core = UNet(8, 8 * (config.classes + 1 + config.guides), config.widths)
         self.borders = nn.Sequential(
             nn.Conv3d(1 + 2 * config.classes + 1 + config.guides, config.border_width, 3, padding=1),
             nn.InstanceNorm3d(config.border_width, affine=True),

@@ -88,6 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser, weights: Path) -> None:
     add("--no-anatomy", dest="anatomy", action="store_false", help="no brain mask, no regions")
     add("--register", action="store_true", help="register sequences to the reference where that improves the fit")
     add("--n4", action="store_true", help="correct the bias field first")
+    add("--fast", action="store_true", help="for a quick look: one network, and windows without overlap")
     add("--mirror", action="store_true", help="average over mirror images (8 or 4 times slower)")
 
 

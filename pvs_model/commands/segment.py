@@ -41,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         PVSError: No case can be run.
     """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait by spinning cost more than the work
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: no file is left half-written
     if os.path.isfile(args.input / "predictions.json"):  # False, not an error, for a folder that may not be read
         from pvs_model.evaluation.grand_challenge import evaluate_submission

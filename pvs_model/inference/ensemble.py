@@ -90,6 +90,11 @@ class Ensemble:
         """Networks of all groups."""
         return tuple(network for group in self.groups for network in group.networks)
 
+    def fast(self) -> Ensemble:
+        """The first network of each group, with windows that overlap no more than they must: for a quick look."""
+        groups = tuple(replace(group, networks=group.networks[:1]) for group in self.groups)
+        return replace(self, groups=groups, overlap=0.0)
+
     def with_available_inputs(self, available: Sequence[str]) -> Ensemble:
         """Keeps the groups that use at least one available sequence.
 

@@ -1,8 +1,8 @@
 """Compiles a group of networks to one OpenVINO graph: the fast path on CPUs where ``openvino`` is installed.
 
 The networks are traced once per architecture, filled with each network's weights, and joined into one graph whose
-output is the mean probability, so that only one network's features are in memory at a time. ``convert_model`` is not
-used, because it needs a package that sends usage data.
+output is the mean probability, so that only one network's features are in memory at a time. The result is kept in the
+user's cache folder (``graph_cache``). ``convert_model`` is not used, because it needs a package that sends usage data.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from pvs_model.errors import DeviceError
+from pvs_model.inference.graph_cache import cached_graph
 from pvs_model.nets.base import SegmentationNet, crop
 from pvs_model.nets.precision import cpu_has_bfloat16
 
@@ -139,7 +140,7 @@ class CompiledEnsemble:
         self.size_divisor = math.lcm(*(network.size_divisor for network in networks))
         self.min_size = max(network.min_size for network in networks)
         self.heads = max(network.config.heads for network in networks)
-        self.graph = _joined(_graphs(networks, self.terms))
+        self.graph = cached_graph(_core(), networks, self.terms, lambda: _joined(_graphs(networks, self.terms)))
         self._requests: OrderedDict[tuple[int, ...], Any] = OrderedDict()
 
     def __call__(self, windows: Tensor, text: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from pvs_model.inference import openvino
 from pvs_model.inference.device import MemoryPlan, with_memory_fallback
 from pvs_model.inference.ensemble import Ensemble, Group
+from pvs_model.inference.windows import Window, join_windows, starts, windows
 from pvs_model.nets.base import SegmentationNet
 from pvs_model.nets.precision import autocast
 from pvs_model.nets.slices import stack_slices
@@ -37,6 +39,7 @@ def predict_maps(
     progress: Progress | None = None,
     backend: str = "torch",
     order: tuple[int, int, int] = (0, 1, 2),
+    searched: Tensor | None = None,
 ) -> Tensor:
     """Predicts the probability of PVS and, with networks that estimate it, the PVS fraction.
 
@@ -54,9 +57,10 @@ def predict_maps(
         progress: Callback for the number of windows done.
         backend: "torch", "openvino", or "auto" for OpenVINO on CPUs where it is installed.
         order: RAS+ axis of each of X, Y and Z; only used by groups with a view.
+        searched: bool (X, Y, Z), voxels that are needed: windows without any are not computed. None for all.
 
     Returns:
-        float32 (1 or 2, X, Y, Z) on the CPU, 0 to 1: probability and PVS fraction.
+        float32 (1 or 2, X, Y, Z) on the CPU, 0 to 1: probability and PVS fraction; 0 where no window lies.
 
     Raises:
         DeviceError: Memory runs out on the CPU as well, or OpenVINO was requested and cannot run the networks.
@@ -66,8 +70,9 @@ def predict_maps(
         """Mean maps (1 or 2, X, Y, Z) over the networks of a group."""
         axes = _axes(group, order)
         oriented = image[: group.config.sequences + group.regions].permute(0, *(1 + axis for axis in axes))
+        sides, boxes = _layout(ensemble, group, image.shape[1:], searched, axes)
         maps = with_memory_fallback(
-            lambda plan: _run(ensemble, group, oriented, text, plan, mirror, progress, backend), device, batch_size
+            lambda plan: _run(group, oriented, text, plan, sides, boxes, mirror, progress, backend), device, batch_size
         )
         return maps.permute(0, *(1 + axes.index(axis) for axis in range(3)))
 
@@ -85,55 +90,52 @@ def _axes(group: Group, order: tuple[int, int, int]) -> tuple[int, ...]:
     return tuple(order.index(axis) for axis in PLANES[group.view]) if group.view else (0, 1, 2)
 
 
+def _layout(
+    ensemble: Ensemble, group: Group, shape: Sequence[int], searched: Tensor | None, axes: Sequence[int]
+) -> tuple[tuple[int, ...], list[Window]]:
+    """Sides and places of a group's windows over an image (X, Y, Z), in the group's order of axes."""
+    sides = roi_size_for(ensemble, lengths := [shape[axis] for axis in axes], group.dimensions)
+    oriented = None if searched is None else searched.permute(*axes)
+    return sides, windows(lengths, sides, ensemble.overlap, oriented)
+
+
 def _run(
-    ensemble: Ensemble,
     group: Group,
     image: Tensor,
     text: Tensor,
     plan: MemoryPlan,
+    sides: Sequence[int],
+    boxes: Sequence[Window],
     mirror: bool,
     progress: Progress | None,
     backend: str,
 ) -> Tensor:
     """Mean maps (outputs, X, Y, Z) of a group, float32 on the CPU."""
-    # MONAI takes seconds to import: not before the first image has been read.
-    from monai.inferers import SliceInferer, SlidingWindowInferer
-
     tokens = text.to(plan.device)[None]
     mean = mean_probability(group.networks, plan.device, backend)
+    flat = group.dimensions == 2
 
-    def average(windows: Tensor) -> Tensor:
-        """Mean maps (B, outputs, *roi) over the networks and mirror images, in float32."""
-        spatial = range(2, windows.ndim)
+    def average(batch: Tensor) -> Tensor:
+        """Mean maps (B, outputs, *sides) over the networks and mirror images, in float32."""
+        if flat:
+            batch = batch.squeeze(-1)
+        spatial = range(2, batch.ndim)
         flips = [
             tuple(a for k, a in enumerate(spatial) if m >> k & 1) for m in range(2 ** len(spatial) if mirror else 1)
         ]
-        total = mean(windows, tokens)
+        total = mean(batch, tokens)
         for axes in flips[1:]:
-            total += mean(windows.flip(axes), tokens).flip(axes)
+            total += mean(batch.flip(axes), tokens).flip(axes)
         if progress is not None:
-            progress(len(windows))
-        return total / len(flips)
+            progress(len(batch))
+        total /= len(flips)
+        return total.unsqueeze(-1) if flat else total
 
-    shared = {
-        "sw_batch_size": plan.batch_size,
-        "overlap": ensemble.overlap,
-        "mode": "gaussian",
-        "sw_device": plan.device,
-        "device": plan.output_device,
-    }
-    roi_size = roi_size_for(ensemble, image.shape[1:], group.dimensions)
     with torch.inference_mode():
         image = image.to(plan.output_device)  # once, instead of window by window
-        if group.dimensions == 3:
-            inferer = SlidingWindowInferer(roi_size=roi_size, **shared)
-            maps = inferer(image[None], average)
-        else:
-            neighbours = group.config.neighbour_slices
-            stacked = stack_slices(image, neighbours).permute(1, 2, 3, 0)[None]  # (1, channels, X, Y, Z)
-            maps = SliceInferer(roi_size=roi_size, spatial_dim=2, **shared)(stacked, average)
-    assert isinstance(maps, Tensor)
-    return maps[0].float().cpu()
+        if flat:
+            image = stack_slices(image, group.config.neighbour_slices).permute(1, 2, 3, 0)  # (channels, X, Y, Z)
+        return join_windows(image, sides, boxes, average, plan.batch_size, plan.device).cpu()
 
 
 def backend_name(ensemble: Ensemble, device: torch.device, backend: str) -> str:
@@ -185,27 +187,29 @@ def mean_probability(
     return mean
 
 
-def roi_size_for(ensemble: Ensemble, shape: Sequence[int], dimensions: int | None = None) -> tuple[int, ...]:
+def roi_size_for(ensemble: Ensemble, shape: Sequence[int], dimensions: int | None = None) -> tuple[int, int, int]:
     """The window size for an image (X, Y, Z) and networks of ``dimensions`` (None: those of the configuration).
 
     In 3D a cube of the manifest's side; in 2D a plane of one to two times that side, which covers a whole slice of
-    nearly every scan. On held-out simulated heads, larger cubes, the whole brain at once and boxes fitted to it did
-    worse in 3D; planes of 256, and smaller ones without padding, did worse in 2D.
+    most scans, and longer slices with as few planes as possible. On held-out simulated heads, larger cubes, the whole
+    brain at once and boxes fitted to it did worse in 3D; smaller planes without padding did worse in 2D.
     """
     side = ensemble.roi_size
     if (dimensions or ensemble.dimensions) == 3:
-        return (side,) * 3
-    return tuple(min(max(side, -(-length // _PLANE_STEP) * _PLANE_STEP), 2 * side) for length in shape[:2])
+        return side, side, side
+    x, y = (_plane_side(length, side, ensemble.overlap) for length in shape[:2])
+    return x, y, 1
 
 
-def count_windows(ensemble: Ensemble, shape: Sequence[int], order: tuple[int, int, int] = (0, 1, 2)) -> int:
+def _plane_side(length: int, side: int, overlap: float) -> int:
+    """The shortest side of planes that cover a slice's ``length`` with as few as planes of ``2 * side`` would."""
+    count = len(starts(length, 2 * side, overlap))
+    shortest = math.ceil(length / (count - (count - 1) * overlap))
+    return max(side, -(-shortest // _PLANE_STEP) * _PLANE_STEP)
+
+
+def count_windows(
+    ensemble: Ensemble, shape: Sequence[int], order: tuple[int, int, int] = (0, 1, 2), searched: Tensor | None = None
+) -> int:
     """Number of windows that ``predict_maps`` runs for an image of this shape, for a progress bar."""
-    total = 0
-    for group in ensemble.groups:
-        sides = [shape[axis] for axis in _axes(group, order)]
-        count = 1 if group.dimensions == 3 else sides[2]
-        for length, side in zip(sides, roi_size_for(ensemble, sides, group.dimensions), strict=False):
-            step = max(1, int(side * (1 - ensemble.overlap)))
-            count *= max(1, -(-max(0, length - side) // step) + 1)
-        total += count
-    return total
+    return sum(len(_layout(ensemble, group, shape, searched, _axes(group, order))[1]) for group in ensemble.groups)

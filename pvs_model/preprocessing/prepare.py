@@ -62,6 +62,14 @@ class Prepared:
             return False
         return self.skull_removed or brain_coverage(self.anatomy, self.foreground) >= MIN_BRAIN_COVERAGE
 
+    @property
+    def searched(self) -> BoolArray:
+        """Where PVS can be, bool (x, y, z): the foreground, and of it the parenchyma where that is reliable."""
+        if self.anatomy is None or not self.regions_reliable:
+            return self.foreground
+        inside = self.foreground & self.anatomy.mask("parenchyma")
+        return inside if inside.any() else self.foreground
+
 
 def read(case: Case) -> dict[str, Volume]:
     """Reads the sequences of a case as stored.

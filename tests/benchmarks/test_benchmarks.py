@@ -26,7 +26,7 @@ from benchmarks.cases import (
     write_json,
 )
 from benchmarks.specificity import PLACES, centres, count_by_place, find_scans, places_of
-from benchmarks.speed import STAGES, measure, summary, weights_with
+from benchmarks.speed import ROOT, STAGES, measure, summary, weights_with
 from pvs_model.anatomy.regions import Anatomy as Regions
 from pvs_model.datasets.simulated_cases import write_case
 from pvs_model.errors import VolumeError
@@ -123,7 +123,7 @@ def test_sets_have_names_and_json_has_no_nan(tmp_path: Path) -> None:
 
 def test_runs_are_summarised_by_medians_and_by_ratios_within_rounds() -> None:
     def runs(*totals: float) -> list[dict[str, float | str]]:
-        return [dict.fromkeys(STAGES, 0.0) | {"backend": "3d", "total": t, "peak_mib": 100.0} for t in totals]
+        return [dict.fromkeys(STAGES, 0.0) | {"backend": "3d", "total": t, "cpu": t, "peak_mib": 100.0} for t in totals]
 
     # A machine that becomes slower affects both: 4 / 2, 8 / 4 and 30 / 10, while the medians' ratio is 8 / 4.
     result = summary(runs(4.0, 8.0, 30.0), runs(2.0, 4.0, 10.0))
@@ -151,7 +151,7 @@ def test_memory_does_not_grow_with_the_cases(
 
 
 def test_weights_with_copies_of_a_member(tmp_path: Path) -> None:
-    manifest = json.loads((weights_with(tmp_path, 5) / "MANIFEST.json").read_text())
+    manifest = json.loads((weights_with(ROOT / "weights", tmp_path, 5) / "MANIFEST.json").read_text())
     assert {len(ensemble["members"]) for ensemble in manifest["ensembles"].values()} == {5}
 
 
