@@ -36,7 +36,9 @@ COPY --from=program /opt/app /opt/app
 
 # HOME: the only place that can be written. OpenBLAS (numpy, scipy) would start one thread per core of the
 # host at import, for matrices of 4 x 4; torch's own threads are not touched.
+# PYTHONPATH: `python -m pvs_model` from any working folder, such as the one that Apptainer and Boutiques set.
 ENV HOME=/tmp \
+    PYTHONPATH=/opt/app \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     HF_HUB_OFFLINE=1 \

@@ -12,9 +12,11 @@ from types import ModuleType
 from pvs_model import __version__
 from pvs_model.commands import (
     agreement,
+    bids,
     cohort,
     demo,
     evaluate,
+    info,
     rank,
     regions,
     release,
@@ -29,6 +31,7 @@ from pvs_model.errors import PVSError
 COMMANDS: dict[str, ModuleType] = {
     "segment": segment,
     "cohort": cohort,
+    "bids": bids,
     "report": report,
     "regions": regions,
     "demo": demo,
@@ -38,6 +41,7 @@ COMMANDS: dict[str, ModuleType] = {
     "evaluate": evaluate,
     "rank": rank,
     "agreement": agreement,
+    "info": info,
 }
 
 

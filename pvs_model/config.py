@@ -19,6 +19,8 @@ TRAINED_RANGE = {"3d": ((0.45, 1.25), (0.45, THICK_SLICE_MM)), "2d": ((0.34, 1.1
 
 #: File that lists the contents of a weights folder.
 MANIFEST = "MANIFEST.json"
+#: File that may be in a model uploaded to grand-challenge.org (``layouts.grand_challenge.read_sockets``).
+SOCKETS = "sockets.json"
 #: Where grand-challenge.org unpacks a model of its own.
 MOUNTED_WEIGHTS = Path("/opt/ml/model")
 
@@ -160,3 +162,9 @@ def shipped_weights() -> Path:
 def default_weights() -> Path:
     """The folder of the weights to use by default: those mounted by grand-challenge.org, else the shipped ones."""
     return MOUNTED_WEIGHTS if (MOUNTED_WEIGHTS / MANIFEST).is_file() else shipped_weights()
+
+
+def default_sockets() -> Path | None:
+    """The file that names sockets of grand-challenge.org by default: that in a model of its own, if it has one."""
+    path = MOUNTED_WEIGHTS / SOCKETS
+    return path if path.is_file() else None

@@ -9,15 +9,22 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
+import venv
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import pvs_model
+from pvs_model.cli import build_parser
+from pvs_model.types import SEQUENCES
+from pvs_model.volume.io import write_volume
 
 ROOT = Path(__file__).parent.parent
 PIN = re.compile(r"[A-Za-z0-9]+(?:[-_.][A-Za-z0-9]+)*==[0-9][A-Za-z0-9.!]*")
+BOSH = shutil.which("bosh") or shutil.which("bosh", path=str(Path(sys.executable).parent))
 HADOLINT = shutil.which("hadolint") or shutil.which("hadolint", path=str(Path(sys.executable).parent))
 
 
@@ -194,8 +201,8 @@ def test_the_version_has_one_source() -> None:
 
 
 @pytest.mark.slow
-def test_the_wheel_has_the_weights_and_the_templates(tmp_path: Path) -> None:
-    """And its command and its weights are found where it is installed."""
+def test_an_installed_wheel_is_enough(tmp_path: Path) -> None:
+    """A new virtual environment with the wheel, far from the checkout: its command, its weights and the example."""
     tree = tmp_path / "tree"
     for name in ("pvs_model", "weights"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -206,19 +213,40 @@ def test_the_wheel_has_the_weights_and_the_templates(tmp_path: Path) -> None:
     build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(tree)]
     subprocess.run(build, check=True)
     (wheel,) = tmp_path.glob("*.whl")
-    site = tmp_path / "site"
-    subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], check=True)
+    shipped = sum(path.stat().st_size for path in ROOT.glob("weights/*.safetensors"))
+    assert wheel.stat().st_size < shipped + 2e6  # nothing else that is large
+    venv.create(tmp_path / "venv", symlinks=True)
+    (site,) = (tmp_path / "venv").glob("lib/python3*/site-packages")
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([*pip, "--python", str(python), "install", "--no-deps", str(wheel)], check=True)
+    (site / "requirements.pth").write_text(sysconfig.get_paths()["purelib"])
     kinds = (".html", ".css", ".js")
     expected = {p.relative_to(ROOT) for p in (ROOT / "pvs_model").rglob("*") if p.suffix in (".py", *kinds)}
     assert {p.relative_to(site) for p in (site / "pvs_model").rglob("*") if p.suffix in (".py", *kinds)} == expected
 
     def output_of(*command: str) -> str:
-        environment = {**os.environ, "PYTHONPATH": str(site)}
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        command = (str(tmp_path / "venv" / "bin" / command[0]), *command[1:])
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
 
-    code = "import pvs_model as p, pvs_model.config as c; print(c.shipped_weights(), len(p.load_ensemble().networks))"
-    assert output_of(sys.executable, "-c", code).split() == [str(site / "pvs_model" / "weights"), "1"]
-    assert output_of(str(site / "bin" / "pvs-model"), "--version") == f"pvs-model {pvs_model.__version__}\n"
+    assert output_of("pvs-model", "--version") == f"pvs-model {pvs_model.__version__}\n"
+    info = json.loads(output_of("pvs-model", "info", "--json"))
+    assert info["weights"]["folder"] == str(site / "pvs_model" / "weights")
+    assert set(info["weights"]["ensembles"]) == {"2d", "3d"}
+    make_phantom_case(tmp_path / "demo_output" / "input")
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    printed = output_of("python", "-c", example).splitlines()
+    assert printed[0].startswith("T2w (24, 24, 24) ")
+    assert printed[1] == "{'phantom': '3d'}"
+    assert (tmp_path / "mask.nii.gz").is_file()
+
+
+def make_phantom_case(folder: Path) -> None:
+    """A case with the names of the demo's, small enough to be segmented in seconds."""
+    image = np.random.default_rng(0).uniform(100, 200, (24, 24, 24)).astype(np.float32)
+    for sequence in SEQUENCES:
+        write_volume(folder / "phantom" / f"phantom_{sequence}.nii.gz", image, np.eye(4))
 
 
 def test_the_licence_is_whole() -> None:
@@ -234,3 +262,51 @@ def test_ci_is_an_executable_script_that_stops_at_errors() -> None:
     assert script.stat().st_mode & 0o111 == 0o111
     assert script.read_text().startswith("#!/usr/bin/env bash\n")
     assert "set -euo pipefail" in script.read_text()
+
+
+# ---- BIDS App: Apptainer and Boutiques ----------------------------------------------------------------------------
+
+
+def test_apptainer_builds_what_the_dockerfile_builds(dockerfile: list[tuple[str, str]]) -> None:
+    text = (ROOT / "Apptainer.def").read_text(encoding="utf-8")
+    header, *parts = re.split(r"^%(\w+(?: \w+)?)\n", text, flags=re.MULTILINE)
+    sections = {name: " ".join(body.split()) for name, body in zip(parts[::2], parts[1::2], strict=True)}
+    assert f"From: {next(rest.split()[0] for word, rest in dockerfile if word == 'FROM')}\n" in header
+    copied = [
+        source for word, rest in dockerfile if word == "COPY" for source in rest.split()[:-1] if "=" not in source
+    ]
+    files = sections["files"].split()
+    assert sorted(files[::2]) == sorted(source.rstrip("/") for source in copied if source != "/opt/app")
+    assert all(target.endswith(f"/{source}") for source, target in zip(files[::2], files[1::2], strict=True))
+    settings = dict(pair.split("=", 1) for pair in only(dockerfile, "ENV").split())
+    for pair in sections["environment"].replace("export ", "").split():
+        name, value = pair.split("=")
+        assert name == "PYTHONNOUSERSITE" or settings[name] == value
+    assert sections["runscript"] == f'exec {" ".join(json.loads(only(dockerfile, "ENTRYPOINT")))} "$@"'
+    assert sections["apprun bids"] == 'exec python -m pvs_model bids "$@"'
+    assert f"org.opencontainers.image.version {pvs_model.__version__}" in sections["labels"]
+    runs = " ".join(rest for word, rest in dockerfile if word == "RUN")
+    for command in re.findall(r"python -m pip install.*?(?= python | fi )", sections["post"]):
+        assert command.replace(" \\", "") in runs.replace("$TORCH_INDEX", "$index").replace(" && ", " ")
+
+
+def test_boutiques_describes_the_command_line() -> None:
+    """Whatever the descriptor lets a user set, the command accepts."""
+    descriptor = json.loads((ROOT / "boutiques.json").read_text(encoding="utf-8"))
+    assert descriptor["tool-version"] == pvs_model.__version__
+    assert descriptor["container-image"]["image"] == f"pvs-model:{pvs_model.__version__}"
+    line: list[str] = descriptor["command-line"].split()
+    assert line[:4] == ["python", "-m", "pvs_model", "bids"]
+    assert line[4:] == [entry["value-key"] for entry in descriptor["inputs"]]
+    for level in next(entry for entry in descriptor["inputs"] if entry["id"] == "analysis_level")["value-choices"]:
+        words = ["bids", "in", "out", level]
+        for entry in descriptor["inputs"][3:]:
+            words += [entry["command-line-flag"]] + ["cpu"] * (entry["type"] != "Flag")
+        assert build_parser().parse_args(words).analysis_level == level
+
+
+@pytest.mark.skipif(BOSH is None, reason="boutiques is not installed")
+def test_boutiques_accepts_its_descriptor() -> None:
+    assert BOSH is not None
+    done = subprocess.run([BOSH, "validate", str(ROOT / "boutiques.json")], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "OK\n")

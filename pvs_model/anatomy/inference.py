@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,10 +16,10 @@ from torch import Tensor
 
 from pvs_model.anatomy.intensity import background_of, normalise
 from pvs_model.anatomy.label_refinement import refine_labels
+from pvs_model.anatomy.label_tables import write_label_tables
 from pvs_model.anatomy.network import SPACING_MM, AnatomyNet, load
-from pvs_model.anatomy.regions import CLASS, CLASSES, Anatomy, label_table, values_of
+from pvs_model.anatomy.regions import CLASS, CLASSES, Anatomy, values_of
 from pvs_model.errors import VolumeError, WeightsError
-from pvs_model.files import write_text
 from pvs_model.inference.weights import Manifest
 from pvs_model.nets.precision import autocast
 from pvs_model.types import Affine, BoolArray, Grid, Mask, Volume
@@ -297,18 +295,18 @@ def _filled(brain: BoolArray) -> BoolArray:
 
 @dataclass(frozen=True)
 class Written:
-    """Files written by ``write_regions``."""
+    """Files written by ``write_regions``; ``tables`` as of ``write_label_tables``."""
 
     brain: Path
     regions: Path
-    table: Path
+    tables: dict[str, Path]
 
 
 def write_regions(scan: Path, folder: Path, weights: Path, device: torch.device | str = "cpu") -> Written:
     """Estimates the regions of a scan in a file and writes them on its exact grid.
 
-    Writes ``<name>_brain.nii.gz`` (0 and 1), ``<name>_regions.nii.gz`` (values of the table) and
-    ``<name>_regions.tsv`` (index, name, abbreviation), each atomically.
+    Writes ``<name>_brain.nii.gz`` (0 and 1), ``<name>_regions.nii.gz`` (values of the table) and its label table
+    (``<name>_regions.tsv`` and the forms of ITK-SNAP, FSLeyes and FreeSurfer), each atomically.
 
     Args:
         scan: Any image that ``volume.io.read`` reads.
@@ -325,11 +323,10 @@ def write_regions(scan: Path, folder: Path, weights: Path, device: torch.device 
     scan, folder = Path(scan), Path(folder)
     anatomy = find_regions(read(scan), weights, device)
     name = _bare_name(scan)
-    written = Written(*(folder / f"{name}_{end}" for end in ("brain.nii.gz", "regions.nii.gz", "regions.tsv")))
-    write_mask(written.brain, anatomy.brain, scan)
-    _write_labels(written.regions, anatomy.labels, scan)
-    write_table(written.table)
-    return written
+    brain, regions = (folder / f"{name}_{end}.nii.gz" for end in ("brain", "regions"))
+    write_mask(brain, anatomy.brain, scan)
+    write_labels(regions, anatomy.labels, scan)
+    return Written(brain, regions, write_label_tables(folder, f"{name}_regions"))
 
 
 def _bare_name(path: Path) -> str:
@@ -340,24 +337,20 @@ def _bare_name(path: Path) -> str:
     return path.name[: len(path.name) - len(ending)]
 
 
-def _write_labels(path: Path, labels: Mask, like: Path) -> None:
-    """Writes labels; the header of a NIfTI is copied bit for bit, as in ``write_mask``."""
+def write_labels(path: Path, labels: Mask, like: Path) -> None:
+    """Writes a label map as NIfTI on the grid of an image, whose NIfTI header is copied as in ``write_mask``.
+
+    Args:
+        path: File to write.
+        labels: uint8 (x, y, z), in the stored order of the image.
+        like: The image.
+
+    Raises:
+        VolumeError: The image cannot be read, or the file cannot be written.
+    """
     from pvs_model.volume.io import read_grid
     from pvs_model.volume.nifti import NIBABEL, nifti_header, open_nibabel, write_nifti
 
     extension = next((e for e in NIBABEL if like.name.lower().endswith(e)), None)
     header = open_nibabel(like, extension).nifti if extension is not None else None
     write_nifti(path, labels, nifti_header(read_grid(like).affine) if header is None else header.copy())
-
-
-def write_table(path: Path) -> None:
-    """Writes the label table in the form of BIDS: tab-separated index, name, abbreviation.
-
-    Raises:
-        VolumeError: It cannot be written.
-    """
-    text = io.StringIO()
-    writer = csv.writer(text, delimiter="\t", lineterminator="\n")
-    writer.writerow(("index", "name", "abbreviation"))
-    writer.writerows((row.value, row.name, row.abbreviation) for row in label_table())
-    write_text(path, text.getvalue(), VolumeError)

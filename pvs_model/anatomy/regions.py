@@ -17,34 +17,36 @@ class Structure:
     Attributes:
         name: Anatomical name.
         abbreviation: For tables; prefixed with ``L-`` or ``R-`` for paired structures.
+        colour: Red, green and blue, 0 to 255, in viewers. That of FreeSurfer where it has the structure.
         left: Value on the left, or of a midline structure. That of FreeSurfer where it has the structure.
         right: Value on the right; None for midline structures.
     """
 
     name: str
     abbreviation: str
+    colour: tuple[int, int, int]
     left: int
     right: int | None = None
 
 
 #: Structures in the order of the network's classes; class 0 is everything else.
 STRUCTURES = (
-    Structure("cerebral white matter", "CSO", 2, 41),
-    Structure("cerebral cortex", "CTX", 3, 42),
-    Structure("caudate nucleus and accumbens", "CAU", 11, 50),
-    Structure("putamen", "PUT", 12, 51),
-    Structure("globus pallidus", "PAL", 13, 52),
-    Structure("thalamus", "THA", 10, 49),
-    Structure("internal capsule", "IC", 155, 156),
-    Structure("hippocampus", "HIP", 17, 53),
-    Structure("amygdala", "AMY", 18, 54),
-    Structure("ventral diencephalon", "VDC", 28, 60),
-    Structure("lateral ventricle", "LV", 4, 43),
-    Structure("third and fourth ventricle", "V34", 14),
-    Structure("midbrain", "MID", 173),
-    Structure("pons and medulla", "BST", 16),
-    Structure("cerebellum", "CBL", 8, 47),
-    Structure("other cerebrospinal fluid", "CSF", 24),
+    Structure("cerebral white matter", "CSO", (245, 245, 245), 2, 41),
+    Structure("cerebral cortex", "CTX", (205, 62, 78), 3, 42),
+    Structure("caudate nucleus and accumbens", "CAU", (122, 186, 220), 11, 50),
+    Structure("putamen", "PUT", (236, 13, 176), 12, 51),
+    Structure("globus pallidus", "PAL", (12, 48, 255), 13, 52),
+    Structure("thalamus", "THA", (0, 118, 14), 10, 49),
+    Structure("internal capsule", "IC", (238, 59, 59), 155, 156),
+    Structure("hippocampus", "HIP", (220, 216, 20), 17, 53),
+    Structure("amygdala", "AMY", (103, 255, 255), 18, 54),
+    Structure("ventral diencephalon", "VDC", (165, 42, 42), 28, 60),
+    Structure("lateral ventricle", "LV", (120, 18, 134), 4, 43),
+    Structure("third and fourth ventricle", "V34", (204, 182, 142), 14),
+    Structure("midbrain", "MID", (242, 104, 76), 173),
+    Structure("pons and medulla", "BST", (119, 159, 176), 16),
+    Structure("cerebellum", "CBL", (230, 148, 34), 8, 47),
+    Structure("other cerebrospinal fluid", "CSF", (60, 60, 60), 24),
 )
 #: Number of classes, including background.
 CLASSES = len(STRUCTURES) + 1
@@ -69,17 +71,18 @@ class Label:
     value: int
     name: str
     abbreviation: str
+    colour: tuple[int, int, int]
 
 
 def label_table() -> list[Label]:
     """Lists all values of ``Anatomy.labels`` in rising order, background first."""
-    rows = [Label(0, "background", "BKG")]
+    rows = [Label(0, "background", "BKG", (0, 0, 0))]
     for s in STRUCTURES:
         if s.right is None:
-            rows.append(Label(s.left, s.name, s.abbreviation))
+            rows.append(Label(s.left, s.name, s.abbreviation, s.colour))
             continue
-        rows.append(Label(s.left, f"left {s.name}", f"L-{s.abbreviation}"))
-        rows.append(Label(s.right, f"right {s.name}", f"R-{s.abbreviation}"))
+        rows.append(Label(s.left, f"left {s.name}", f"L-{s.abbreviation}", s.colour))
+        rows.append(Label(s.right, f"right {s.name}", f"R-{s.abbreviation}", s.colour))
     return sorted(rows, key=lambda row: row.value)
 
 

@@ -25,6 +25,7 @@ from pvs_model import __version__
 from pvs_model.batch.clusters import dask_logs_redirected
 from pvs_model.batch.inputs import Part, find_cases, log_missing_weights
 from pvs_model.batch.outputs import Reports, ResultWriter, escape_control_characters
+from pvs_model.batch.run_record import write_run_record
 from pvs_model.batch.worker import RunConfig, TaskResult, manifest_sha256, segment_case
 from pvs_model.config import InferenceConfig
 from pvs_model.errors import PVSError
@@ -95,6 +96,7 @@ def run(
                 _remove_partial_files(case, config)
             _wait_for_reports(writer)
             failures = writer.close()
+            write_run_record(writer, layout, source, output, settings, part)
         return failures
 
 

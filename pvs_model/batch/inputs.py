@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from pvs_model.batch.outputs import Reports, escape_control_characters, is_complete, name_conflict
-from pvs_model.config import InferenceConfig
+from pvs_model.config import InferenceConfig, default_sockets
 from pvs_model.inference.weights import missing_parts
 from pvs_model.layouts import LAYOUTS, Layout, Options, choose
 from pvs_model.layouts.base import is_within, listed
@@ -64,26 +64,32 @@ class Part:
 
 
 def add_arguments(parser: argparse.ArgumentParser, weights: Path) -> None:
-    """Adds the arguments of every command that segments a folder.
+    """Adds the arguments of every command that segments a folder of any layout.
 
     Args:
         parser: Parser of the command.
         weights: Default weights folder.
     """
     add = parser.add_argument
+    add("--suffix", default="pred", help="masks are named CASE_SUFFIX.nii.gz (default: pred)")
+    add("--layout", choices=tuple(LAYOUTS), help="form of the input (default: detected)")
+    add("--sockets", type=Path, default=default_sockets(), help="JSON file naming grand-challenge sockets")
+    add("--report", type=Path, metavar="DIR", help="burden tables and HTML reports (not within --output)")
+    add("--probability", action="store_true", help="with --report: keep probability maps there")
+    add_common_arguments(parser, weights)
+
+
+def add_common_arguments(parser: argparse.ArgumentParser, weights: Path) -> None:
+    """Adds the arguments that do not depend on the layout; arguments as of ``add_arguments``."""
+    add = parser.add_argument
     add("--weights", type=Path, default=weights, help="folder with MANIFEST.json")
     add("--device", choices=("auto", "cuda", "cpu"), default="auto")
     add("--backend", choices=("auto", "torch", "openvino"), default="auto", help="inference engine on a CPU")
-    add("--suffix", default="pred", help="masks are named CASE_SUFFIX.nii.gz (default: pred)")
-    add("--layout", choices=tuple(LAYOUTS), help="form of the input (default: detected)")
-    add("--sockets", type=Path, help="JSON file naming grand-challenge sockets")
     add("--bids-filter-file", type=Path, metavar="FILE", help="JSON: which of several images to take")
     add("--ignore", action="append", default=[], metavar="PATTERN", help="ignore files of such names (repeatable)")
     add("--part", type=_part, metavar="K/N", help="run only part K of N of the cases, for job arrays")
     add("--dry-run", action="store_true", help="list cases, their files and unused files; run nothing")
     add("--prompt", help="a prompt of your own (needs a BERT encoder)")
-    add("--report", type=Path, metavar="DIR", help="burden tables and HTML reports (not within --output)")
-    add("--probability", action="store_true", help="with --report: keep probability maps there")
     add("--resume", action="store_true", help="skip cases that an earlier run completed")
     add("--no-anatomy", dest="anatomy", action="store_false", help="no brain mask, no regions")
     add("--register", action="store_true", help="register sequences to the reference where that improves the fit")
@@ -94,7 +100,7 @@ def add_arguments(parser: argparse.ArgumentParser, weights: Path) -> None:
 
 def options_from(args: argparse.Namespace) -> Options:
     """Returns the layout options given by ``add_arguments``."""
-    return Options(args.suffix, args.sockets, args.bids_filter_file, tuple(args.ignore))
+    return Options(args.suffix, args.sockets, args.bids_filter_file, ignore=tuple(args.ignore))
 
 
 def _part(text: str) -> Part:
@@ -164,6 +170,8 @@ def unused_files(root: Path, cases: Sequence[Case], layout: Layout) -> Iterator[
                 yield path, "this run writes there"
             elif name.startswith("."):
                 yield path, "hidden"
+            elif layout.excludes(path):
+                continue
             elif name in _NOT_SEARCHED:
                 yield path, "other data"
             elif (real := os.path.realpath(path)) not in seen:  # a link may lead to a parent folder

@@ -10,6 +10,7 @@ from pathlib import Path
 from pvs_model.batch.inputs import Part, find_cases, log_missing_weights
 from pvs_model.batch.outputs import Reports, ResultWriter, describe_failure, report_case, write_case
 from pvs_model.batch.prefetch import process_in_order
+from pvs_model.batch.run_record import write_run_record
 from pvs_model.config import InferenceConfig
 from pvs_model.errors import PVSError
 from pvs_model.layouts import Layout, Options
@@ -65,6 +66,7 @@ def run(
         process_in_order(writer.pending, segmenter.preprocess, segmenter.predict, finish, workers)
     finally:
         failures = writer.close()
+        write_run_record(writer, layout, source, output, settings, part)
     return failures
 
 

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,10 +36,14 @@ class Reports:
     Attributes:
         folder: Folder of its own, outside that of the masks.
         probability: Whether probability maps are kept there.
+        within_output: Whether the folder may lie among the masks.
+        tables: Whether the run ends with tables and an index of all cases in the folder.
     """
 
     folder: Path
     probability: bool = False
+    within_output: bool = False
+    tables: bool = True
 
     def open(self, output: Path) -> Report:
         """Creates the folder.
@@ -46,17 +51,17 @@ class Reports:
         Raises:
             PVSError: The folder lies among the masks, or cannot be created.
         """
-        if self.folder.resolve().is_relative_to(output.resolve()):
+        if not self.within_output and self.folder.resolve().is_relative_to(output.resolve()):
             raise PVSError(
                 f"{self.folder}: expected a folder for reports outside that of the masks, got one in {output}"
             )
         from pvs_model.reports.folder import Report
 
-        return Report(self.folder)
+        return Report(self.folder, self.tables)
 
 
 def write_case(case: Case, result: SegmentationResult, layout: Layout, output: Path) -> Path:
-    """Writes the mask of a case at the place that its layout defines.
+    """Writes the mask of a case, and region maps if its layout has them, at the places that the layout defines.
 
     Raises:
         PVSError: The mask cannot be written.
@@ -69,8 +74,20 @@ def write_case(case: Case, result: SegmentationResult, layout: Layout, output: P
     except OSError as error:
         raise VolumeError(f"{path.parent}: expected a folder that can be created, got: {error.strerror}") from error
     write_mask(path, result.mask, case.images[result.reference], image_digest(case))
+    _write_region_maps(case, result, layout, output)
     layout.finish(case, path, output, result.metadata)
     return path
+
+
+def _write_region_maps(case: Case, result: SegmentationResult, layout: Layout, output: Path) -> None:
+    places, prepared = layout.region_maps(case), result.prepared
+    if not places or prepared.anatomy is None:
+        return
+    from pvs_model.anatomy.inference import write_labels
+
+    maps = {"regions": prepared.anatomy.labels, "brain": prepared.anatomy.brain.astype("uint8")}
+    for name, place in places.items():
+        write_labels(output / place, prepared.restore_grid(maps[name]), case.images[result.reference])
 
 
 def report_case(case: Case, result: SegmentationResult, report: Report, probability: bool = False) -> None:
@@ -186,6 +203,15 @@ def is_complete(case: Case, layout: Layout, output: Path, report: Report | None)
         return False  # the error is reported when the case is run
 
 
+@dataclass(frozen=True)
+class WrittenCase:
+    """A case that a run has written: number of PVS voxels, seconds, and the name of the machine if it was another."""
+
+    voxels: int
+    seconds: float
+    host: str = ""
+
+
 @dataclass
 class ResultWriter:
     """Records the results of a run: log lines, failures, and the files that cases share.
@@ -195,18 +221,20 @@ class ResultWriter:
         report: Reports of the run, if requested.
         pending: Cases to be run.
         completed: Number of cases that an earlier run completed.
-        written: Number of masks written by this run.
+        results: Cases written by this run, by name.
         reported: Names of the cases whose reports this run has written.
         failures: One sentence per failed case, by name.
+        started: Time at which the run started.
     """
 
     cases: Sequence[Case]
     report: Report | None = None
     pending: tuple[Case, ...] = ()
     completed: int = 0
-    written: int = 0
+    results: dict[str, WrittenCase] = field(default_factory=dict)
     reported: list[str] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
+    started: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     @classmethod
     def open(
@@ -233,13 +261,18 @@ class ResultWriter:
         return cls(cases, report, pending, len(complete), failures=failures)
 
     @property
+    def written(self) -> int:
+        """Number of masks written by this run."""
+        return len(self.results)
+
+    @property
     def finished(self) -> int:
         """Number of cases that are complete or have failed."""
         return self.completed + self.written + len(self.failures)
 
     def add(self, case: Case, path: Path, voxels: int, seconds: float, host: str = "") -> None:
         """Records a case whose mask, and report where requested, have been written."""
-        self.written += 1
+        self.results[case.name] = WrittenCase(voxels, seconds, host)
         if self.report is not None:
             self.reported.append(case.name)
         log.info(

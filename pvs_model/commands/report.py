@@ -24,9 +24,13 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         PVSError: The folder holds no report of a case, or one of them cannot be read.
     """
+    return merge(args.folder)
+
+
+def merge(folder: Path) -> int:
+    """Writes tables and index of a folder of reports; result and errors as of ``run``."""
     from pvs_model.reports.folder import Report
 
-    folder: Path = args.folder
     cases = sorted(path for path in (folder / "cases").rglob("*.json") if "/." not in path.as_posix())
     if not cases:
         raise PVSError(f"{folder}: expected a folder of reports with cases/*.json, got none")

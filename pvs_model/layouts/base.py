@@ -28,6 +28,9 @@ class Options:
         suffix: Suffix of mask files (``<case>_<suffix>.nii.gz``) in ``epvs`` and ``flat``.
         sockets: JSON file that maps sockets to sequences, for ``grand_challenge``.
         bids_filter: JSON file that selects files of a BIDS data set, as in other BIDS apps.
+        participants: Labels of the subjects of a BIDS data set to use, with or without "sub-"; all by default.
+        sessions: Labels of their sessions to use, with or without "ses-"; all by default.
+        derivative_of: BIDS data set of which the output is a derivative with region maps and links to sources.
         ignore: Patterns of excluded names: of files, or of paths below the input folder.
         outputs: Output folders of this run, which are not searched for images.
 
@@ -38,6 +41,9 @@ class Options:
     suffix: str = "pred"
     sockets: Path | None = None
     bids_filter: Path | None = None
+    participants: tuple[str, ...] = ()
+    sessions: tuple[str, ...] = ()
+    derivative_of: Path | None = None
     ignore: tuple[str, ...] = ()
     outputs: tuple[Path, ...] = ()
 
@@ -88,6 +94,16 @@ class Layout(ABC):
         except OSError as error:
             raise LayoutError(f"{output_root}: expected a writable output folder, got: {error.strerror}") from error
 
+    def excludes(self, folder: Path) -> bool:
+        """Whether a folder belongs to a subject or session that the options exclude."""
+        del folder
+        return False
+
+    def region_maps(self, case: Case) -> Mapping[str, Path]:
+        """Returns the paths of region maps to be written, relative to the output folder: "regions" and "brain"."""
+        del case
+        return {}
+
     def is_complete(self, case: Case, output_root: Path) -> bool:
         """Whether all output files of a case exist."""
         return (output_root / case.output).is_file()
@@ -126,12 +142,13 @@ def listed(paths: Iterable[Path | str]) -> str:
     return f"{text} and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else text
 
 
-def duplicates_problem(source: object, images: Mapping[str, list[Path]]) -> str | None:
-    """Describes the sequences that have several files; None if there are none."""
+def duplicates_problem(
+    source: object, images: Mapping[str, list[Path]], hint: str = "exclude the others with --ignore PATTERN"
+) -> str | None:
+    """Describes the sequences that have several files, with a hint at what to do; None if there are none."""
     duplicates = [f"{listed(files)} for {sequence}" for sequence, files in images.items() if len(files) > 1]
     if not duplicates:
         return None
-    hint = "exclude the others with --ignore PATTERN"
     return f"{source}: expected one file per sequence, got {' and '.join(duplicates)}: {hint}"
 
 

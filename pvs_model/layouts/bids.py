@@ -1,7 +1,8 @@
 """BIDS: ``sub-X[/ses-Y]/anat/sub-X[_ses-Y][_...]_{T1w,T2w,FLAIR}.nii[.gz]``.
 
 The output is a BIDS derivative: ``..._space-orig_label-PVS_mask.nii.gz`` in the same folders, each
-with a JSON sidecar, and ``dataset_description.json`` in the root.
+with a JSON sidecar, and ``dataset_description.json`` in the root. That of the BIDS App (``Options.derivative_of``) also
+has ``..._space-orig_seg-regions_dseg.nii.gz`` and ``..._space-orig_label-brain_mask.nii.gz``.
 """
 
 from __future__ import annotations
@@ -46,6 +47,19 @@ ENTITIES = {
 
 #: Further keys in filters of other apps, which are ignored.
 _NO_ENTITIES = ("datatype", "suffix", "extension")
+
+#: Folder of reports in the output of the BIDS App, which validators ignore.
+REPORTS = "reports"
+_README = f"""# Perivascular spaces
+
+Segmented by pvs_model {__version__} on the grid of one image of each session (`reference` in the sidecars):
+
+- `*_label-PVS_mask.nii.gz`: enlarged perivascular spaces; the sidecar names the networks, the threshold and warnings.
+- `*_label-brain_mask.nii.gz`, `*_seg-regions_dseg.nii.gz`: estimated brain and regions (`seg-regions_dseg.tsv`).
+- `{REPORTS}`: numbers and a page of each session; tables and an index after the analysis level `group`.
+
+Not for clinical use.
+"""
 
 Filters = Mapping[str, Mapping[str, Any]]
 
@@ -165,7 +179,7 @@ class Bids(Layout):
         are excluded. A broken link is a case with a problem.
         """
         cases = []
-        for anat, below in _anat_folders(root):
+        for anat, below in self._selected(root):
             inside = self.options.kept(_entries(anat), root)
             images = [path for path in inside if image_stem(path.name) is not None]
             by_sequence = self._images(images)
@@ -179,8 +193,10 @@ class Bids(Layout):
                     problem = f"{anat}: expected a folder of images, got one that cannot be read"
             chosen = {} if problem else {key: by_sequence[key][0] for key in SEQUENCES if key in by_sequence}
             cases.append(self._case(root, below, chosen, problem))
-        for folder in [root, *(path for path, _ in _subjects(root))]:
+        for folder in [root, *(path for path, _ in _subjects(root) if not self._is_excluded(path))]:
             for path in _entries(folder):
+                if self.excludes(path):
+                    continue
                 expected = path.name == "anat" or path.name.startswith(("sub-", "ses-"))
                 if expected and (problem := broken_link_problem(path)) is not None:
                     cases.append(self._case(root, path.relative_to(root) / "anat", {}, problem))
@@ -190,6 +206,35 @@ class Bids(Layout):
         if not cases:
             raise LayoutError(f"{root}: expected {self.description}, got no image in any anat folder")
         return distinct(cases)
+
+    def excludes(self, folder: Path) -> bool:
+        """Whether the labels of participants and sessions exclude a folder ``sub-X`` or ``ses-Y``."""
+        for prefix, labels in (("sub-", self.options.participants), ("ses-", self.options.sessions)):
+            if labels and folder.name.startswith(prefix):
+                return folder.name.removeprefix(prefix) not in {label.removeprefix(prefix) for label in labels}
+        return False
+
+    def _is_excluded(self, folder: Path) -> bool:
+        return self.excludes(folder) or self.excludes(folder.parent)
+
+    def _selected(self, root: Path) -> list[tuple[Path, Path]]:
+        """Lists the ``anat`` folders of the participants and sessions given by the options.
+
+        Raises:
+            LayoutError: There is none of a participant or of a session.
+        """
+        folders = _anat_folders(root)
+        selected = [(anat, below) for anat, below in folders if not any(map(self.excludes, (below, *below.parents)))]
+        if self.options.sessions:
+            selected = [(anat, below) for anat, below in selected if below.parent.name.startswith("ses-")]
+        for prefix, labels in (("sub-", self.options.participants), ("ses-", self.options.sessions)):
+            present = {part for _, below in selected for part in below.parts if part.startswith(prefix)}
+            if missing := sorted({prefix + label.removeprefix(prefix) for label in labels} - present):
+                every = sorted({part for _, below in folders for part in below.parts if part.startswith(prefix)})
+                raise LayoutError(
+                    f"{root}: expected an anat folder of {listed(missing)}, got {listed(every) or 'none'}"
+                )
+        return selected
 
     def _images(self, images: list[Path]) -> dict[str, list[Path]]:
         """Selects the images of highest rank, by sequence."""
@@ -214,7 +259,7 @@ class Bids(Layout):
 
     def prepare_output(self, output_root: Path) -> None:
         super().prepare_output(output_root)
-        description = output_root / "dataset_description.json"
+        description, source = output_root / "dataset_description.json", self.options.derivative_of
         # An existing file may be the user's own (masks written into their data set).
         if not description.exists():
             _write_json(
@@ -224,22 +269,39 @@ class Bids(Layout):
                     "BIDSVersion": "1.9.0",
                     "DatasetType": "derivative",
                     "GeneratedBy": [{"Name": "pvs_model", "Version": __version__}],
+                    **({"DatasetLinks": {"raw": str(source.absolute())}} if source is not None else {}),
                 },
             )
+        if source is not None:
+            from pvs_model.anatomy.label_tables import bids_text
+
+            texts = {"README.md": _README, ".bidsignore": f"{REPORTS}\n", "seg-regions_dseg.tsv": bids_text()}
+            for name, text in texts.items():
+                write_text(output_root / name, text, LayoutError)
 
     def is_complete(self, case: Case, output_root: Path) -> bool:
         """Whether the mask and its sidecar exist, which is written after it."""
         return super().is_complete(case, output_root) and _sidecar(output_root / case.output).is_file()
 
+    def region_maps(self, case: Case) -> Mapping[str, Path]:
+        """Returns the paths of the region maps of the BIDS App; none otherwise."""
+        if self.options.derivative_of is None:
+            return {}
+        ends = {"regions": "seg-regions_dseg", "brain": "label-brain_mask"}
+        return {name: case.output.with_name(f"{case.name}_space-orig_{end}.nii.gz") for name, end in ends.items()}
+
     def finish(self, case: Case, mask_path: Path, output_root: Path, metadata: Mapping[str, Any]) -> None:
-        """Writes the sidecar with the keys of BIDS and the metadata."""
-        _write_json(
-            _sidecar(mask_path),
-            {
-                **metadata,
-                "Description": "Enlarged perivascular spaces: 1 inside, 0 outside",
-                "Type": "ROI",
-                "SpatialReference": "orig",
-                "RawSources": list(case.extra.values()),
-            },
-        )
+        """Writes the sidecars with the keys of BIDS, that of the mask with the metadata."""
+        sources = list(case.extra.values())
+        common: dict[str, Any] = {"SpatialReference": "orig", "RawSources": sources}
+        if self.options.derivative_of is not None:
+            common = {"SpatialReference": "orig", "Sources": [f"bids:raw:{source}" for source in sources]}
+        descriptions = {
+            "regions": {"Description": "Estimated regions of the brain; names in seg-regions_dseg.tsv"},
+            "brain": {"Description": "Estimated brain: 1 inside, 0 outside", "Type": "Brain"},
+        }
+        for name, place in self.region_maps(case).items():
+            if metadata["anatomy"]:
+                _write_json(_sidecar(output_root / place), {**common, **descriptions[name]})
+        description = {"Description": "Enlarged perivascular spaces: 1 inside, 0 outside", "Type": "ROI"}
+        _write_json(_sidecar(mask_path), {**metadata, **description, **common})

@@ -1,15 +1,18 @@
 """grand-challenge.org: one case per run, each image in the folder of its socket.
 
+An algorithm can have several interfaces (sets of sockets): the sequences of a case are those of the sockets of its job.
 ``inputs.json`` lists the sockets, each with its slug and ``relative_path``; without it the folders
 ``images/<slug>/`` are read directly. The output is exactly one compressed ``.mha`` in
 ``images/<output slug>/`` (the site rejects ``.nii.gz``).
 
 Sequences are recognised by the words of the slug (``t1-weighted-brain-mri``, ``flair-brain-mri``),
-or by ``--sockets FILE.json``: ``{"inputs": {"<slug>": "T1w", ...}, "output": "<slug>"}``.
+or by ``--sockets FILE.json`` (default: ``sockets.json`` of a mounted model):
+``{"inputs": {"<slug>": "T1w", ...}, "output": "<slug>"}``.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +21,8 @@ from pvs_model.errors import LayoutError
 from pvs_model.layouts.base import Layout, Options, duplicates_problem, entries, listed, read_json
 from pvs_model.layouts.names import image_stem, is_image, sequence_of_stem
 from pvs_model.types import SEQUENCES, Case
+
+log = logging.getLogger(__name__)
 
 OUTPUT_SLUG = "perivascular-space-segmentation"
 
@@ -120,7 +125,9 @@ class GrandChallenge(Layout):
                 f"{source}: expected sockets with T1w, T2w or FLAIR images "
                 f"(--sockets FILE.json names them), got {slugs}"
             )
-        problem = duplicates_problem(source, by_sequence)
+        problem = duplicates_problem(source, by_sequence, "name the sockets to use (--sockets FILE.json)")
+        interface = sorted(f"{slug!r} ({self.sockets.sequence(slug) or 'unused'})" for slug, _ in sockets)
+        log.info("interface: %s", ", ".join(interface))
         if missing and (declared or not any(by_sequence.values())):
             problem = f"{source}: expected an image in {' and in '.join(missing)}, got none"
         images = {key: by_sequence[key][0] for key in SEQUENCES if by_sequence.get(key)}

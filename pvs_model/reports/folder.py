@@ -29,13 +29,15 @@ class Report:
 
     Args:
         folder: Created if it does not exist.
+        tables: Whether ``finish`` writes anything: jobs of single cases leave the tables to a last one.
 
     Raises:
         PVSError: the folder cannot be created.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, tables: bool = True) -> None:
         self.folder = folder
+        self.tables = tables
         try:
             (folder / "cases").mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -60,6 +62,13 @@ class Report:
         except (OSError, ValueError, AttributeError):
             return False
 
+    def facts(self, case: str) -> dict[str, Any]:
+        """Returns how the mask of a case was made; nothing if it has failed or has no report."""
+        try:
+            return dict(json.loads(self._place(case, ".json").read_text(encoding="utf-8"))["facts"] or {})
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+
     def finish(self, names: Iterable[str] = ()) -> None:
         """Writes the tables and the index of every case in the folder.
 
@@ -69,6 +78,8 @@ class Report:
         Raises:
             PVSError: the numbers of a case cannot be read, or a table cannot be written.
         """
+        if not self.tables:
+            return
         expected = {self._place(name, ".json") for name in names}
         # Another run may write the same tables: the last one to write has listed all cases again afterwards.
         written: dict[Path, tuple[int, ...]] | None = None

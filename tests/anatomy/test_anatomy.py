@@ -21,7 +21,6 @@ from pvs_model.anatomy.inference import (
     remove_brain_fragments,
     working_image,
     write_regions,
-    write_table,
 )
 from pvs_model.anatomy.intensity import FLOOR, background_of, normalise
 from pvs_model.anatomy.label_refinement import refine_labels
@@ -404,7 +403,8 @@ def test_files_lie_on_exactly_the_grid_of_the_scan(
     source = tmp_path / "sub-1_T1w.nii.gz"
     write_volume(source, scan[0].data, affine)
     written = write_regions(source, tmp_path / "out", WEIGHTS)
-    names = ["sub-1_T1w_brain.nii.gz", "sub-1_T1w_regions.nii.gz", "sub-1_T1w_regions.tsv"]
+    tables = [f"sub-1_T1w_regions{end}" for end in (".tsv", "_freesurfer.txt", "_fsleyes.lut", "_itksnap.txt")]
+    names = ["sub-1_T1w_brain.nii.gz", "sub-1_T1w_regions.nii.gz", *tables]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
     like = nib.load(source)
     for path in (written.brain, written.regions):
@@ -414,18 +414,10 @@ def test_files_lie_on_exactly_the_grid_of_the_scan(
             assert np.array_equal(image.header[key], like.header[key])
     regions = np.asarray(nib.load(written.regions).dataobj)
     assert dice(np.asarray(nib.load(written.brain).dataobj) > 0, estimated.brain) > 0.9
-    with written.table.open(newline="") as file:
+    with written.tables["bids"].open(newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
-    assert list(rows[0]) == ["index", "name", "abbreviation"]
+    assert list(rows[0]) == ["index", "name", "abbreviation", "color"]
     assert set(np.unique(regions)) <= {int(row["index"]) for row in rows}
-
-
-def test_other_formats_and_missing_folders(tmp_path: Path) -> None:
-    write_table(tmp_path / "new" / "table.tsv")
-    assert (tmp_path / "new" / "table.tsv").read_text().startswith("index\tname\tabbreviation\n0\tbackground\tBKG\n2\t")
-    (tmp_path / "file").write_text("")
-    with pytest.raises(VolumeError, match="expected to write it"):
-        write_table(tmp_path / "file" / "table.tsv")
 
 
 def test_an_empty_scan_leaves_no_file(tmp_path: Path) -> None:

@@ -47,9 +47,11 @@ DEVICE = ("--device", "cpu", "--backend", "torch")  # the quickest to start
 
 
 def contents(folder: Path) -> dict[str, Any]:
-    """Files by name: bytes; JSON and pages without seconds, which differ from run to run."""
+    """Files by name: bytes; JSON and pages without seconds, which differ from run to run; no records of runs."""
     files: dict[str, Any] = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        if path.name == "run.json" or path.parent.name == "runs":
+            continue
         name = path.relative_to(folder).as_posix()
         if path.suffix == ".json":
             files[name] = json.loads(path.read_text())
@@ -181,6 +183,9 @@ def test_masks_and_tables_are_those_of_one_machine(
     ours, theirs = contents(report), contents(single / f"{form}_report")
     assert ours.keys() == theirs.keys() and {"burden.csv", "pvs.csv", "index.html"} <= ours.keys()
     assert ours == theirs
+    runs = [json.loads((folder / "run.json").read_text()) for folder in (report, single / f"{form}_report")]
+    states, expected = ([(c["case"], c["state"], c.get("voxels")) for c in run["cases"]] for run in runs)
+    assert states == expected and all("host" in case for case in runs[0]["cases"] if case["state"] == "written")
     err = capfd.readouterr().err
     if form == "bids":
         assert code == 0 and err == "" and "dataset_description.json" in contents(output)

@@ -25,7 +25,7 @@ def seen(own_weights: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, 
         if scan.read_bytes() == b"broken":
             raise VolumeError(f"{scan}: expected a complete image, got a damaged one")
         calls.append((scan.name, folder))
-        return inference.Written(folder / "brain", folder / "regions", folder / "table")
+        return inference.Written(folder / "brain", folder / "regions", {})
 
     monkeypatch.setattr(inference, "write_regions", write)
     return calls

@@ -132,10 +132,11 @@ def test_bids(write_body: WriteBody, weights: Path, tmp_path: Path) -> None:
     assert json.loads((output / "dataset_description.json").read_text())["DatasetType"] == "derivative"
 
 
-@pytest.mark.parametrize("declared", [True, False])
-def test_grand_challenge(write_body: WriteBody, weights: Path, tmp_path: Path, declared: bool) -> None:
+@pytest.mark.parametrize(("declared", "interface"), [(True, "T1w T2w FLAIR"), (False, "T1w T2w"), (True, "FLAIR")])
+def test_grand_challenge(write_body: WriteBody, weights: Path, tmp_path: Path, declared: bool, interface: str) -> None:
     source, output = tmp_path / "in", tmp_path / "out"
     slugs = {"T1w": "t1-brain-mri", "T2w": "t2-brain-mri", "FLAIR": "flair-brain-mri"}
+    slugs = {sequence: slugs[sequence] for sequence in interface.split()}
     for sequence, slug in slugs.items():
         write_body(source / "images" / slug / f"0{sequence}.mha", (sequence,), signs=(-1, -1, 1))
     if declared:
@@ -145,10 +146,11 @@ def test_grand_challenge(write_body: WriteBody, weights: Path, tmp_path: Path, d
         ]
         (source / "inputs.json").write_text(json.dumps(sockets))
     assert run(source, output, weights) == 0
-    assert files(output) == [f"images/{OUTPUT_SLUG}/0T2w.mha"]
+    reference = "T2w" if "T2w" in slugs else "FLAIR"
+    assert files(output) == [f"images/{OUTPUT_SLUG}/0{reference}.mha"]
     mask, image = (
         sitk.ReadImage(str(path))
-        for path in (output / "images" / OUTPUT_SLUG / "0T2w.mha", source / "images" / "t2-brain-mri" / "0T2w.mha")
+        for path in (output / files(output)[0], source / "images" / slugs[reference] / f"0{reference}.mha")
     )
     assert mask.GetPixelID() == sitk.sitkUInt8 and mask.GetSize() == image.GetSize()
     assert mask.GetSpacing() == image.GetSpacing() and mask.GetOrigin() == image.GetOrigin()

@@ -5,13 +5,17 @@ Layouts look at names only, so the images here are empty files.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pvs_model import config
+from pvs_model.batch import inputs
 from pvs_model.errors import LayoutError
 from pvs_model.layouts import LAYOUTS, Layout, Options, choose
 from pvs_model.types import Case
@@ -261,6 +265,42 @@ def test_grand_challenge_by_folders(tmp_path: Path) -> None:
     (case,) = find(tmp_path)
     assert images(case) == {"T1w": "x.mha", "FLAIR": "a.tif"} and case.problem is None
     assert case.output.name == "x.mha"
+
+
+@pytest.mark.parametrize("declared", [True, False])
+@pytest.mark.parametrize("interface", [names for n in (1, 2, 3) for names in combinations(("T1w", "T2w", "FLAIR"), n)])
+def test_every_subset_of_the_sequences_is_an_interface(
+    tmp_path: Path, interface: tuple[str, ...], declared: bool
+) -> None:
+    """``inputs.json`` as the site writes it now: the sockets of the job's interface, with those that are no images."""
+    slugs = {"T1w": "t1-brain-mri", "T2w": "t2-brain-mri", "FLAIR": "flair-brain-mri"}
+    lay(tmp_path, *(f"images/{slugs[name]}/{name}.mha" for name in interface), "age-in-months.json")
+    if declared:
+        age = {"slug": "age-in-months", "relative_path": "age-in-months.json", "super_kind": "Value"}
+        entries = [socket(slugs[name], f"images/{slugs[name]}") for name in interface]
+        sockets(tmp_path, {"socket": age, "value": 840, "image": None, "file": None}, *entries)
+    (case,) = found(tmp_path)
+    assert images(case) == {name: f"{name}.mha" for name in interface} and case.problem is None
+    first = next(name for name in ("T2w", "T1w", "FLAIR") if name in interface)
+    assert case.output == Path(f"images/perivascular-space-segmentation/{first}.mha")
+
+
+def test_the_interface_is_logged_and_two_sockets_of_a_sequence_are_a_problem(tmp_path: Path, caplog: Any) -> None:
+    slugs = ("t1-brain-mri", "skull-stripped-t1-brain-mri", "brain-atlas")
+    lay(tmp_path, *(f"images/{slug}/a.mha" for slug in slugs))
+    with caplog.at_level("INFO"):
+        (case,) = found(sockets(tmp_path, *(socket(slug, f"images/{slug}") for slug in slugs)))
+    assert "interface: 'brain-atlas' (unused), 'skull-stripped-t1-brain-mri' (T1w), 't1-brain-mri' (T1w)" in caplog.text
+    assert case.problem and case.problem.endswith("for T1w: name the sockets to use (--sockets FILE.json)")
+
+
+def test_sockets_are_named_by_a_model_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "MOUNTED_WEIGHTS", tmp_path)
+    assert config.default_sockets() is None
+    (tmp_path / "sockets.json").write_text("{}")
+    parser = argparse.ArgumentParser()
+    inputs.add_arguments(parser, tmp_path)
+    assert parser.parse_args([]).sockets == tmp_path / "sockets.json"
 
 
 def test_grand_challenge_with_own_sockets(tmp_path: Path) -> None:
