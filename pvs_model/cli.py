@@ -15,6 +15,7 @@ from pvs_model.commands import (
     bids,
     cohort,
     demo,
+    dicom,
     evaluate,
     info,
     rank,
@@ -24,6 +25,7 @@ from pvs_model.commands import (
     segment,
     simulate,
     train,
+    validate,
 )
 from pvs_model.errors import PVSError
 
@@ -32,6 +34,7 @@ COMMANDS: dict[str, ModuleType] = {
     "segment": segment,
     "cohort": cohort,
     "bids": bids,
+    "dicom": dicom,
     "report": report,
     "regions": regions,
     "demo": demo,
@@ -42,6 +45,7 @@ COMMANDS: dict[str, ModuleType] = {
     "rank": rank,
     "agreement": agreement,
     "info": info,
+    "validate": validate,
 }
 
 

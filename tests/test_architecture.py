@@ -24,7 +24,9 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({PACKAGE, "types", "errors"}),
     frozenset({"config", "files"}),
     frozenset({"volume", "nets", "simulation", "evaluation.metrics"}),
-    frozenset({"layouts", "anatomy", "inference", "preprocessing", "datasets", "training", "burden", "evaluation"}),
+    frozenset(
+        {"layouts", "anatomy", "inference", "preprocessing", "datasets", "training", "burden", "evaluation", "dicom"}
+    ),
     frozenset({"reports"}),
     frozenset({"pipeline"}),
     frozenset({"batch"}),
@@ -50,6 +52,11 @@ EXTRAS: Mapping[str, tuple[frozenset[str], str]] = {
     "batch.worker": (frozenset({"distributed"}), "requirements-cluster.txt"),
     "inference.openvino": (frozenset({"openvino"}), "requirements-openvino.txt"),
     "inference.graph_cache": (frozenset({"openvino"}), "requirements-openvino.txt"),
+    "dicom.codes": (frozenset({"highdicom", "pydicom"}), "requirements-dicom.txt"),
+    "dicom.convert": (frozenset({"dcm2niix"}), "requirements-dicom.txt"),
+    "dicom.headers": (frozenset({"dcm2niix", "highdicom", "pydicom"}), "requirements-dicom.txt"),
+    "dicom.report": (frozenset({"highdicom", "pydicom"}), "requirements-dicom.txt"),
+    "dicom.segmentation": (frozenset({"highdicom", "pydicom"}), "requirements-dicom.txt"),
 }
 
 LONGEST_PROCESS = 10
@@ -302,9 +309,10 @@ def eager_extras(sources: Sources) -> list[str]:
         module = sources[name]
         inside = {
             id(node)
-            for function in ast.walk(module.tree)
-            if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef))
-            for node in ast.walk(function)
+            for block in ast.walk(module.tree)
+            if isinstance(block, (ast.FunctionDef, ast.AsyncFunctionDef))
+            or (isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING")
+            for node in ast.walk(block)
         }
         eager = [node for node in ast.walk(module.tree) if id(node) not in inside]
         imports = [node for node in eager if isinstance(node, (ast.Import, ast.ImportFrom))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import json
 import os
 import re
@@ -137,7 +138,8 @@ TOGETHER = {
     "requirements-nodeps.txt": [],
     "requirements-openvino.txt": [],
     "requirements-cluster.txt": ["requirements.txt"],
-    "requirements-dev.txt": ["requirements.txt", "requirements-cluster.txt"],
+    "requirements-dicom.txt": ["requirements.txt"],
+    "requirements-dev.txt": ["requirements.txt", "requirements-cluster.txt", "requirements-dicom.txt"],
 }
 
 
@@ -151,18 +153,27 @@ def test_every_package_is_pinned_once(name: str) -> None:
     assert len(packages) == len(set(packages)) > 0
 
 
-def test_the_extra_is_the_requirements_of_a_cluster() -> None:
+def test_the_extras_are_files_of_requirements() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     extras = settings["tool"]["setuptools"]["dynamic"]["optional-dependencies"]
-    assert extras["cluster"] == {"file": ["requirements-cluster.txt"]}
+    assert extras == {name: {"file": [f"requirements-{name}.txt"]} for name in ("cluster", "dicom")}
     assert "optional-dependencies" in settings["project"]["dynamic"]
 
 
-def test_what_a_cluster_needs_is_pinned_as_it_is_installed() -> None:
+@pytest.mark.parametrize(
+    ("file", "used"),
+    [
+        ("requirements-cluster.txt", ("dask", "dask-jobqueue", "distributed")),
+        ("requirements-dicom.txt", ("dcm2niix", "highdicom", "pydicom")),
+    ],
+)
+def test_what_an_extra_needs_is_pinned_as_it_is_installed(file: str, used: tuple[str, ...]) -> None:
     """Every package that those used by name come to need is in one of the two files, in the version installed here."""
-    lines = [*requirements("requirements.txt"), *requirements("requirements-cluster.txt")]
+    if missing := [name for name in used if importlib.util.find_spec(name.replace("-", "_")) is None]:
+        pytest.skip(f"not installed: {', '.join(missing)} ({file})")
+    lines = [*requirements("requirements.txt"), *requirements(file)]
     pins = dict(line.split("==") for line in lines)
-    todo, seen = ["dask", "dask-jobqueue", "distributed"], set()
+    todo, seen = [*used], set()
     while todo:
         package = todo.pop()
         if package in seen:
@@ -174,10 +185,12 @@ def test_what_a_cluster_needs_is_pinned_as_it_is_installed() -> None:
             old_python = re.fullmatch(r"""python_version < ['"]3\.(\d+)['"]""", marker.strip())
             if marker and not (old_python and sys.version_info < (3, int(old_python[1]))):
                 continue
+            if "extra ==" in marker:
+                continue
             match = re.match(r"[A-Za-z0-9._-]+", name)
             assert match is not None
             todo.append(re.sub(r"[-_.]+", "-", match[0]).lower())
-    assert {line.split("==")[0] for line in requirements("requirements-cluster.txt")} <= seen
+    assert {line.split("==")[0] for line in requirements(file)} <= seen
 
 
 @pytest.mark.parametrize(

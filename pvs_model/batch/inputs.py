@@ -81,16 +81,27 @@ def add_arguments(parser: argparse.ArgumentParser, weights: Path) -> None:
 
 def add_common_arguments(parser: argparse.ArgumentParser, weights: Path) -> None:
     """Adds the arguments that do not depend on the layout; arguments as of ``add_arguments``."""
+    add_inference_arguments(parser, weights)
     add = parser.add_argument
-    add("--weights", type=Path, default=weights, help="folder with MANIFEST.json")
-    add("--device", choices=("auto", "cuda", "cpu"), default="auto")
-    add("--backend", choices=("auto", "torch", "openvino"), default="auto", help="inference engine on a CPU")
     add("--bids-filter-file", type=Path, metavar="FILE", help="JSON: which of several images to take")
     add("--ignore", action="append", default=[], metavar="PATTERN", help="ignore files of such names (repeatable)")
     add("--part", type=_part, metavar="K/N", help="run only part K of N of the cases, for job arrays")
     add("--dry-run", action="store_true", help="list cases, their files and unused files; run nothing")
-    add("--prompt", help="a prompt of your own (needs a BERT encoder)")
     add("--resume", action="store_true", help="skip cases that an earlier run completed")
+
+
+def add_inference_arguments(parser: argparse.ArgumentParser, weights: Path) -> None:
+    """Adds the arguments of ``InferenceConfig``, but for its number of workers and ``resume``.
+
+    Args:
+        parser: Parser of the command.
+        weights: Default weights folder.
+    """
+    add = parser.add_argument
+    add("--weights", type=Path, default=weights, help="folder with MANIFEST.json")
+    add("--device", choices=("auto", "cuda", "cpu"), default="auto")
+    add("--backend", choices=("auto", "torch", "openvino"), default="auto", help="inference engine on a CPU")
+    add("--prompt", help="a prompt of your own (needs a BERT encoder)")
     add("--no-anatomy", dest="anatomy", action="store_false", help="no brain mask, no regions")
     add("--register", action="store_true", help="register sequences to the reference where that improves the fit")
     add("--n4", action="store_true", help="correct the bias field first")

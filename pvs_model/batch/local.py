@@ -32,6 +32,7 @@ def run(
     options: Options | None = None,
     reports: Reports | None = None,
     part: Part | None = None,
+    keep: Callable[[Case], bool] | None = None,
 ) -> list[str]:
     """Segments every case of a folder. Failed cases are logged; the remaining cases continue.
 
@@ -43,6 +44,7 @@ def run(
         options: Suffix, sockets and filters.
         reports: Destination of reports, if requested.
         part: Subset of the cases to run; None for all.
+        keep: Whether to run a case; None for all.
 
     Returns:
         One sentence per failed case, in the order of cases; empty when every mask was written.
@@ -54,6 +56,7 @@ def run(
     if settings.workers is not None and settings.workers < 0:
         raise PVSError(f"--workers: expected 0 or more cases, got {settings.workers}")
     layout, cases = find_cases(source, output, layout_name, options, reports, part)
+    cases = cases if keep is None else [case for case in cases if keep(case)]
     segmenter = Segmenter(settings)
     log_missing_weights(settings)
     writer = ResultWriter.open(cases, layout, output, reports, settings.resume)

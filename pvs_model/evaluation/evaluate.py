@@ -22,7 +22,7 @@ from pvs_model.evaluation.results import MISSING, REFUSED, SCORED, Evaluation, R
 from pvs_model.evaluation.summary import summarise
 from pvs_model.layouts.base import listed
 from pvs_model.volume.geometry import to_ras_grid
-from pvs_model.volume.masks import aligned, read_mask
+from pvs_model.volume.masks import aligned, read_mask, read_region
 
 log = logging.getLogger(__name__)
 
@@ -117,6 +117,9 @@ def score_case(case: CaseFiles, regions: Regions = AS_GIVEN) -> Scored:
     try:
         image = read_mask(case.reference)
         reference = aligned(image, image.grid, case.reference)
+        whole = np.ones(reference.shape, bool)
+        if case.annotated:
+            whole = aligned(read_region(case.annotated), image.grid, case.reference)
     except VolumeError as error:
         return _not_scored(f"{case.label}: not scored, since its reference mask cannot be read: {error}")
     status, problems, data_errors, prediction = SCORED, [], [], None
@@ -138,7 +141,7 @@ def score_case(case: CaseFiles, regions: Regions = AS_GIVEN) -> Scored:
         given = regions_of(case, image, regions)
     except PVSError as error:
         data_errors.append(f"{case.label}: scored in the whole image only: {error}")
-    within = {**given.masks, "all": np.ones(reference.shape, bool)}
+    within = {**{name: mask & whole for name, mask in given.masks.items()}, "all": whole}
     spacing = to_ras_grid(image.grid)[0].spacing_mm
     rows = []
     for region in REGION_ORDER:

@@ -43,6 +43,7 @@ class CaseFiles:
         data_error: Reason why the case cannot be scored: several reference masks.
         regions: Files of region masks by name, several to be united.
         images: Images of the scan beside the reference mask, by sequence.
+        annotated: Files of the part of the image that raters have annotated; empty for the whole image.
     """
 
     case: str
@@ -53,6 +54,7 @@ class CaseFiles:
     data_error: str | None = None
     regions: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
     images: Mapping[str, Path] = field(default_factory=dict)
+    annotated: tuple[Path, ...] = ()
 
     @property
     def label(self) -> str:

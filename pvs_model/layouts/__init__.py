@@ -11,11 +11,12 @@ from pvs_model.layouts.bids import Bids
 from pvs_model.layouts.epvs import Epvs
 from pvs_model.layouts.flat import Flat
 from pvs_model.layouts.grand_challenge import GrandChallenge
+from pvs_model.layouts.valdo import Valdo
 
 __all__ = ["LAYOUTS", "Layout", "Options", "choose"]
 
 #: Layouts by name, in the order in which they are tried: the more specific ones first.
-LAYOUTS: dict[str, type[Layout]] = {layout.name: layout for layout in (GrandChallenge, Bids, Epvs, Flat)}
+LAYOUTS: dict[str, type[Layout]] = {layout.name: layout for layout in (GrandChallenge, Valdo, Bids, Epvs, Flat)}
 
 
 def choose(root: Path, name: str | None = None, options: Options | None = None) -> Layout:

@@ -52,6 +52,7 @@ def images(case: Case) -> dict[str, str]:
         (["T1.nii.gz"], "flat"),
         (["sub-1/anat/sub-1_T1w.nii"], "bids"),
         (["sub-1/ses-2/anat/sub-1_ses-2_flair.nii.gz"], "bids"),
+        (["Task1/sub-101/sub-101_space-T1_desc-masked_T2.nii.gz"], "valdo"),
         (["inputs.json"], "grand_challenge"),
         (["images/t2-brain-mri/0a1b.mha"], "grand_challenge"),
     ],
@@ -62,7 +63,7 @@ def test_the_form_is_recognised(tmp_path: Path, files: list[str], name: str) -> 
 
 def test_the_form_can_be_said(tmp_path: Path) -> None:
     assert choose(lay(tmp_path, "001/001_T1w.nii.gz"), "flat").name == "flat"
-    assert list(LAYOUTS) == ["grand_challenge", "bids", "epvs", "flat"]
+    assert list(LAYOUTS) == ["grand_challenge", "valdo", "bids", "epvs", "flat"]
     assert all(issubclass(layout, Layout) for layout in LAYOUTS.values())
 
 
@@ -73,7 +74,7 @@ def test_choose_refuses(tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     with pytest.raises(LayoutError, match="got an empty folder"):
         choose(tmp_path / "none")
-    with pytest.raises(LayoutError, match=r"layout 'dicom': expected one of grand_challenge, bids"):
+    with pytest.raises(LayoutError, match=r"layout 'dicom': expected one of grand_challenge, valdo, bids"):
         choose(tmp_path, "dicom")
     with pytest.raises(LayoutError, match="missing: expected an input folder, but it does not exist"):
         choose(tmp_path / "missing")
@@ -279,7 +280,7 @@ def test_every_subset_of_the_sequences_is_an_interface(
         age = {"slug": "age-in-months", "relative_path": "age-in-months.json", "super_kind": "Value"}
         entries = [socket(slugs[name], f"images/{slugs[name]}") for name in interface]
         sockets(tmp_path, {"socket": age, "value": 840, "image": None, "file": None}, *entries)
-    (case,) = found(tmp_path)
+    (case,) = find(tmp_path)
     assert images(case) == {name: f"{name}.mha" for name in interface} and case.problem is None
     first = next(name for name in ("T2w", "T1w", "FLAIR") if name in interface)
     assert case.output == Path(f"images/perivascular-space-segmentation/{first}.mha")
@@ -289,7 +290,7 @@ def test_the_interface_is_logged_and_two_sockets_of_a_sequence_are_a_problem(tmp
     slugs = ("t1-brain-mri", "skull-stripped-t1-brain-mri", "brain-atlas")
     lay(tmp_path, *(f"images/{slug}/a.mha" for slug in slugs))
     with caplog.at_level("INFO"):
-        (case,) = found(sockets(tmp_path, *(socket(slug, f"images/{slug}") for slug in slugs)))
+        (case,) = find(sockets(tmp_path, *(socket(slug, f"images/{slug}") for slug in slugs)))
     assert "interface: 'brain-atlas' (unused), 'skull-stripped-t1-brain-mri' (T1w), 't1-brain-mri' (T1w)" in caplog.text
     assert case.problem and case.problem.endswith("for T1w: name the sockets to use (--sockets FILE.json)")
 
