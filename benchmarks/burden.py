@@ -44,7 +44,7 @@ from pvs_model.simulation.render import Scene, render
 from pvs_model.simulation.subject import acquire_case, simulate, whole_scene
 from pvs_model.types import Triple
 
-REGIONS = ("CSO", "BG", ALL)
+REGIONS = ("WM", "BG", ALL)
 #: Lowest and highest density of the cases with PVS, per cm3 of tissue.
 CENTRUM, BASAL = (0.02, 1.5), (0.05, 2.5)
 #: Voxel spacing of the retest's subject; those of the protocols are integer multiples.
@@ -162,7 +162,7 @@ def plan_retest(heads: HeadModels, subject: int) -> DatasetPlan:
 
 def reference_burden(case: LabelledCase) -> Burden:
     """Measures the reference in the simulator's regions, without sides and intracranial volume."""
-    whole = {"CSO": case.regions["CSO"], "BG": case.regions["BG"], ALL: np.ones(case.reference.shape, bool)}
+    whole = {"WM": case.regions["CSO"], "BG": case.regions["BG"], ALL: np.ones(case.reference.shape, bool)}
     return measure(case.reference, whole, case.prepared.grid.affine)
 
 
@@ -174,7 +174,8 @@ def measured_pairs(folder: Path, masks: Path, weights: Path) -> Iterator[CaseBur
         anatomy = estimate_anatomy(case.volumes, weights)
         affine = case.prepared.grid.affine
         regions = regions_of(case.reference.astype(np.uint8), affine, anatomy)
-        values = {name: list(NAMED).index(name) + 1 for name in ("CSO", "BG")}
+        # The simulator's region CSO is the cerebral white matter.
+        values = {simulated: list(NAMED).index(name) + 1 for simulated, name in (("CSO", "WM"), ("BG", "BG"))}
         right = sum(int((regions[case.within(name)] == value).sum()) for name, value in values.items())
         total = sum(int(case.within(name).sum()) for name in values)
         predicted = burden_of(mask.astype(np.uint8), affine, anatomy)
@@ -236,7 +237,7 @@ def cohort_table(sets: dict[str, list[CaseBurden]]) -> str:
         lines += cohort_rows(name, pairs)
     means = {name: mean(p.region_accuracy for p in pairs) for name, pairs in sets.items()}
     shares = ", ".join(f"{name} {format_score(value)}" for name, value in means.items())
-    return "\n".join([*lines, "", f"Reference PVS voxels of CSO and BG with the right region: {shares}."])
+    return "\n".join([*lines, "", f"Reference PVS voxels of WM and BG with the right region: {shares}."])
 
 
 def variation(values: Sequence[float]) -> float | None:

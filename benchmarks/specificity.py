@@ -53,7 +53,7 @@ from pvs_model.types import SEQUENCES, BoolArray, Case
 from pvs_model.volume.geometry import dilate_mm
 
 PLACES = ("deep", "cortex", "CSF", "dura", "outside", "cerebellum + brainstem")
-DEEP = ("CSO", "BG", "HIP", "AMY", "VDC", "MID")
+DEEP = ("WM", "BG", "HIP", "AMY", "VDC", "MID")
 DENSITIES = ("cortex", "deep")
 COLUMNS = ("clusters", *PLACES, *(f"per cm3 {place}" for place in DENSITIES))
 #: Dura and venous sinuses lie within this distance of the intracranial surface.

@@ -26,7 +26,7 @@ def contrast_warning(name: str, data: FloatArray, anatomy: Anatomy, least: float
         anatomy: Tissues of the scan.
         least: Minimum difference of two tissues, as a fraction of their sum.
     """
-    fluid, white, grey = (_median(data, anatomy, region) for region in ("ventricles", "CSO", "CTX"))
+    fluid, white, grey = (_median(data, anatomy, region) for region in ("ventricles", "WM", "CTX"))
     if fluid is None or white is None:
         return None
     if name == "T2w" and _brighter(white, fluid, least):

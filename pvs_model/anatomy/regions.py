@@ -31,7 +31,7 @@ class Structure:
 
 #: Structures in the order of the network's classes; class 0 is everything else.
 STRUCTURES = (
-    Structure("cerebral white matter", "CSO", (245, 245, 245), 2, 41),
+    Structure("cerebral white matter", "WM", (245, 245, 245), 2, 41),
     Structure("cerebral cortex", "CTX", (205, 62, 78), 3, 42),
     Structure("caudate nucleus and accumbens", "CAU", (122, 186, 220), 11, 50),
     Structure("putamen", "PUT", (236, 13, 176), 12, 51),
@@ -55,6 +55,7 @@ CLASS = {structure.abbreviation: k for k, structure in enumerate(STRUCTURES, 1)}
 
 #: Larger regions, by abbreviations of their structures.
 REGIONS: dict[str, tuple[str, ...]] = {
+    "CSO": ("WM",),  # the challenge's masks of this name; burden.subregions has the raters' centrum semiovale
     "BG": ("CAU", "PUT", "PAL", "THA", "IC"),
     "ventricles": ("LV", "V34"),
     "brainstem": ("MID", "BST"),
@@ -136,7 +137,7 @@ class Anatomy:
         """Mask of a region, bool (x, y, z).
 
         Args:
-            name: "brain" for the attribute itself, else as in ``values_of``: "BG", "CSO", "HIP", "MID", "L-BG", ...
+            name: "brain" for the attribute itself, else as in ``values_of``: "BG", "WM", "HIP", "MID", "L-BG", ...
 
         Raises:
             KeyError: The name is unknown.

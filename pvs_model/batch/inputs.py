@@ -75,6 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser, weights: Path) -> None:
     add("--layout", choices=tuple(LAYOUTS), help="form of the input (default: detected)")
     add("--sockets", type=Path, default=default_sockets(), help="JSON file naming grand-challenge sockets")
     add("--report", type=Path, metavar="DIR", help="burden tables and HTML reports (not within --output)")
+    add("--no-viewer", dest="viewer", action="store_false", help="with --report: small pages without the volume")
     add("--probability", action="store_true", help="with --report: keep probability maps there")
     add_common_arguments(parser, weights)
 

@@ -104,8 +104,8 @@ def _finish_case(
         began = time.perf_counter()
         result = segmenter.postprocess(prediction)
         path = write_case(case, result, layout, output)
-        if writer.report is not None:
-            report_case(case, result, writer.report, reports is not None and reports.probability)
+        if writer.report is not None and reports is not None:
+            report_case(case, result, writer.report, reports)
     except Exception as error:  # also a bug of this package or of a library: the other cases continue
         log.debug("%s", case.name, exc_info=True)
         writer.fail(case, describe_failure(case, error))

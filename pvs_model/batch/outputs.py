@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,12 +38,14 @@ class Reports:
         probability: Whether probability maps are kept there.
         within_output: Whether the folder may lie among the masks.
         tables: Whether the run ends with tables and an index of all cases in the folder.
+        viewer: Whether the page of a case holds its volume.
     """
 
     folder: Path
     probability: bool = False
     within_output: bool = False
     tables: bool = True
+    viewer: bool = True
 
     def open(self, output: Path) -> Report:
         """Creates the folder.
@@ -90,8 +92,8 @@ def _write_region_maps(case: Case, result: SegmentationResult, layout: Layout, o
         write_labels(output / place, prepared.restore_grid(maps[name]), case.images[result.reference])
 
 
-def report_case(case: Case, result: SegmentationResult, report: Report, probability: bool = False) -> None:
-    """Measures a case and writes its page, its numbers and, on request, its probability map.
+def report_case(case: Case, result: SegmentationResult, report: Report, reports: Reports) -> None:
+    """Measures a case and writes its page, its numbers and, where ``reports`` says so, its probability map.
 
     Raises:
         PVSError: A file cannot be written.
@@ -102,8 +104,9 @@ def report_case(case: Case, result: SegmentationResult, report: Report, probabil
     prepared = result.prepared
     images = dict(zip(SEQUENCES, prepared.image, strict=True))
     mask, metadata = result.canonical_mask, result.metadata
-    report.add(view_of(case.name, images, mask, prepared.grid, prepared.anatomy, metadata, result.pvs_fraction))
-    if probability:
+    view = view_of(case.name, images, mask, prepared.grid, prepared.anatomy, metadata, result.pvs_fraction)
+    report.add(replace(view, embed_volume=reports.viewer))
+    if reports.probability:
         stored = read_grid(case.images[result.reference])
         maps = {"prob": result.probability}
         if result.pvs_fraction is not None:

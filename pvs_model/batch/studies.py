@@ -92,7 +92,7 @@ def run_studies(
                         path = write_case(case, result, layout, output)
                         _write_objects(study, case, result, choices, seg, sr)
                         if writer.report is not None and reports is not None:
-                            report_case(case, result, writer.report, reports.probability)
+                            report_case(case, result, writer.report, reports)
                     writer.add(case, path, int(result.mask.sum()), time.perf_counter() - began)
                 except Exception as error:  # also a bug of a library: the other studies continue
                     log.debug("%s", study.name, exc_info=True)

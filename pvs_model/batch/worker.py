@@ -118,7 +118,7 @@ def _segment_case(config: RunConfig, case: Case) -> TaskResult:
         result = segmenter.segment(case)
         path = write_case(case, result, config.layout, config.output)
         if config.reports is not None:
-            report_case(case, result, config.reports.open(config.output), config.reports.probability)
+            report_case(case, result, config.reports.open(config.output), config.reports)
     except Exception as error:  # also a bug of this package or of a library: the other cases continue
         if isinstance(error, DeviceError) and str(error).startswith("--device cuda"):
             return TaskResult(worker_error=str(error))  # its GPU is lost: all other cases would fail, too

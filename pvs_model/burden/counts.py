@@ -64,7 +64,7 @@ def region_burden(
     fluid_known: bool = False,
 ) -> RegionBurden:
     """Returns one row: the PVS of this region and side, and the volumes given."""
-    counted = [p for p in pvs if region in (ALL, p.region) and hemisphere in (BOTH, p.hemisphere)]
+    counted = [p for p in pvs if p.is_in(region) and hemisphere in (BOTH, p.hemisphere)]
     here = [p.shape for p in counted]
     lengths, widths = [shape.length_mm for shape in here], [shape.width_mm for shape in here]
     return RegionBurden(

@@ -26,12 +26,15 @@ def measure(
     intracranial: AnyArray | None = None,
     hemispheres: AnyArray | None = None,
     pvs_fraction: AnyArray | None = None,
+    parts: Mapping[str, AnyArray] | None = None,
+    rated: Mapping[str, AnyArray] | None = None,
 ) -> Burden:
     """Counts, measures and rates the PVS of a mask. All arrays lie on one grid, in any order of its axes.
 
     Args:
         mask: (x, y, z), PVS where not 0; may be empty.
-        regions: Names -> masks (x, y, z), in the order of the rows. "BG", "CSO" and "midbrain" get estimated scores.
+        regions: Names -> masks (x, y, z), in the order of the rows. "BG", "CSO", "WM" and "midbrain" get estimated
+            scores.
             A mask named "all" only gives the volume of the whole: PVS are counted everywhere in any case.
         affine: (4, 4), voxel index to RAS mm.
         intracranial: (x, y, z), inside of the skull where not 0; None where it is unknown: then PVSnm is, too. An
@@ -40,18 +43,25 @@ def measure(
             Potter scores are left out.
         pvs_fraction: (x, y, z), share of each voxel that PVS fill, 0 to 1, as the networks estimate it; None where
             unknown: then volumes of fluid are left out.
+        parts: Names -> masks (x, y, z) of parts of the regions, which may overlap; they have rows of their own after
+            those of the regions. A PVS counts in every part that has at least half of its voxels.
+        rated: Names of regions or parts -> masks (x, y, z) of the section on which the Potter score counts the PVS of
+            this region; without one it is the slab with most of them.
 
     Raises:
         ValueError: arrays of unequal shape or not of three axes, an affine that is not a finite, invertible (4, 4), a
             region without a name or named "other", or other values than 0, 1 and 2 for hemispheres.
     """
-    grid = _checked(mask, regions, affine, intracranial, hemispheres, pvs_fraction)
+    parts, rated = parts or {}, rated or {}
+    grid = _checked(mask, regions, affine, intracranial, hemispheres, pvs_fraction, parts, rated)
     grid, turn = to_ras_grid(grid)
     names = [name for name in regions if name != ALL]
     where = region_map({name: turn.apply(regions[name]) != 0 for name in names}, grid.shape)
     sides = None if hemispheres is None else turn.apply(hemispheres).astype(np.uint8)
     share = None if pvs_fraction is None else turn.apply(pvs_fraction)
-    pvs, inside = _every_pvs(turn.apply(mask) != 0, grid.affine, where, sides, names, share)
+    pieces = {name: turn.apply(part) != 0 for name, part in parts.items()}
+    sections = {name: turn.apply(section) != 0 for name, section in rated.items()}
+    pvs, inside = _every_pvs(turn.apply(mask) != 0, grid.affine, where, sides, names, share, pieces, sections)
 
     voxel_mm3 = voxel_volume_mm3(grid.affine)
     of_pvs = voxel_mm3 * voxels_by_region(where[inside], None if sides is None else sides[inside], names)
@@ -60,11 +70,14 @@ def measure(
     head = None if intracranial is None else voxel_mm3 * int(np.count_nonzero(intracranial)) or None
 
     rows: list[RegionBurden] = []
-    for value, name in enumerate((*names, ALL), 1):
-        filled, size = (of_pvs.sum(0), whole) if name == ALL else (of_pvs[value], of_region[value])
+    volumes = {name: (of_pvs[value], of_region[value]) for value, name in enumerate(names, 1)}
+    for name, piece in pieces.items():
+        side_of_pvs = None if sides is None else sides[inside]
+        volumes[name] = voxel_mm3 * _voxels(piece[inside], side_of_pvs), voxel_mm3 * _voxels(piece, sides)
+    for name, (filled, size) in {**volumes, ALL: (of_pvs.sum(0), whole)}.items():
         for side in (BOTH,) if sides is None else (BOTH, *SIDES):
-            part = slice(None) if side == BOTH else SIDES[side]
-            volume, region_mm3 = float(filled[part].sum()), float(size[part].sum())
+            here = slice(None) if side == BOTH else SIDES[side]
+            volume, region_mm3 = float(filled[here].sum()), float(size[here].sum())
             if side != BOTH and size.sum() > 0 and not size[1:].any():
                 continue  # a region in the middle, of which no side is known
             known = None if np.isnan(region_mm3) else region_mm3
@@ -74,7 +87,7 @@ def measure(
     return Burden(
         pvs=pvs,
         regions=tuple(rows),
-        scores=estimate(pvs, names, slices, sides is not None),
+        scores=estimate(pvs, [*names, *pieces], slices, sides is not None, tuple(sections)),
         spacing_mm=grid.spacing_mm,
         slices_per_slab=slices,
         warnings=_warnings(grid, head, sides is not None),
@@ -88,6 +101,8 @@ def _every_pvs(
     sides: npt.NDArray[np.uint8] | None,
     names: list[str],
     pvs_fraction: AnyArray | None,
+    parts: Mapping[str, BoolArray],
+    rated: Mapping[str, BoolArray],
 ) -> tuple[tuple[Pvs, ...], tuple[npt.NDArray[np.intp], ...]]:
     """Returns the PVS of a mask with RAS+ axes, and the indices of all its voxels."""
     from scipy import ndimage
@@ -114,6 +129,8 @@ def _every_pvs(
                 shape=shape_of(cluster, placed),
                 slices=(int(first[2]), int(first[2]) + cluster.shape[2] - 1),
                 fluid_mm3=None if volumes is None else float(volumes[number - 1]),
+                parts=tuple(name for name, piece in parts.items() if piece[here][cluster].mean() >= 0.5),
+                rated=tuple(name for name, section in rated.items() if section[here][cluster].any()),
             )
         )
     return tuple(pvs), inside
@@ -170,20 +187,21 @@ def _checked(
     intracranial: AnyArray | None,
     hemispheres: AnyArray | None,
     pvs_fraction: AnyArray | None,
+    parts: Mapping[str, AnyArray],
+    rated: Mapping[str, AnyArray],
 ) -> Grid:
     """Returns the grid of the mask after checking all arguments against it."""
     if mask.ndim != 3:
         raise ValueError(f"expected a mask (x, y, z), got {mask.ndim} axes")
-    arrays = {
-        **regions,
-        "intracranial mask": intracranial,
-        "map of hemispheres": hemispheres,
-        "PVS fraction": pvs_fraction,
-    }
+    sections = {f"rated section of {name}": section for name, section in rated.items()}
+    whole = {"intracranial mask": intracranial, "map of hemispheres": hemispheres, "PVS fraction": pvs_fraction}
+    arrays = {**regions, **parts, **sections, **whole}
     for name, array in arrays.items():
         if array is not None and array.shape != mask.shape:
             raise ValueError(f"{name}: expected the shape of the mask, {mask.shape}, got {array.shape}")
-    if any(not name or name == OTHER for name in regions) or len(regions) > _MAX_REGIONS:
+    if set(parts) & {*regions, ALL}:
+        raise ValueError(f"expected parts with other names than the regions, got {', '.join(parts)}")
+    if any(not name or name == OTHER for name in (*regions, *parts)) or len(regions) > _MAX_REGIONS:
         raise ValueError(f"expected up to {_MAX_REGIONS} regions with names, none of them {OTHER!r}")
     if affine.shape != (4, 4) or not np.isfinite(affine).all() or voxel_volume_mm3(affine) == 0:
         raise ValueError("expected a finite, invertible affine (4, 4)")

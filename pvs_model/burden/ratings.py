@@ -2,9 +2,11 @@
 
 Potter (Doubal 2010, Potter 2015; as worded in mcpvs_net_2024, 2.9)
     0 = none, 1 = 1 to 10, 2 = 11 to 20, 3 = 21 to 40, 4 = more than 40, for the basal ganglia and the centrum
-    semiovale each; midbrain 0 = none, 1 = any. What is counted here: PVS of one region on one side that reach an axial
-    slab of about 5 mm; the highest count, of the worse side. A PVS counts once on a slab, however often it dips in
-    and out.
+    semiovale each; midbrain 0 = none, 1 = any. What is counted here: PVS of one region on one side, of the worse
+    side. In the basal ganglia those that reach an axial slab of about 5 mm, on the slab with most of them. In the
+    centrum semiovale those that reach the prescribed section, 1 cm above the roof of the lateral ventricle (Adams 2013;
+    mfns_de_t2_2024, 2.3); the fullest slab where that section is unknown. A PVS counts once on a slab, however often
+    it dips in and out.
 mcPVS-Net (mcpvs_net_2024, 2.7), both sides together
     basal ganglia, in total: 1 = fewer than 5, 2 = 5 to 10, 3 = more than 10. Score 4, "uncountable", is never given:
     a mask can always be counted, and there is no published limit for confluent PVS.
@@ -99,37 +101,47 @@ def fullest_slab(spans: Sequence[tuple[int, int]], slices: int) -> tuple[int, tu
     return count, (max(int(low.min()), start), min(int(high.max()), start + slices - 1))
 
 
-def estimate(pvs: Sequence[Pvs], regions: Sequence[str], slices: int, sides: bool) -> tuple[EstimatedScore, ...]:
+def estimate(
+    pvs: Sequence[Pvs], regions: Sequence[str], slices: int, sides: bool, rated: Sequence[str] = ()
+) -> tuple[EstimatedScore, ...]:
     """Estimates the scores of all regions that have a scale.
 
     Args:
         pvs: All PVS with the regions and sides they are counted in.
-        regions: Names of the measured regions; "BG", "CSO" and "midbrain" have scales.
+        regions: Names of the measured regions and parts; "BG", "CSO", "WM" and "midbrain" have scales.
         slices: Slices per slab.
         sides: Whether left and right are known; without them there is no Potter score of BG and CSO.
+        rated: Regions with a known rated section, on which the Potter score counts.
     """
     scores = []
-    for region in ("BG", "CSO"):
-        if region not in regions:
-            continue
-        here = [p for p in pvs if p.region == region]
+    if "BG" in regions:
         if sides:
-            (count, slab), side = max(
-                ((fullest_slab([p.slices for p in here if p.hemisphere == side], slices), side)
-                 for side in (LEFT, RIGHT)),
-                key=lambda item: item[0][0],
-            )  # fmt: skip
-            scores.append(EstimatedScore(POTTER, region, potter_score(count), count, side, slab))
-        if region == "BG":
-            scores.append(EstimatedScore(MCPVS, region, mcpvs_bg_score(len(here)), len(here), BOTH, None))
-        else:
-            count, slab = fullest_slab([p.slices for p in here], slices)
-            score = mcpvs_wm_score(len(here), count)
-            by_total = len(here) <= 10
-            scores.append(
-                EstimatedScore(MCPVS, region, score, len(here) if by_total else count, BOTH, None if by_total else slab)
-            )
+            scores.append(_potter(pvs, "BG", slices, "BG" in rated))
+        total = sum(p.is_in("BG") for p in pvs)
+        scores.append(EstimatedScore(MCPVS, "BG", mcpvs_bg_score(total), total, BOTH, None))
+    if "CSO" in regions and sides:
+        scores.append(_potter(pvs, "CSO", slices, "CSO" in rated))
+    if "WM" in regions:
+        here = [p for p in pvs if p.is_in("WM")]
+        count, slab = fullest_slab([p.slices for p in here], slices)
+        score, by_total = mcpvs_wm_score(len(here), count), len(here) <= 10
+        counted = len(here) if by_total else count
+        scores.append(EstimatedScore(MCPVS, "WM", score, counted, BOTH, None if by_total else slab))
     if "midbrain" in regions:
-        count = sum(p.region == "midbrain" for p in pvs)
+        count = sum(p.is_in("midbrain") for p in pvs)
         scores.append(EstimatedScore(POTTER, "midbrain", midbrain_score(count), count, BOTH, None))
     return tuple(scores)
+
+
+def _potter(pvs: Sequence[Pvs], region: str, slices: int, on_rated_section: bool) -> EstimatedScore:
+    """Estimates the Potter score of the PVS of one region: that of the side with more of them, left among equals."""
+    counts: dict[str, tuple[int, tuple[int, int] | None]] = {}
+    for side in (LEFT, RIGHT):
+        here = [p for p in pvs if p.is_in(region) and p.hemisphere == side]
+        if on_rated_section:
+            counts[side] = sum(region in p.rated for p in here), None
+        else:
+            counts[side] = fullest_slab([p.slices for p in here], slices)
+    side = max(counts, key=lambda name: counts[name][0])
+    count, slab = counts[side]
+    return EstimatedScore(POTTER, region, potter_score(count), count, side, slab, on_rated_section)

@@ -15,7 +15,7 @@ ALL, OTHER = "all", "other"
 #: Sides of a row: both together, then each.
 BOTH, LEFT, RIGHT = "both", "left", "right"
 
-#: The scales: Doubal 2010 and Potter 2015 (BG, CSO 0 to 4; midbrain 0 or 1), and mcpvs_net_2024, 2.7 (1 to 4).
+#: The scales: Doubal 2010 and Potter 2015 (BG, CSO 0 to 4; midbrain 0 or 1), and mcpvs_net_2024, 2.7 (BG, WM 1 to 4).
 POTTER, MCPVS = "Potter", "mcPVS-Net"
 
 #: Columns of ``burden.csv``: a row per case, region and side.
@@ -42,6 +42,7 @@ REGION_COLUMNS = (
 PVS_COLUMNS = (
     "pvs",
     "region",
+    "parts",
     "hemisphere",
     "voxels",
     "volume_mm3",
@@ -72,6 +73,8 @@ class Pvs:
         slices: First and last axial slice, counted from the lowest, 0.
         fluid_mm3: Estimated volume of its fluid, which does not depend on the voxel size; None where the networks do
             not predict it.
+        parts: Parts of regions that have at least half of its voxels.
+        rated: Regions or parts on whose rated section it has a voxel.
     """
 
     number: int
@@ -80,6 +83,12 @@ class Pvs:
     shape: Shape
     slices: tuple[int, int]
     fluid_mm3: float | None = None
+    parts: tuple[str, ...] = ()
+    rated: tuple[str, ...] = ()
+
+    def is_in(self, region: str) -> bool:
+        """Whether it is counted in a region or part; in ``ALL`` every PVS is."""
+        return region in (ALL, self.region, *self.parts)
 
 
 @dataclass(frozen=True)
@@ -131,12 +140,13 @@ class EstimatedScore:
 
     Attributes:
         scale: ``POTTER`` or ``MCPVS``.
-        region: "BG", "CSO" or "midbrain".
+        region: "BG", "CSO", "WM" or "midbrain".
         score: 0 to 4, 0 or 1, or 1 to 4, as the scale has it.
         counted: Number of PVS that the score is based on.
         hemisphere: Side they were counted on, or ``BOTH``.
         slices: First and last axial slice of the slab they were counted on, from the lowest, 0; None for the whole
-            region.
+            region or its rated section.
+        on_rated_section: Whether they were counted on the section that the scale prescribes.
     """
 
     scale: str
@@ -145,6 +155,7 @@ class EstimatedScore:
     counted: int
     hemisphere: str
     slices: tuple[int, int] | None
+    on_rated_section: bool = False
 
 
 @dataclass(frozen=True)
@@ -153,7 +164,7 @@ class Burden:
 
     Attributes:
         pvs: Every PVS of the mask, by number.
-        regions: A row per region and side: the regions in the order given, ``ALL`` last.
+        regions: A row per region and side: the regions in the order given, then their parts, ``ALL`` last.
         scores: Estimated scores of the measured regions that have a scale.
         spacing_mm: Voxel size to the right, to anterior and to superior.
         slices_per_slab: Axial slices counted together for a score.
@@ -244,6 +255,7 @@ def pvs_values(pvs: Pvs) -> dict[str, Value]:
     values = (
         pvs.number,
         pvs.region,
+        "; ".join(pvs.parts) or None,
         pvs.hemisphere,
         shape.voxels,
         shape.volume_mm3,

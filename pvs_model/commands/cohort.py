@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         cluster = partial(clusters.slurm, words=args.slurm)
     names = InferenceConfig.__annotations__.keys() - {"workers"}
     settings = InferenceConfig(**{name: getattr(args, name) for name in names})
-    reports = Reports(args.report, args.probability) if args.report else None
+    reports = Reports(args.report, args.probability, viewer=args.viewer) if args.report else None
     options = inputs.options_from(args)
     if args.dry_run:
         return inputs.dry_run(args.input, args.output, args.layout, options, reports, args.resume, args.part)

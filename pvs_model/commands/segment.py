@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
         return evaluate_submission(args.input, args.output, args.ground_truth, args.sockets)
     config = InferenceConfig(**{name: getattr(args, name) for name in InferenceConfig.__annotations__})
-    reports = Reports(args.report, args.probability) if args.report else None
+    reports = Reports(args.report, args.probability, viewer=args.viewer) if args.report else None
     try:
         options = inputs.options_from(args)
         if args.dry_run:

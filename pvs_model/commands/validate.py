@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         print("\n".join([*lines, f"cases without reference masks: {without}", *problems]))
         return 1 if problems else 0
     config = InferenceConfig(**{n: getattr(args, n) for n in InferenceConfig.__annotations__ if n != "workers"})
-    reports = Reports(args.report, args.probability) if args.report else None
+    reports = Reports(args.report, args.probability, viewer=args.viewer) if args.report else None
     masks, output = args.output / "masks", args.output
     names = {case.name for case, _ in labelled}
     try:

@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 
 from pvs_model import __version__, files
-from pvs_model.burden.records import ALL, BOTH, MCPVS, OTHER, POTTER, Burden, EstimatedScore, RegionBurden
+from pvs_model.burden.records import ALL, OTHER, Burden
+from pvs_model.burden.subregions import CSO
 from pvs_model.config import THICK_SLICE_MM
-from pvs_model.reports.html import number, render
-from pvs_model.reports.regions import name_of, style_of
+from pvs_model.reports.burden_tables import burden_rows, count_of, outside_of, score_of
+from pvs_model.reports.html import SCRIPT, VIEWER_SCRIPT, number, render
+from pvs_model.reports.regions import OTHER_WM, name_of, style_of
 from pvs_model.reports.slices import (
     AXIAL,
     CORONAL,
@@ -39,6 +41,7 @@ from pvs_model.reports.slices import (
     silhouette,
     window,
 )
+from pvs_model.reports.viewer import pvs_rows, viewer_of
 from pvs_model.types import SEQUENCES, Affine, FloatArray
 
 #: Largest number of pixels of all pictures together, about a byte each; with more, fewer pictures are shown.
@@ -51,8 +54,6 @@ PICTURE_WIDTH = 600
 PROJECTION_SCALE = 2.2
 #: Sequences in the order shown: PVS have the best contrast in the first.
 SHOWN_FIRST = ("T2w", "T1w", "FLAIR")
-SCALES: Mapping[str, str] = {POTTER: "Potter, 0 to 4", MCPVS: "mcPVS-Net, 1 to 4"}
-MIDBRAIN_SCALE = "Potter, 0 or 1"
 
 _BY = " \N{MULTIPLICATION SIGN} "
 
@@ -65,12 +66,13 @@ class CaseView:
         name: Name of the case; nothing else on the page identifies the patient.
         images: float32 by sequence, standardised within the head, 0 outside; those that are 0 throughout are left out.
         mask: bool, the PVS.
-        regions: bool by name ("CSO", "BG", "MID", "HIP", or any other); may be empty.
+        regions: bool by name ("CSO", "BG", "midbrain", or any other); may be empty.
         spacing_mm: Voxel size.
         burden: Measurement, or None.
         facts: Provenance of the mask from the pipeline; anything missing is left out.
         warnings: Sentences, besides those of the facts and of the burden.
         affine: (4, 4), voxel index to RAS mm, for positions in the scanner; None where it is unknown.
+        embed_volume: Whether the page holds the volume for its viewer, about 1.4 MB per sequence at 1 mm.
 
     Raises:
         ValueError: no image with a value other than 0, an unknown sequence, or arrays of unequal shape.
@@ -85,6 +87,7 @@ class CaseView:
     facts: Mapping[str, Any] = field(default_factory=dict)
     warnings: Sequence[str] = ()
     affine: Affine | None = None
+    embed_volume: bool = True
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.images if name not in SEQUENCES]
@@ -113,17 +116,20 @@ def case_report(view: CaseView) -> str:
     shown = {**named, **({OTHER: outside} if outside.any() else {})} if named else {ALL: head}
     plane = plane_of(view.spacing_mm)
     sequences = [name for name in SHOWN_FIRST if name in view.images and view.images[name].any()]
+    viewer = viewer_of(view.images, view.mask, head, view.spacing_mm, sequences) if view.embed_volume else None
     groups, sequences, left_out = _groups(view, shown, labels, head, plane, sequences)
     by_region = {name: labels > 0 if name == ALL else (labels > 0) & region for name, region in shown.items()}
     burden = view.burden
     parts = {
+        "viewer": viewer,
+        "pvs": [] if viewer is None else pvs_rows(burden, labels, viewer),
         "case": view.name,
         "warnings": _warnings(view),
         "assumed": _provenance(view, sequences, named),
         "burden": burden is not None,
-        "rows": _burden_rows(burden),
-        "outside": _outside(burden),
-        "scores": [] if burden is None else [_score(score) for score in burden.scores],
+        "rows": burden_rows(burden),
+        "outside": outside_of(burden),
+        "scores": [] if burden is None else [score_of(score) for score in burden.scores],
         "slab": "" if burden is None else f"{burden.slab_mm:.3g}",
         "clusters": int(labels.max(initial=0)),
         "plane": plane.name,
@@ -131,10 +137,10 @@ def case_report(view: CaseView) -> str:
         "sequences": sequences,
         "left_out": left_out,
         "groups": groups,
-        "legend": [(style_of(name), name_of(name), _count(burden, name)) for name in by_region],
+        "legend": [(style_of(name), name_of(name), count_of(burden, name)) for name in by_region],
         "projections": [_projection(p, view, head, named, by_region) for p in (AXIAL, CORONAL, SAGITTAL)],
     }
-    return render("case_report.html", parts)
+    return render("case_report.html", parts, (SCRIPT,) if viewer is None else (SCRIPT, VIEWER_SCRIPT))
 
 
 def _exclusive(regions: Mapping[str, BoolArray], mask: BoolArray) -> tuple[dict[str, BoolArray], BoolArray]:
@@ -225,61 +231,6 @@ def _seconds(seconds: object) -> str:
         return ""
     values = [value for value in seconds.values() if isinstance(value, int | float) and math.isfinite(value)]
     return f", in {sum(values):.0f} s" if values else ""
-
-
-# --- the burden -----------------------------------------------------------------------------------------
-
-
-def _burden_rows(burden: Burden | None) -> list[list[dict[str, Any]]]:
-    """Returns the rows of each region, in the order of the burden."""
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for row in () if burden is None else burden.regions:
-        side = "both sides" if row.hemisphere == BOTH else row.hemisphere
-        rows.setdefault(row.region, []).append({"region": name_of(row.region), "side": side, "cells": _cells(row)})
-    return list(rows.values())
-
-
-def _cells(row: RegionBurden) -> list[tuple[str, str]]:
-    """Returns each cell as text, and the reason of a missing value."""
-    no_region, no_head, no_pvs = "the region's volume is unknown or 0", "the intracranial volume is unknown", "no PVS"
-    cells = (
-        (row.volume_mm3, 1, ""),
-        (row.fluid_mm3, 1, "these networks do not predict the PVS fraction"),
-        (None if row.region_mm3 is None else row.region_mm3 / 1000, 1, no_region),
-        (row.count_per_cm3, 3, no_region),
-        (row.volume_percent, 3, no_region),
-        (row.pvsnm, 1, no_head),
-        (row.median_length_mm, 1, no_pvs),
-        (row.median_width_mm, 1, no_pvs),
-    )
-    return [(str(row.count), ""), *((number(v, digits), why if v is None else "") for v, digits, why in cells)]
-
-
-def _outside(burden: Burden | None) -> str:
-    """Returns a sentence on PVS that are in no region's row."""
-    if burden is None or len({row.region for row in burden.regions}) < 2:
-        return ""
-    count = sum(pvs.region == OTHER for pvs in burden.pvs)
-    return f"{count} PVS of the whole image in none of the regions." if count else ""
-
-
-def _score(score: EstimatedScore) -> dict[str, Any]:
-    source = f"{score.counted} PVS " + ("on both sides" if score.hemisphere == BOTH else f"on the {score.hemisphere}")
-    if score.slices is not None:
-        first, last = score.slices
-        source += f", on axial slice {first}" if first == last else f", on axial slices {first} to {last}"
-    midbrain = score.region in ("midbrain", "MID")
-    scale = MIDBRAIN_SCALE if midbrain else SCALES.get(score.scale, score.scale)
-    return {"region": name_of(score.region), "scale": scale, "score": score.score, "source": source}
-
-
-def _count(burden: Burden | None, region: str) -> str:
-    if burden is None:
-        return ""
-    if region == OTHER:
-        return f"{sum(pvs.region == OTHER for pvs in burden.pvs)} PVS"
-    count = next((row.count for row in burden.regions if (row.region, row.hemisphere) == (region, BOTH)), None)
-    return "" if count is None else f"{count} PVS"
 
 
 # --- slices and projections: view boxes in mm, pixels scaled within them -----------------------------------
@@ -377,7 +328,8 @@ def _projection(
     assert box is not None  # an image has a value other than 0
     outline = np.pad(silhouette(head[box], plane), 1)
     masks = {name: np.pad(plane.projected(mask[box]), 1) for name, mask in by_region.items()}
-    nuclei = {name: np.pad(plane.projected(region[box]), 1) for name, region in named.items() if name != "CSO"}
+    inner = {name: region for name, region in named.items() if name not in (CSO, OTHER_WM, "WM")}
+    nuclei = {name: np.pad(plane.projected(region[box]), 1) for name, region in inner.items()}
     return {
         "plane": plane.name,
         "edges": plane.edges,

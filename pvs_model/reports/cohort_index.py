@@ -14,7 +14,8 @@ import numpy as np
 from pvs_model import __version__, files
 from pvs_model.burden.records import ALL, BOTH
 from pvs_model.errors import PVSError
-from pvs_model.reports.case_report import SCALES, sentences
+from pvs_model.reports.burden_tables import SCALES
+from pvs_model.reports.case_report import sentences
 from pvs_model.reports.figures import BOX_FROM, BoxRow, Dot, Scale, distribution
 from pvs_model.reports.html import MM3, NO_VALUE, evenly_spaced, number, plural, render
 from pvs_model.reports.regions import name_of, short_name_of, style_of

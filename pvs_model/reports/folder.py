@@ -17,10 +17,12 @@ from pvs_model import files
 from pvs_model.anatomy.regions import Anatomy
 from pvs_model.burden.records import PVS_COLUMNS, REGION_COLUMNS
 from pvs_model.burden.regions import REGIONS, burden_of
+from pvs_model.burden.subregions import CSO, white_matter_parts
 from pvs_model.errors import PVSError
 from pvs_model.evaluation.tables import csv_text
 from pvs_model.reports.case_report import CaseView, write_case_report
 from pvs_model.reports.cohort_index import summary_of, write_index
+from pvs_model.reports.regions import OTHER_WM
 from pvs_model.types import FloatArray, Grid, Mask
 
 
@@ -114,7 +116,8 @@ class Report:
                 raise PVSError(f"{path}: expected the JSON of a case, got: {error}") from error
         measured = [case for case in cases if case["burden"] is not None]
         for name, columns, part in (("burden", REGION_COLUMNS, "regions"), ("pvs", PVS_COLUMNS, "pvs")):
-            rows = ({"case": case["case"], **row} for case in measured for row in case["burden"][part])
+            empty = dict.fromkeys(columns)  # columns that an older version did not write
+            rows = ({"case": case["case"], **empty, **row} for case in measured for row in case["burden"][part])
             files.write_text(self.folder / f"{name}.csv", csv_text(["case", *columns], rows))
         write_index(self.folder / "index.html", (summary_of(case) for case in cases))
 
@@ -147,13 +150,20 @@ def view_of(
     pvs_fraction: FloatArray | None = None,
 ) -> CaseView:
     """Measures a case and returns the data of its report. All arrays (x, y, z) lie on the grid, in RAS+ order."""
+    regions, parts = {}, None
+    if anatomy is not None:
+        parts = white_matter_parts(anatomy, grid.affine)
+        regions = {shown: anatomy.mask(label) for shown, label in REGIONS.items()}
+        cso = parts.masks(regions["WM"]).get(CSO)
+        if cso is not None:
+            regions = {CSO: cso, OTHER_WM: regions.pop("WM") & ~cso, **regions}
     return CaseView(
         name=name,
         images={sequence: image for sequence, image in images.items() if image.any()},
         mask=mask != 0,
-        regions={} if anatomy is None else {shown: anatomy.mask(label) for shown, label in REGIONS.items()},
+        regions=regions,
         spacing_mm=grid.spacing_mm,
-        burden=burden_of(mask, grid.affine, anatomy, pvs_fraction),
+        burden=burden_of(mask, grid.affine, anatomy, pvs_fraction, parts),
         facts=facts,
         affine=grid.affine,
     )

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 TEMPLATES = Path(__file__).parent / "templates"
-STYLE, SCRIPT = "report.css", "report.js"
+STYLE, SCRIPT, VIEWER_SCRIPT = "report.css", "report.js", "viewer.js"
 
 #: Sign of a missing value, and the unit of volumes.
 NO_VALUE = "\N{EN DASH}"
@@ -29,16 +29,18 @@ MM3 = "mm\N{SUPERSCRIPT THREE}"
 T = TypeVar("T")
 
 
-def render(template: str, parts: Mapping[str, object]) -> str:
+def render(template: str, parts: Mapping[str, object], scripts: Sequence[str] = (SCRIPT,)) -> str:
     """Returns the text of a page.
 
     Args:
         template: Name of a template that extends ``base.html``.
         parts: Its variables.
+        scripts: Files of its script, in order.
     """
     environment = _environment()
     assert environment.loader is not None
-    style, script = (environment.loader.get_source(environment, name)[0] for name in (STYLE, SCRIPT))
+    style, *parts_of_script = (environment.loader.get_source(environment, name)[0] for name in (STYLE, *scripts))
+    script = "".join(parts_of_script)
     policy = (
         f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; img-src data:; "
         "base-uri 'none'; form-action 'none'"

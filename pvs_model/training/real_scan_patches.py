@@ -50,12 +50,12 @@ log = logging.getLogger(__name__)
 
 #: Tissue of the simulator for each structure of the anatomy network; everything else is "other".
 TISSUES_OF = {
-    "CSO": "white_matter", "CTX": "cortex", "CAU": "caudate", "PUT": "putamen", "PAL": "pallidum", "THA": "thalamus",
+    "WM": "white_matter", "CTX": "cortex", "CAU": "caudate", "PUT": "putamen", "PAL": "pallidum", "THA": "thalamus",
     "IC": "white_matter", "HIP": "hippocampus", "AMY": "cortex", "VDC": "ventral_dc", "LV": "ventricle",
     "V34": "ventricle", "MID": "brainstem", "BST": "brainstem", "CBL": "cerebellum_gm", "CSF": "csf",
 }  # fmt: skip
 #: Structures that may hold PVS: voxels within ``SURE_MM`` of them are not certain background.
-MAY_HOLD_PVS = ("CSO", "CAU", "PUT", "PAL", "THA", "IC", "HIP", "AMY", "VDC", "MID", "BST")
+MAY_HOLD_PVS = ("WM", "CAU", "PUT", "PAL", "THA", "IC", "HIP", "AMY", "VDC", "MID", "BST")
 SURE_MM = 1.2
 #: Fractions of the patches around insertion sites, without the skull, and without some of the sequences.
 IN_TISSUE, STRIPPED, DROPPED = 0.6, 0.75, 0.4
@@ -211,7 +211,7 @@ def unlabelled_scan(
         if short in MAY_HOLD_PVS:
             may_hold |= here
     regions = np.where(anatomy.mask("parenchyma"), OTHER_BRAIN, 0).astype(np.uint8)
-    regions[anatomy.mask("CSO")] = CENTRUM_SEMIOVALE
+    regions[anatomy.mask("WM")] = CENTRUM_SEMIOVALE
     regions[anatomy.mask("BG")] = BASAL_GANGLIA
     head = foreground(reference.data)
     brain = head & dilate_mm(anatomy.brain | anatomy.mask("intracranial"), 1.0, spacing)

@@ -247,3 +247,32 @@ def _image(volume: Volume) -> Any:
     image.SetOrigin(origin)
     image.SetDirection(direction)
     return image
+
+
+@dataclass(frozen=True)
+class SymmetricFit:
+    """Rigid registration of two images that treats both alike.
+
+    Attributes:
+        transform: (4, 4), maps points of the moving image to the fixed image, mm RAS+.
+        disagreement_mm: Largest distance, over the corners of the moving image, between the two registrations that it
+            is the mean of: an estimate of the error.
+    """
+
+    transform: Affine
+    disagreement_mm: float
+
+
+def register_symmetric(fixed: Volume, moving: Volume) -> SymmetricFit:
+    """Registers two images rigidly in both directions and returns the transform in the middle.
+
+    Raises:
+        RuntimeError: The images do not overlap.
+    """
+    from scipy.linalg import expm, logm
+
+    forwards = register(fixed, moving).transform
+    backwards = np.linalg.inv(register(moving, fixed).transform)
+    half = np.real(expm(np.real(logm(np.linalg.inv(forwards) @ backwards)) / 2))
+    difference = _largest_displacement(np.linalg.inv(forwards) @ backwards, moving.grid)
+    return SymmetricFit(np.asarray(forwards @ half, np.float64), difference)

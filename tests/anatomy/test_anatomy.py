@@ -82,7 +82,7 @@ def test_every_region_is_made_of_structures() -> None:
 
 
 def test_classes_and_sides_become_values() -> None:
-    classes = np.array([0, CLASS["CSO"], CLASS["CSO"], CLASS["MID"], CLASS["MID"], CLASS["CSF"]])
+    classes = np.array([0, CLASS["WM"], CLASS["WM"], CLASS["MID"], CLASS["MID"], CLASS["CSF"]])
     right = np.array([True, False, True, False, True, True])
     assert to_labels(classes, right).tolist() == [0, 2, 41, 173, 173, 24]
 
@@ -169,7 +169,7 @@ def test_probabilities_and_not_labels_are_interpolated() -> None:
     # White matter 1, 0.6 and 0.1 along x, the rest cortex: between the last two it is even at a fifth of the way.
     probability = torch.zeros((CLASSES + 1, 3, 2, 2))
     white = torch.tensor([1.0, 0.6, 0.1])[:, None, None].expand(3, 2, 2)
-    probability[CLASS["CSO"]], probability[CLASS["CTX"]] = white, 1 - white
+    probability[CLASS["WM"]], probability[CLASS["CTX"]] = white, 1 - white
     fine = Grid((21, 2, 2), np.diag([0.1, 1.0, 1.0, 1.0]))
     refined = refine_labels(probability, np.eye(4), fine)
     assert (refined[:12] == 2).all() and (refined[13:] == 3).all()
@@ -193,7 +193,7 @@ def test_interpolation_agrees_with_doing_all_of_it() -> None:
 
 
 def test_outside_the_working_grid_there_is_nothing() -> None:
-    classes = np.full((4, 4, 4), CLASS["CSO"])
+    classes = np.full((4, 4, 4), CLASS["WM"])
     away = np.eye(4)
     away[0, 3] = 50
     probability = probabilities(classes, np.zeros((4, 4, 4), bool))
@@ -210,28 +210,28 @@ def brain_of(*boxes: tuple[tuple[slice, ...], str]) -> torch.Tensor:
 def test_only_the_largest_brain_is_kept_with_its_fluid() -> None:
     probability = brain_of(
         (np.s_[4:34, 4:34, 4:36], "CSF"),
-        (np.s_[6:32, 6:32, 6:34], "CSO"),
-        (np.s_[36:39, 36:39, 36:39], "CSO"),  # an eye
+        (np.s_[6:32, 6:32, 6:34], "WM"),
+        (np.s_[36:39, 36:39, 36:39], "WM"),  # an eye
         (np.s_[36:39, 1:3, 1:3], "CSF"),
     )
     keep_brain_component(probability, Volume(np.zeros((1, 1, 1), np.float32), np.eye(4)))
     labels = probability[:CLASSES].argmax(0)
-    assert (labels[6:32, 6:32, 6:34] == CLASS["CSO"]).all() and labels[5, 5, 5] == CLASS["CSF"]
+    assert (labels[6:32, 6:32, 6:34] == CLASS["WM"]).all() and labels[5, 5, 5] == CLASS["CSF"]
     assert not labels[35:].any()
 
 
 def test_stray_pieces_of_a_nucleus_become_what_is_likeliest_else() -> None:
-    probability = brain_of((np.s_[4:36, 4:36, 4:36], "CSO"), (np.s_[8:14, 8:14, 8:14], "PUT"))
+    probability = brain_of((np.s_[4:36, 4:36, 4:36], "WM"), (np.s_[8:14, 8:14, 8:14], "PUT"))
     probability[CLASS["PUT"], 30, 30, 30] = 1.0  # on the right there is no other: kept
     probability[CLASS["PUT"], 8, 30, 30] = 1.0  # on the left it is stray
-    probability[CLASS["CSO"], 8, 30, 30], probability[CLASS["CSO"], 30, 30, 30] = 0.4, 0.4
+    probability[CLASS["WM"], 8, 30, 30], probability[CLASS["WM"], 30, 30, 30] = 0.4, 0.4
     keep_brain_component(probability, Volume(np.zeros((1, 1, 1), np.float32), np.eye(4)))
     labels = probability[:CLASSES].argmax(0)
-    assert labels[8, 30, 30] == CLASS["CSO"] and labels[30, 30, 30] == CLASS["PUT"]
+    assert labels[8, 30, 30] == CLASS["WM"] and labels[30, 30, 30] == CLASS["PUT"]
 
 
 def test_without_a_brain_one_sentence_says_so() -> None:
-    probability = brain_of((np.s_[4:9, 4:9, 4:9], "CSO"))  # 125 voxels of 8 mm3
+    probability = brain_of((np.s_[4:9, 4:9, 4:9], "WM"))  # 125 voxels of 8 mm3
     volume = Volume(np.zeros((1, 1, 1), np.float32), np.eye(4), Path("knee.nii"))
     with pytest.raises(VolumeError, match=r"^knee.nii: expected a brain in the image, got 1 ml that might be one$"):
         keep_brain_component(probability, volume)
@@ -374,12 +374,12 @@ def test_a_mirrored_head_has_its_sides_exchanged(
     scan: tuple[Volume, npt.NDArray[np.integer]], estimated: Anatomy
 ) -> None:
     mirrored = find_regions(Volume(scan[0].data[::-1].copy(), scan[0].affine), WEIGHTS)
-    for left, right in (("L-CSO", "R-CSO"), ("L-CTX", "R-CTX"), ("L-BG", "R-BG")):
+    for left, right in (("L-WM", "R-WM"), ("L-CTX", "R-CTX"), ("L-BG", "R-BG")):
         back = mirrored.mask(left)[::-1]
         assert dice(back, estimated.mask(right)) > 0.5 and dice(back, estimated.mask(left)) < 0.05
     x = np.arange(scan[0].data.shape[0])[:, None, None]
-    assert (estimated.mask("L-CSO") * x).sum() / estimated.mask("L-CSO").sum() < (
-        (estimated.mask("R-CSO") * x).sum() / estimated.mask("R-CSO").sum()
+    assert (estimated.mask("L-WM") * x).sum() / estimated.mask("L-WM").sum() < (
+        (estimated.mask("R-WM") * x).sum() / estimated.mask("R-WM").sum()
     )
 
 

@@ -9,7 +9,7 @@ from pvs_model.anatomy.contrast_check import contrast_warning
 from pvs_model.anatomy.regions import Anatomy, values_of
 
 LABELS = np.zeros((30, 20, 20), np.uint8)
-for _start, _name in ((0, "L-LV"), (10, "L-CSO"), (20, "L-CTX")):
+for _start, _name in ((0, "L-LV"), (10, "L-WM"), (20, "L-CTX")):
     LABELS[_start : _start + 10] = values_of(_name)[0]
 ANATOMY = Anatomy(LABELS, LABELS > 0)
 

@@ -14,7 +14,7 @@ from pvs_model.anatomy.label_refinement import fit, refine_labels
 from pvs_model.anatomy.regions import CLASS, CLASSES
 from pvs_model.types import Grid, Volume
 
-WHITE, GREY = CLASS["CSO"], CLASS["CTX"]
+WHITE, GREY = CLASS["WM"], CLASS["CTX"]
 SHAPE = (24, 20, 16)
 
 

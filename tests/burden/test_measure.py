@@ -118,7 +118,6 @@ def test_a_case_by_hand() -> None:
         (POTTER, "BG", 1, 1, "left"),
         (MCPVS, "BG", 1, 2, "both"),
         (POTTER, "CSO", 1, 1, "right"),
-        (MCPVS, "CSO", 1, 1, "both"),
     ]
     assert burden.warnings == ()
 
@@ -198,7 +197,7 @@ def test_an_empty_mask_is_a_measurement() -> None:
     assert burden.row("midbrain").count_per_cm3 is None  # no midbrain in the image
     assert burden.row("all").mean_width_mm is None
     assert [(s.scale, s.region, s.score) for s in burden.scores] == [
-        (POTTER, "BG", 0), (MCPVS, "BG", 1), (POTTER, "CSO", 0), (MCPVS, "CSO", 1), (POTTER, "midbrain", 0),
+        (POTTER, "BG", 0), (MCPVS, "BG", 1), (POTTER, "CSO", 0), (POTTER, "midbrain", 0),
     ]  # fmt: skip
 
 
@@ -212,13 +211,48 @@ def test_without_an_intracranial_volume_there_is_no_pvsnm(head: Array | None) ->
 def test_without_sides_there_are_no_rows_of_sides_and_no_potter() -> None:
     burden = measure(~empty(), {**halves(), "midbrain": empty()}, THICK, intracranial=~empty())
     assert {row.hemisphere for row in burden.regions} == {"both"}
-    assert [(s.scale, s.region) for s in burden.scores] == [(MCPVS, "BG"), (MCPVS, "CSO"), (POTTER, "midbrain")]
+    assert [(s.scale, s.region) for s in burden.scores] == [(MCPVS, "BG"), (POTTER, "midbrain")]
     assert burden.warnings == (
         "Slices of 3 mm: volumes and widths of PVS are overestimated, directions uncertain.",
         "Left and right are unknown: no estimated Potter scores of BG and CSO.",
     )
     with pytest.raises(KeyError, match="'BG', 'left'"):
         burden.row("BG", "left")
+
+
+def test_parts_of_a_region_by_hand() -> None:
+    """The part is x < 4, the rated section z = 3: a PVS of 4 voxels with 2 in the part is in it, with 1 it is not."""
+    mask = empty()
+    mask[2:6, 1, 1] = True  # left, half of it in the part, not on the section
+    mask[3:7, 8, 3] = True  # a quarter of it in the part; most of it on the left by the tie
+    mask[0, 5, 2:5] = True  # left, all in the part, across the section
+    part, section = empty(), empty()
+    part[:4], section[:, :, 3] = True, True
+    found = measure(
+        mask, {"WM": ~empty()}, HALF, hemispheres=sides(), parts={"CSO": part, "deep WM": ~part}, rated={"CSO": section}
+    )
+    assert [(p.region, p.parts, p.rated) for p in found.pvs] == [
+        ("WM", ("CSO",), ("CSO",)),
+        ("WM", ("CSO", "deep WM"), ()),
+        ("WM", ("deep WM",), ("CSO",)),
+    ]
+    assert [(r.region, r.count, r.volume_mm3, r.region_mm3) for r in found.regions if r.hemisphere == "both"] == [
+        ("WM", 3, 11 / 8, 960 / 8),
+        ("CSO", 2, 6 / 8, 320 / 8),
+        ("deep WM", 2, 5 / 8, 640 / 8),
+        ("all", 3, 11 / 8, None),
+    ]
+    assert [found.row("CSO", side).volume_mm3 for side in ("left", "right")] == [6 / 8, 0]
+    score = found.estimated_score(POTTER, "CSO")
+    assert score is not None and (score.counted, score.hemisphere, score.slices) == (1, "left", None)
+    assert score.on_rated_section and found.estimated_score(MCPVS, "WM") is not None
+    lines = pvs_csv([("a", found)]).splitlines()
+    assert [line.split(",")[3] for line in lines] == ["parts", "CSO", "CSO; deep WM", "deep WM"]
+
+
+def test_parts_need_names_of_their_own() -> None:
+    with pytest.raises(ValueError, match="expected parts with other names than the regions, got BG"):
+        measure(empty(), halves(), HALF, parts={"BG": empty()})
 
 
 def test_diagonal_neighbours_are_one_pvs() -> None:
@@ -450,7 +484,7 @@ def test_a_dot_has_no_direction_in_csv() -> None:
     mask = empty()
     mask[1, 1, 1] = True
     cells = pvs_csv([("a", measure(mask, {}, HALF))]).split("\n")[1].split(",")
-    assert cells[11:15] == ["", "", "", ""]
+    assert cells[12:16] == ["", "", "", ""]
 
 
 def test_json_holds_what_the_tables_hold() -> None:
@@ -460,7 +494,15 @@ def test_json_holds_what_the_tables_hold() -> None:
     assert [set(row) for row in content["pvs"]] == [set(PVS_COLUMNS)] * len(burden.pvs)
     assert content["slab_mm"] == 6 and content["slices_per_slab"] == 2
     for score in content["estimated_scores"]:
-        assert set(score) == {"scale", "region", "estimated_score", "counted", "hemisphere", "slices"}
+        assert set(score) == {
+            "scale",
+            "region",
+            "estimated_score",
+            "counted",
+            "hemisphere",
+            "slices",
+            "on_rated_section",
+        }
     assert not [name for name in flat(content["regions"]) if "score" in name and "estimated" not in name]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -129,8 +131,13 @@ def test_the_count_lies_between_the_fullest_slice_and_all(spans: list[tuple[int,
 
 def test_potter_takes_the_worse_side_and_its_fullest_slab() -> None:
     ratings = estimate(
-        [*pvs("BG", "left", *[7] * 10, *range(20, 60)), *pvs("BG", "right", *[3] * 11), *pvs("CSO", "left", *[3] * 50)],
-        ["BG", "CSO", "midbrain"],
+        [
+            *pvs("BG", "left", *[7] * 10, *range(20, 60)),
+            *pvs("BG", "right", *[3] * 11),
+            *pvs("CSO", "left", *[3] * 50),
+            *pvs("WM", "left", *[3] * 50),
+        ],
+        ["BG", "CSO", "WM", "midbrain"],
         slices=1,
         sides=True,
     )
@@ -138,17 +145,24 @@ def test_potter_takes_the_worse_side_and_its_fullest_slab() -> None:
         EstimatedScore(POTTER, "BG", 2, 11, "right", (3, 3)),
         EstimatedScore(MCPVS, "BG", 3, 61, "both", None),
         EstimatedScore(POTTER, "CSO", 4, 50, "left", (3, 3)),
-        EstimatedScore(MCPVS, "CSO", 4, 50, "both", (3, 3)),
+        EstimatedScore(MCPVS, "WM", 4, 50, "both", (3, 3)),
         EstimatedScore(POTTER, "midbrain", 0, 0, "both", None),
     )
 
 
 def test_mcpvs_takes_both_sides_together_and_those_without_a_side() -> None:
-    here = [*pvs("CSO", "left", *[3] * 8), *pvs("CSO", "right", *[3] * 2), *pvs("CSO", None, 3, 9)]
-    (potter, mcpvs) = estimate(here, ["CSO"], slices=1, sides=True)
-    assert (potter.score, potter.counted, potter.hemisphere) == (1, 8, "left")
-    assert mcpvs == EstimatedScore(MCPVS, "CSO", 3, 11, "both", (3, 3))
-    assert estimate(here[:10], ["CSO"], 1, True)[1] == EstimatedScore(MCPVS, "CSO", 1, 10, "both", None)
+    here = [*pvs("WM", "left", *[3] * 8), *pvs("WM", "right", *[3] * 2), *pvs("WM", None, 3, 9)]
+    assert estimate(here, ["WM"], slices=1, sides=True) == (EstimatedScore(MCPVS, "WM", 3, 11, "both", (3, 3)),)
+    assert estimate(here[:10], ["WM"], 1, True) == (EstimatedScore(MCPVS, "WM", 1, 10, "both", None),)
+
+
+def test_potter_counts_the_centrum_semiovale_on_its_rated_section() -> None:
+    """A slab below it has more; a PVS of the white matter elsewhere is not counted, even on the section."""
+    below = [replace(p, region="WM", parts=("CSO",)) for p in pvs("CSO", "left", *[3] * 50)]
+    on_it = [replace(p, region="WM", parts=("CSO",), rated=("CSO",)) for p in pvs("CSO", "right", *[9] * 11)]
+    elsewhere = [replace(p, region="WM", rated=("CSO",)) for p in pvs("CSO", "right", *[9] * 30)]
+    (score,) = estimate([*below, *on_it, *elsewhere], ["CSO"], slices=1, sides=True, rated=["CSO"])
+    assert score == EstimatedScore(POTTER, "CSO", 2, 11, "right", None, on_rated_section=True)
 
 
 def test_what_is_unknown_gets_no_score() -> None:

@@ -9,24 +9,24 @@ from pvs_model.anatomy.regions import Anatomy, values_of
 from pvs_model.burden.records import OTHER
 from pvs_model.burden.regions import NEAR_MM, burden_of, nearest_region
 
-LEFT_CSO, LEFT_CORTEX, FLUID = values_of("L-CSO")[0], values_of("L-CTX")[0], values_of("CSF")[0]
+LEFT_WM, LEFT_CORTEX, FLUID = values_of("L-WM")[0], values_of("L-CTX")[0], values_of("CSF")[0]
 
 
 def anatomy() -> Anatomy:
     """White matter below x = 10, cortex beyond, fluid around."""
     labels = np.full((20, 12, 12), FLUID, np.uint8)
-    labels[2:10, 2:10, 2:10] = LEFT_CSO
+    labels[2:10, 2:10, 2:10] = LEFT_WM
     labels[10:16, 2:10, 2:10] = LEFT_CORTEX
     return Anatomy(labels, labels != FLUID)
 
 
-@pytest.mark.parametrize(("at", "region"), [(5, "CSO"), (10, "CSO"), (11, "CSO"), (12, OTHER), (15, OTHER)])
+@pytest.mark.parametrize(("at", "region"), [(5, "WM"), (10, "WM"), (11, "WM"), (12, OTHER), (15, OTHER)])
 def test_a_pvs_in_the_cortex_counts_where_white_matter_is_near(at: int, region: str) -> None:
     mask = np.zeros((20, 12, 12), np.uint8)
     mask[at, 4:8, 5] = 1
     burden = burden_of(mask, np.eye(4), anatomy())
     assert [pvs.region for pvs in burden.pvs] == [region]
-    assert burden.row("CSO").volume_mm3 == (4.0 if region == "CSO" else 0.0)
+    assert burden.row("WM").volume_mm3 == (4.0 if region == "WM" else 0.0)
     assert burden.row("all").volume_mm3 == 4.0
 
 
@@ -35,7 +35,7 @@ def test_a_pvs_taken_for_fluid_counts_as_what_surrounds_it() -> None:
     around.labels[5, 4:8, 5] = FLUID
     mask = np.zeros((20, 12, 12), np.uint8)
     mask[5, 4:8, 5] = 1
-    assert burden_of(mask, np.eye(4), around).row("CSO").volume_mm3 == 4.0
+    assert burden_of(mask, np.eye(4), around).row("WM").volume_mm3 == 4.0
 
 
 def test_nearness_is_in_millimetres() -> None:

@@ -177,6 +177,17 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
+def wait_until(browser: Browser, condition: str) -> None:
+    loop = f"(async () => {{ while (!({condition})) await new Promise(requestAnimationFrame); }})()"
+    browser.call("Runtime.evaluate", expression=loop, awaitPromise=True)
+
+
+def open_case(browser: Browser, case: Path) -> None:
+    """Opens the page of a case and waits until its viewer has drawn."""
+    browser.open(case)
+    wait_until(browser, "document.documentElement.dataset.viewer === 'ready'")
+
+
 def yellow(picture: npt.NDArray[np.int64]) -> int:
     """Pixels in the colour of the outline."""
     return int((abs(picture - LINE).max(-1) < 12).sum())
@@ -188,7 +199,7 @@ ALONE = ".pair .picture:first-child svg"
 
 def test_the_page_of_a_case_loads_without_a_complaint(browser: Browser, case: Path) -> None:
     browser.media()
-    browser.open(case)
+    open_case(browser, case)
     assert browser.complaints() == []
     assert browser.ask("document.title") == "PVS: <b>case</b>"
     assert browser.ask("document.documentElement.scrollWidth <= innerWidth")
@@ -196,7 +207,7 @@ def test_the_page_of_a_case_loads_without_a_complaint(browser: Browser, case: Pa
 
 def test_outlines_are_hidden_and_shown(browser: Browser, case: Path) -> None:
     browser.media()
-    browser.open(case)
+    open_case(browser, case)
     assert yellow(browser.picture(MARKED)) > 50
     assert yellow(browser.picture(ALONE)) == 0
     browser.ask("document.getElementById('outlines').click()")
@@ -209,7 +220,7 @@ def test_outlines_are_hidden_and_shown(browser: Browser, case: Path) -> None:
 
 def test_the_outline_covers_no_marked_voxel(browser: Browser, case: Path) -> None:
     browser.media()
-    browser.open(case)
+    open_case(browser, case)
     browser.ask("document.getElementById('voxels').click()")
     marked, alone = browser.picture(MARKED), browser.picture(ALONE)
     white = alone.min(-1) > 250
@@ -223,7 +234,7 @@ def test_the_outline_covers_no_marked_voxel(browser: Browser, case: Path) -> Non
 
 def test_sequences_change_both_pictures(browser: Browser, case: Path) -> None:
     browser.media()
-    browser.open(case)
+    open_case(browser, case)
     before = browser.picture(MARKED), browser.picture(ALONE)
     browser.ask("document.getElementById('show1').click()")
     after = browser.picture(MARKED), browser.picture(ALONE)
@@ -236,7 +247,7 @@ def test_sequences_change_both_pictures(browser: Browser, case: Path) -> None:
 
 def test_layers_of_the_projections_are_hidden_and_shown(browser: Browser, case: Path) -> None:
     browser.media()
-    browser.open(case)
+    open_case(browser, case)
     shown = browser.picture(".mip svg")
     browser.ask("document.querySelector('[data-layer]').click()")
     hidden = browser.picture(".mip svg")
@@ -250,7 +261,7 @@ def test_layers_of_the_projections_are_hidden_and_shown(browser: Browser, case: 
 )
 def test_in_the_dark_on_a_phone_and_on_paper(browser: Browser, case: Path, media: str, scheme: str, width: int) -> None:
     browser.media(media, scheme, width)
-    browser.open(case)
+    open_case(browser, case)
     paper = browser.ask("getComputedStyle(document.body).backgroundColor")
     assert (paper == "rgb(255, 255, 255)") == (scheme == "light")
     assert browser.ask("getComputedStyle(document.querySelector('.pair .picture')).backgroundColor") == "rgb(0, 0, 0)"
@@ -258,6 +269,46 @@ def test_in_the_dark_on_a_phone_and_on_paper(browser: Browser, case: Path, media
     tools = browser.ask("getComputedStyle(document.querySelector('.tools')).display")
     assert (tools == "none") == (media == "print")
     assert yellow(browser.picture(MARKED)) > 20
+
+
+AXIAL, CORONAL, SAGITTAL = (f".panes figure:nth-child({k}) canvas" for k in (1, 2, 3))
+SLICES = "[...document.querySelectorAll('.panes output')].map(o => Number(o.textContent))"
+
+
+def test_a_pvs_of_the_list_is_shown_in_the_viewer(browser: Browser, case: Path) -> None:
+    browser.media()
+    open_case(browser, case)
+    browser.ask("document.getElementById('viewer-cross').click()")
+    assert browser.ask("[...document.querySelectorAll('.panes input')].forEach(i => { i.value = 5;"
+                       "i.dispatchEvent(new Event('input')); })") is None  # fmt: skip
+    assert browser.ask(SLICES) == [8, 8, 8]  # counted on the grid; the head begins at 3
+    assert yellow(browser.picture(AXIAL)) == 0
+    browser.ask("document.querySelector('[data-place] button').click()")
+    assert browser.ask(SLICES) == [25, 32, 30]
+    for plane in (AXIAL, CORONAL, SAGITTAL):
+        assert yellow(browser.picture(plane)) > 10
+    browser.ask("document.getElementById('viewer-mask').click()")
+    assert yellow(browser.picture(AXIAL)) == 0
+    assert browser.complaints() == []
+
+
+def test_the_viewer_has_the_right_on_the_left_and_changes_sequences(browser: Browser, case: Path) -> None:
+    """The back of the head is brighter: below in axial slices, on the right in sagittal ones."""
+    browser.media()
+    open_case(browser, case)
+    for control in ("viewer-cross", "viewer-mask"):
+        browser.ask(f"document.getElementById('{control}').click()")
+    browser.ask("document.querySelector('.panes input').value = 10")
+    browser.ask("document.querySelector('.panes input').dispatchEvent(new Event('input'))")
+    axial, sagittal = browser.picture(AXIAL).mean(-1), browser.picture(SAGITTAL).mean(-1)
+    height, width = axial.shape
+    assert axial[height * 7 // 8, width // 2] > axial[height // 4, width // 2] + 20
+    assert sagittal[height // 2, width * 7 // 8] > sagittal[height // 2, width // 4] + 20
+    browser.ask("document.getElementById('viewer-sequence').selectedIndex = 1")
+    browser.ask("document.getElementById('viewer-sequence').dispatchEvent(new Event('change'))")
+    wait_until(browser, "document.getElementById('viewer-body').dataset.shown === 'T1w'")
+    assert abs(browser.picture(AXIAL).mean(-1) - axial).mean() > 1
+    assert browser.complaints() == []
 
 
 def test_the_index_sorts_and_filters(browser: Browser, tmp_path: Path) -> None:

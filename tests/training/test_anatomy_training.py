@@ -81,7 +81,7 @@ def test_the_capsule_is_the_white_matter_between_the_nuclei() -> None:
     assert (targets[4:8, 6:18, 6:18] == CLASS["PUT"]).all()
     assert (targets[12:16, 6:18, 6:18] == CLASS["CAU"]).all()
     assert (targets[8:12, 8:16, 8:16] == CLASS["IC"]).all()
-    assert (targets[:2] == CLASS["CSO"]).all() and (targets[20:] == CLASS["CSO"]).all()
+    assert (targets[:2] == CLASS["WM"]).all() and (targets[20:] == CLASS["WM"]).all()
     # Other tissue between them is no capsule.
     labels[8:12] = 43
     assert not (class_targets(labels) == CLASS["IC"]).any()
@@ -124,7 +124,7 @@ def test_lesions_and_vessels_belong_to_where_they_lie() -> None:
     labels[20, 11, 11], labels[21, 11, 11] = 77, 30
     targets = class_targets(labels)
     assert targets[8, 11, 11] == CLASS["IC"]
-    assert targets[20, 11, 11] == targets[21, 11, 11] == CLASS["CSO"]
+    assert targets[20, 11, 11] == targets[21, 11, 11] == CLASS["WM"]
 
 
 def test_every_known_id_has_exactly_one_class() -> None:
@@ -139,7 +139,7 @@ def test_cortical_parcels_are_cortex_with_their_side() -> None:
     labels = np.zeros((8, 8, 8), np.int32)
     labels[:4], labels[4:], labels[0], labels[7] = 1007, 2030, 3001, 4035
     assert set(np.unique(class_targets(labels)[1:7])) == {CLASS["CTX"]}
-    assert (class_targets(labels)[0] == CLASS["CSO"]).all()
+    assert (class_targets(labels)[0] == CLASS["WM"]).all()
     assert (sides(labels)[:4] == LEFT).all() and (sides(labels)[4:] == RIGHT).all()
 
 

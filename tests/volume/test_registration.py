@@ -13,7 +13,15 @@ from scipy import ndimage
 
 from pvs_model.preprocessing.alignment import align
 from pvs_model.types import Volume
-from pvs_model.volume.registration import agreement, check_alignment, register, transformed
+from pvs_model.volume import registration
+from pvs_model.volume.registration import (
+    RigidFit,
+    agreement,
+    check_alignment,
+    register,
+    register_symmetric,
+    transformed,
+)
 
 
 def scene(seed: int = 0) -> npt.NDArray[np.float32]:
@@ -105,6 +113,20 @@ def test_a_fit_brings_it_back_and_twice_the_same(transform: npt.NDArray[np.float
     off = (corners @ (fit.transform @ transform).T - corners)[:, :3]
     assert np.linalg.norm(off, axis=1).max() < 1.0  # half a voxel
     assert not check_alignment(FIRST, transformed(transformed(SECOND, transform), fit.transform)).misaligned
+
+
+def test_a_symmetric_fit_is_the_middle_of_both_directions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The registrations are given: 4 mm forwards, -6 mm backwards; exchanging the images inverts the result."""
+    given = {id(FIRST): shift(4, 0, 0), id(SECOND): shift(-6, 0, 0)}
+    monkeypatch.setattr(
+        registration,
+        "register",
+        lambda fixed, moving: RigidFit(given[id(fixed)], before=1.0, after=1.1, displacement_mm=4),
+    )
+    there, back = register_symmetric(FIRST, SECOND), register_symmetric(SECOND, FIRST)
+    np.testing.assert_allclose(there.transform, shift(5, 0, 0), atol=1e-9)
+    np.testing.assert_allclose(back.transform, shift(-5, 0, 0), atol=1e-9)
+    assert there.disagreement_mm == pytest.approx(2.0)
 
 
 def test_a_fit_that_does_not_help_is_not_kept() -> None:

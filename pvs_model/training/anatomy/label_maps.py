@@ -24,7 +24,7 @@ NO_SIDE, LEFT, RIGHT = 0, 1, 2
 
 #: FreeSurfer ids of each class; cortical and white matter parcels (from 1000) are added by ``class_targets``.
 TARGET_IDS = {
-    "CSO": (2, 41, 25, 57, 77, 78, 79, 192, 250, 251, 252, 253, 254, 255),
+    "WM": (2, 41, 25, 57, 77, 78, 79, 192, 250, 251, 252, 253, 254, 255),
     "CTX": (3, 42),
     "CAU": (11, 26, 50, 58),
     "PUT": (12, 51),
@@ -95,15 +95,15 @@ def class_targets(ids: Ids, name: str = "labels") -> npt.NDArray[np.uint8]:
     table = np.zeros(_TABLE, np.uint8)
     for key, members in TARGET_IDS.items():
         table[list(members)] = CLASS[key]
-    for low, high, key in ((1000, 3000, "CTX"), (3000, 5003, "CSO"), (11100, 13000, "CTX")):
+    for low, high, key in ((1000, 3000, "CTX"), (3000, 5003, "WM"), (11100, 13000, "CTX")):
         table[low:high] = CLASS[key]
     tissues = to_tissues(ids, name)
     ids = np.clip(ids, 0, _TABLE - 1)
     out = table[ids]
     vessels = np.isin(ids, VESSELS)
-    out[vessels] = CLASS["CSO"]
+    out[vessels] = CLASS["WM"]
     tissues[vessels] = INDEX["white_matter"]
-    white = out == CLASS["CSO"]
+    white = out == CLASS["WM"]
     out[white & (region_map(tissues) == BASAL_GANGLIA)] = CLASS["IC"]
     stem = out == CLASS["BST"]
     if stem.any():

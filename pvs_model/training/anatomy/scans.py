@@ -285,7 +285,7 @@ def _lesions(image: Tensor, target: Tensor, params: ScanParams, spacing_mm: floa
     if params.hyperintensities > 0:
         cells = (int(shape[0] * spacing_mm / 9), int(shape[1] * spacing_mm / 9), int(shape[2] * spacing_mm / 9))
         field = smooth_noise((1, *shape), cells, g)[0]
-        white = (target == CLASS["CSO"]) | (target == CLASS["IC"])
+        white = (target == CLASS["WM"]) | (target == CLASS["IC"])
         patches = white & (field > 1.3 - 4 * params.hyperintensities)
         signal = {"T1w": 0.55, "T2w": 0.65, "FLAIR": 1.0}.get(params.sequence, 1.2 * level[0])
         image = torch.where(patches, signal + 0.2 * (level[1] - 0.5), image)
