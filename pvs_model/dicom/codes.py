@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pvs_model import __version__
 from pvs_model.burden.records import ALL, LEFT, RIGHT
+from pvs_model.burden.subregions import DEEP_WM
 from pvs_model.types import Region
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ NO_UNIT = Term("1", "UCUM", "no units")
 #: Regions by their names in tables.
 SITES = {
     ALL: Term("12738006", "SCT", "Brain"),
+    "WM": Term("68523003", "SCT", "Cerebral white matter"),
+    DEEP_WM: Term("DEEP-WM", "99PVS", "Deep cerebral white matter"),
     Region.CSO.table_name: Term("CSO", "99PVS", "Centrum semiovale"),
     Region.BG.table_name: Term("BG", "99PVS", "Basal ganglia"),
     Region.HIPPOCAMPUS.table_name: Term("5366008", "SCT", "Hippocampus"),

@@ -23,7 +23,7 @@ def visit(name: str, *places: Place, affine: Matrix | None = None, move: Matrix 
         mask[place] = True
     half = np.zeros(SHAPE, bool)
     half[:20] = True
-    burden = measure(mask, {"WM": half, "BG": ~half}, affine, fluid=mask.astype(np.float32) / 2)
+    burden = measure(mask, {"WM": half, "BG": ~half}, affine, pvs_fraction=mask.astype(np.float32) / 2)
     return Visit(name, mask, affine, burden, np.eye(4) if move is None else move)
 
 

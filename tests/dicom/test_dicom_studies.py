@@ -232,7 +232,7 @@ def test_regions_sides_and_fluid_in_a_report(small: Any, tmp_path: Path) -> None
     left = np.indices(mask.shape)[0] < 6
     affine = np.diag([1.0, 1.0, 1.5, 1.0])
     regions = {"CSO": ~left, "BG": left, "all": np.ones_like(left)}
-    burden = measure(mask, regions, affine, hemispheres=np.where(left, 1, 2), fluid=mask * 0.5)
+    burden = measure(mask, regions, affine, hemispheres=np.where(left, 1, 2), pvs_fraction=mask * 0.5)
     grid = np.zeros((int(headers[0].Columns), int(headers[0].Rows), len(headers)), np.uint8)
     segmentation = build_segmentation(headers, grid, small.volume("T2w").affine)
     write_dicom(tmp_path / "sr.dcm", build_report(headers, segmentation, burden))

@@ -196,7 +196,7 @@ def with_regions(prepared: pipeline.Prepared) -> pipeline.Prepared:
     """Putamen, thalamus, white matter and hippocampus in boxes of a third of the grid."""
     labels = np.zeros(prepared.grid.shape, np.uint8)
     x, y, z = (n // 3 for n in labels.shape)
-    boxes = {"PUT": np.s_[:x, :y, :z], "THA": np.s_[x:, y:, :z], "CSO": np.s_[:x, :y, z:], "HIP": np.s_[x:, :y, :]}
+    boxes = {"PUT": np.s_[:x, :y, :z], "THA": np.s_[x:, y:, :z], "WM": np.s_[:x, :y, z:], "HIP": np.s_[x:, :y, :]}
     for name, box in boxes.items():
         labels[box] = STRUCTURES[CLASS[name] - 1].left
     return replace(prepared, anatomy=Anatomy(labels, labels > 0))
