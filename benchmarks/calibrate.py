@@ -1,6 +1,6 @@
 """Dice of an ensemble by threshold and window size on labelled cases held out of training.
 
-    python -m benchmarks.calibrate [NAME=]SETS/NAME ... --windows 64,96 [--reliability FILE.png]
+    python -m benchmarks.calibrate [NAME=]SETS/NAME ... [--windows 64,96] [--reliability FILE.png]
 
 Prints the mean over cases of the mean Dice of brain, CSO and BG. The numbers serve to choose a threshold, not to be
 reported: ``benchmarks.accuracy`` reports scores on other heads. ``--reliability`` draws, for the first window size,
@@ -31,7 +31,7 @@ BINS = 10
 def main() -> None:
     """Predicts once per window size and scores at every threshold."""
     parser = argument_parser(__doc__)
-    parser.add_argument("--windows", required=True)
+    parser.add_argument("--windows", default="0", help="sides, separated by commas (default: that of each ensemble)")
     parser.add_argument("--reliability", type=Path, metavar="FILE")
     args = parser.parse_args()
     weights, device = Weights(args.weights), choose_device(args.device)
@@ -42,7 +42,8 @@ def main() -> None:
             configuration = choose_configuration(case.prepared.grid)
             text = weights.embed(prompt(case.sequences, case.thickness_mm))
             for window, rows in table.items():
-                ensemble = replace(weights.ensemble(configuration), roi_size=window)
+                ensemble = weights.ensemble(configuration)
+                ensemble = replace(ensemble, roi_size=window or ensemble.roi_size)
                 probability = predict_probability(case.prepared, ensemble, text, device, backend="auto")
                 keep = case.prepared.foreground & ~case.ignore
                 if window == next(iter(table)):
