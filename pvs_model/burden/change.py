@@ -147,7 +147,7 @@ def change_between(earlier: Visit, later: Visit) -> Change:
         trees = [cKDTree(np.concatenate(p)) for p in points]
         owners = [np.repeat(np.arange(1, len(p) + 1), [len(q) for q in p]) for p in points]
         near = trees[0].query_ball_tree(trees[1], reach)
-        pairs = {(int(owners[0][k]), int(owners[1][j])) for k, found in enumerate(near) for j in found}
+        pairs = {(int(owners[0][k]), int(owners[1][j])) for k, partners in enumerate(near) for j in partners}
         partners = tuple(
             {number: {pair[1 - side] for pair in pairs if pair[side] == number} for number in {p[side] for p in pairs}}
             for side in (0, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -10,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pvs_model.errors import LayoutError, PVSError
+from pvs_model.errors import LayoutError, PVSError, first_line
 from pvs_model.types import Float64Array
 
 if TYPE_CHECKING:
     from pydicom import Dataset
+
+log = logging.getLogger(__name__)
 
 #: Fewest slices of a volume; localisers have fewer.
 MIN_SLICES = 8
@@ -197,10 +200,13 @@ def _headers(root: Path) -> Iterator[tuple[Path, Dataset]]:
             path = Path(folder, name)
             try:
                 header = dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS))
+                list(header.iterall())  # decodes every value, which pydicom leaves until it is used
                 if all(tag in header for tag in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "Rows")):
                     yield path, header
-            except (InvalidDicomError, OSError, ValueError, KeyError, AttributeError, NotImplementedError):
+            except InvalidDicomError:
                 continue  # no DICOM image
+            except Exception as error:  # damaged files make pydicom raise struct.error and others
+                log.warning("%s: left out: expected a readable DICOM image, got: %s", path, first_line(error))
 
 
 def _value(header: Dataset, *keywords: str) -> Any:

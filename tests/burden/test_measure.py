@@ -228,25 +228,25 @@ def test_parts_of_a_region_by_hand() -> None:
     mask[0, 5, 2:5] = True  # left, all in the part, across the section
     part, section = empty(), empty()
     part[:4], section[:, :, 3] = True, True
-    found = measure(
+    burden = measure(
         mask, {"WM": ~empty()}, HALF, hemispheres=sides(), parts={"CSO": part, "deep WM": ~part}, rated={"CSO": section}
     )
-    assert [(p.region, p.parts, p.rated) for p in found.pvs] == [
+    assert [(p.region, p.parts, p.rated) for p in burden.pvs] == [
         ("WM", ("CSO",), ("CSO",)),
         ("WM", ("CSO", "deep WM"), ()),
         ("WM", ("deep WM",), ("CSO",)),
     ]
-    assert [(r.region, r.count, r.volume_mm3, r.region_mm3) for r in found.regions if r.hemisphere == "both"] == [
+    assert [(r.region, r.count, r.volume_mm3, r.region_mm3) for r in burden.regions if r.hemisphere == "both"] == [
         ("WM", 3, 11 / 8, 960 / 8),
         ("CSO", 2, 6 / 8, 320 / 8),
         ("deep WM", 2, 5 / 8, 640 / 8),
         ("all", 3, 11 / 8, None),
     ]
-    assert [found.row("CSO", side).volume_mm3 for side in ("left", "right")] == [6 / 8, 0]
-    score = found.estimated_score(POTTER, "CSO")
+    assert [burden.row("CSO", side).volume_mm3 for side in ("left", "right")] == [6 / 8, 0]
+    score = burden.estimated_score(POTTER, "CSO")
     assert score is not None and (score.counted, score.hemisphere, score.slices) == (1, "left", None)
-    assert score.on_rated_section and found.estimated_score(MCPVS, "WM") is not None
-    lines = pvs_csv([("a", found)]).splitlines()
+    assert score.on_rated_section and burden.estimated_score(MCPVS, "WM") is not None
+    lines = pvs_csv([("a", burden)]).splitlines()
     assert [line.split(",")[3] for line in lines] == ["parts", "CSO", "CSO; deep WM", "deep WM"]
 
 

@@ -50,19 +50,19 @@ def test_files_of_a_subject(subject: Path) -> None:
     case = only_case(subject.parent)
     assert choose(subject.parent).name == "valdo"
     assert (case.name, case.problem, set(case.images)) == ("sub-101", None, {"T1w", "T2w", "FLAIR"})
-    found = find_reference_masks(case)
-    assert found is not None
-    assert found.masks == {f"Rater{k}": subject / f"{STEM}Rater{k}_PVSSeg.nii.gz" for k in (1, 2)}
-    assert found.annotated == (subject / f"{STEM}masked_Regions.nii.gz",)
+    reference = find_reference_masks(case)
+    assert reference is not None
+    assert reference.masks == {f"Rater{k}": subject / f"{STEM}Rater{k}_PVSSeg.nii.gz" for k in (1, 2)}
+    assert reference.annotated == (subject / f"{STEM}masked_Regions.nii.gz",)
 
 
 def test_two_raters_and_an_annotated_part(subject: Path, tmp_path: Path) -> None:
     case = only_case(subject.parent)
-    found = find_reference_masks(case)
-    assert found is not None
+    reference = find_reference_masks(case)
+    assert reference is not None
     # Two rods, of which 8 + 0 voxels lie in the annotated part x < 8: the rod at y = 6 is beyond it.
     draw(tmp_path / "masks" / case.output, (slice(0, 10), 1), (slice(9, 12), 6))
-    results = compare(prepare_comparisons([(case, found)], tmp_path / "masks", tmp_path / "references"))
+    results = compare(prepare_comparisons([(case, reference)], tmp_path / "masks", tmp_path / "references"))
     rows = {name: result.rows for name, result in results.items()}
     assert all([row.region for row in of] == ["all"] for of in rows.values())
     scores = {name: of[0].sets["official"] for name, of in rows.items()}
@@ -85,9 +85,9 @@ def test_raters_on_other_grids_are_a_sentence(subject: Path, tmp_path: Path) -> 
     image = nib.Nifti1Image(np.ones((3, 3, 3), np.uint8), np.eye(4))
     nib.save(image, subject / f"{STEM}Rater2_PVSSeg.nii.gz")
     case = only_case(subject.parent)
-    found = find_reference_masks(case)
-    assert found is not None
-    results = compare(prepare_comparisons([(case, found)], tmp_path / "masks", tmp_path / "references"))
+    reference = find_reference_masks(case)
+    assert reference is not None
+    results = compare(prepare_comparisons([(case, reference)], tmp_path / "masks", tmp_path / "references"))
     problem = results["pvs-model against mean of raters"].problems[0]
     assert problem.startswith("sub-101: not scored") and "Rater2_PVSSeg.nii.gz: expected the grid of" in problem
 
@@ -98,14 +98,14 @@ def test_the_challenges_training_data(tmp_path: Path) -> None:
     for name in ("T1w", "T2w", "FLAIR", "PVS", "BG", "CSO"):
         draw(folder / f"ED_01_01_{name}.nii.gz", (slice(0, 6 if name == "BG" else 9), 2))
     case = only_case(tmp_path / "in", "epvs")
-    found = find_reference_masks(case)
-    assert found is not None and set(found.masks) == {"reference"} and set(found.regions) == {"BG", "CSO"}
-    (result,) = compare(prepare_comparisons([(case, found)], tmp_path / "masks", tmp_path / "refs")).values()
+    reference = find_reference_masks(case)
+    assert reference is not None and set(reference.masks) == {"reference"} and set(reference.regions) == {"BG", "CSO"}
+    (result,) = compare(prepare_comparisons([(case, reference)], tmp_path / "masks", tmp_path / "refs")).values()
     assert {(row.label, row.region, row.status) for row in result.rows} == {
         ("ED/ED_01_01", region, "missing") for region in ("BG", "CSO", "all")
     }
     draw(tmp_path / "masks" / case.output, (slice(3, 12), 2))
-    (result,) = compare(prepare_comparisons([(case, found)], tmp_path / "masks", tmp_path / "refs")).values()
+    (result,) = compare(prepare_comparisons([(case, reference)], tmp_path / "masks", tmp_path / "refs")).values()
     dice = {row.region: row.sets["official"]["dice"] for row in result.rows}
     assert dice == pytest.approx({"BG": 6 / 9, "CSO": 12 / 15, "all": 12 / 18})
     assert not (tmp_path / "refs").exists()

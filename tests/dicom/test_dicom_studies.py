@@ -72,9 +72,9 @@ def test_a_series_is_converted_onto_its_own_places(small: Any, tmp_path: Path, n
     image = nib.load(tmp_path / "T2w.nii")
     # Every voxel of the volume has its value at its place.
     places = nib.affines.apply_affine(volume.affine, np.indices(volume.data.shape).reshape(3, -1).T)
-    found = nib.affines.apply_affine(np.linalg.inv(image.affine), places)
-    assert np.abs(found - np.rint(found)).max() * 1.5 < 1e-3
-    values = np.asarray(image.dataobj)[tuple(np.rint(found).astype(int).T)]
+    voxels = nib.affines.apply_affine(np.linalg.inv(image.affine), places)
+    assert np.abs(voxels - np.rint(voxels)).max() * 1.5 < 1e-3
+    values = np.asarray(image.dataobj)[tuple(np.rint(voxels).astype(int).T)]
     np.testing.assert_array_equal(values, volume.data.round().ravel())
     # SimpleITK, which knows nothing of dcm2niix, agrees.
     reader = sitk.ImageSeriesReader()
@@ -148,6 +148,19 @@ def test_what_headers_lack_and_frames_of_one_file(small: Any, weights: Path, tmp
         frames = [int(reference.ReferencedFrameNumber) for reference in references(seg)]
         assert sorted(frames) == [k + 1 for k in range(volume.data.shape[2])]
         np.testing.assert_allclose(places[frames.index(3), 0, 0], (volume.affine @ [0, 0, 2, 1])[:3], atol=1e-3)
+
+
+def test_a_file_that_pydicom_cannot_read_is_named(small: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its number of rows is stored as two bytes of a number of four."""
+    write_series(tmp_path, small.volume("T2w", **GRIDS["thick"]), "T2w")
+    damaged = min(path for path in tmp_path.rglob("*") if path.is_file())
+    content = damaged.read_bytes()
+    assert content.count(b"\x28\x00\x10\x00US\x02\x00") == 1
+    damaged.write_bytes(content.replace(b"\x28\x00\x10\x00US\x02\x00", b"\x28\x00\x10\x00FL\x02\x00"))
+    (tmp_path / "notes.txt").write_text("no image")
+    ((series,),) = (study.series for study in read_studies(tmp_path))
+    assert damaged not in series.files
+    assert [f"{damaged}: left out: expected a readable DICOM image" in m for m in caplog.messages] == [True]
 
 
 def test_other_studies_go_on(small: Any, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,13 +41,13 @@ def test_neighbours_overlap_by_at_least_what_is_asked_and_reach_the_end(overlap:
 def test_windows_without_anything_to_search_are_left_out() -> None:
     searched = torch.zeros(64, 16, 8, dtype=torch.bool)
     searched[5, 3, 2] = searched[40, 15, 7] = True
-    found = windows((64, 16, 8), (16, 16, 1), 0.0, searched)
-    assert found == [
+    boxes = windows((64, 16, 8), (16, 16, 1), 0.0, searched)
+    assert boxes == [
         (slice(0, 16), slice(0, 16), slice(2, 3)),
         (slice(32, 48), slice(0, 16), slice(7, 8)),
     ]
     image = torch.ones(1, 64, 16, 8)
-    maps = join_windows(image, (16, 16, 1), found, lambda batch: batch.expand(-1, 2, -1, -1, -1), batch_size=3)
+    maps = join_windows(image, (16, 16, 1), boxes, lambda batch: batch.expand(-1, 2, -1, -1, -1), batch_size=3)
     assert maps.shape == (2, 64, 16, 8)
     assert float(maps.sum()) == 2 * 2 * 16 * 16  # 0 where no window lies
     assert bool((maps[:, searched] == 1).all())
@@ -62,5 +62,5 @@ def test_windows_join_as_those_of_monai() -> None:
         return batch * ramp  # depends on the place within the window
 
     expected = SlidingWindowInferer(roi_size=16, overlap=0.25, mode="gaussian")(image[None], predict)
-    found = join_windows(image, (16, 16, 16), windows(image.shape[1:], (16,) * 3, 0.25), predict)
-    torch.testing.assert_close(found[None], expected, rtol=1e-4, atol=1e-4)
+    joined = join_windows(image, (16, 16, 16), windows(image.shape[1:], (16,) * 3, 0.25), predict)
+    torch.testing.assert_close(joined[None], expected, rtol=1e-4, atol=1e-4)
