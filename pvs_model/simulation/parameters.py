@@ -318,7 +318,7 @@ def draw_scan(
         signals=tuple(tuple(row) for row in draw_signals(d.generator, random_share).tolist()),
         present=present,
         skull_stripped=d.chance(0.7),
-        texture=(d.uniform(0, 0.1), d.uniform(0, 0.1), d.uniform(0, 0.1)),
+        texture=(d.uniform(0, 0.2), d.uniform(0, 0.12), d.uniform(0, 0.3)),  # as in seven real scans
         fine_texture=(d.uniform(0, 0.04), d.uniform(0, 0.04), d.uniform(0, 0.04)),
         psf=(psf(), psf(), psf()),
         acquired=acquired or drawn,

@@ -51,5 +51,5 @@ def test_training_and_running_standardise_alike(whole_brain: Scene, seed: int) -
     brain = (whole_brain.fractions[tissue_ids("white_matter", "cortex", "ventricle")] > 230).any(0).numpy()
     for channel in range(3):
         slope, offset = np.polyfit(run[channel][brain], trained[channel][brain], 1)
-        assert 0.65 < slope < 1.1 and abs(offset) < 0.25
+        assert 0.65 < slope < 1.1 and abs(offset) < 0.3
         assert np.corrcoef(run[channel][brain], trained[channel][brain])[0, 1] > 0.99

@@ -191,7 +191,7 @@ def test_the_best_channel_decides_and_takes_its_visibility_with_it() -> None:
         best = torch.stack([cnr for cnr, there in zip(alone, present, strict=True) if there]).amax(0)
         torch.testing.assert_close(acquire(scene, replace(scan, present=present)).cnr, best)
     # Seen in T2w alone: without it, nothing is labelled.
-    quiet = replace(scan, noise=(0.9, 0.02, 0.9))
+    scene, quiet = straight_tube(1.4, ISOTROPIC), replace(scan, noise=(0.9, 0.02, 0.9))
     assert labels_of(scene, quiet)[0].any()
     for mask in labels_of(scene, replace(quiet, present=(True, False, True))):
         assert not mask.any()
