@@ -19,6 +19,8 @@ from pvs_model.nets import checkpoint
 
 #: Embeddings of the standard prompts, beside the shipped weights.
 SHIPPED_TEXT = shipped_weights() / "text.safetensors"
+#: Settings of the training that the manifest repeats.
+TRAINING_KEYS = ("batch", "patch", "seed")
 
 
 @dataclass(frozen=True)
@@ -99,9 +101,7 @@ def release(
                 "sha256": sha256_of(target),
                 "network": json.loads(config.to_json()),
                 "steps": int(facts["steps"]),
-                "batch": training["batch"],
-                "patch": training["patch"],
-                "seed": training["seed"],
+                **{name: training[name] for name in TRAINING_KEYS},
             }
         )
         if groups is not None:
@@ -175,11 +175,13 @@ def _read(path: Path) -> tuple[NetworkConfig, dict[str, Any], dict[str, Any]]:
     metadata = checkpoint.read_metadata(path)
     try:
         config = NetworkConfig.from_json(metadata[checkpoint.CONFIG_KEY])
-        return config, json.loads(metadata["training"]), json.loads(metadata["facts"])
+        training, facts = json.loads(metadata["training"]), json.loads(metadata["facts"])
+        _ = [training[name] for name in TRAINING_KEYS], facts["steps"]
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(
             f"{path}: expected a network that `train` wrote (network.safetensors), got other weights"
         ) from error
+    return config, training, facts
 
 
 def _check_configuration(configuration: str, paths: Sequence[Path], configs: Sequence[NetworkConfig]) -> None:

@@ -67,6 +67,16 @@ def test_settings_follow_from_the_networks(tmp_path: Path, capsys: Any, tiny: di
     assert settings(folds[0], "--threshold", "0.5", "--window", "96")["3d"] == (0.5, 96)
 
 
+def test_a_file_without_the_settings_of_its_training_is_refused(
+    tmp_path: Path, capsys: Any, tiny: dict[str, NetworkConfig]
+) -> None:  # fmt: skip
+    source = tmp_path / "own"
+    metadata = {"training": json.dumps({"patch": 32, "seed": 0}), "facts": json.dumps({"steps": 9, "threshold": 0.5})}
+    checkpoint.save(source, build(tiny["3d"]), metadata)
+    assert release(tmp_path / "mine", source, "3d") == 2
+    assert f"error: {source}: expected a network that `train` wrote" in capsys.readouterr().err
+
+
 def test_an_anatomy_network_of_ones_own_stays(tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     assert release(folder, SHIPPED / "3d_fold0.safetensors", "3d") == 0
