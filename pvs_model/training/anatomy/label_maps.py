@@ -68,6 +68,8 @@ class LabelMap:
         side: uint8 (codes,), ``NO_SIDE``, ``LEFT`` or ``RIGHT``.
         centre: Centre of the brain's bounding box, voxels (3,).
         whole_head: Whether skull and scalp are included.
+        frame: Where a face is drawn (``face.add_face``), float32 (4, 3) in voxels: the point between the eyes, the
+            vector from there to the right eye, and unit vectors forward and up. None for no face.
     """
 
     name: str
@@ -77,6 +79,7 @@ class LabelMap:
     side: Tensor
     centre: Tensor
     whole_head: bool
+    frame: Tensor | None = None
 
 
 def class_targets(ids: Ids, name: str = "labels") -> npt.NDArray[np.uint8]:

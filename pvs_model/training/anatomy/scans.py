@@ -17,6 +17,7 @@ from pvs_model.anatomy.regions import CLASS
 from pvs_model.simulation.artefacts import blur, regrid, rician, smooth_noise
 from pvs_model.simulation.head import INDEX, TISSUES
 from pvs_model.simulation.tissue_contrast import TISSUE_SIGNALS
+from pvs_model.training.anatomy.face import add_fat, draw_face, face_signals, paint_face
 from pvs_model.training.anatomy.label_maps import EXTRA_CEREBRAL, LEFT, NO_SIDE, RIGHT, SIGNALS, LabelMap
 from pvs_model.types import SEQUENCES, Triple
 
@@ -153,6 +154,7 @@ def render(
         raw: Whether to skip the normalisation.
     """
     g = torch.Generator().manual_seed(params.seed)
+    label_map = paint_face(label_map, draw_face(params.seed))
     position = _positions(label_map, params, shape, spacing_mm, g)
     codes = _look_up(label_map, position, (0.0, 0.0, 0.0))
     target = label_map.target[codes.long()].long()
@@ -160,7 +162,7 @@ def render(
     if params.mirrored:
         side = torch.tensor([NO_SIDE, RIGHT, LEFT], dtype=torch.uint8)[side.long()]
 
-    mean, spread = _signals(params, g)
+    mean, spread = face_signals(*_signals(params, g), params.seed, params.sequence)
     per_code = mean[label_map.signal]
     offset = 0.3 * spacing_mm
     image = (
@@ -170,6 +172,8 @@ def render(
     ) / 3  # partial volume
     del position
     brain = target > 0
+    if label_map.frame is not None:
+        image = add_fat(image, label_map.signal[codes.long()], mean, params.seed, spacing_mm)
     image = image + spread[label_map.signal][codes.long()] * torch.randn(shape, generator=g)
     image = _lesions(image, target, params, spacing_mm, g)
     cells = (max(2, shape[0] // 12), max(2, shape[1] // 12), max(2, shape[2] // 12))

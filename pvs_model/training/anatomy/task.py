@@ -24,6 +24,7 @@ from pvs_model.errors import VolumeError, WeightsError
 from pvs_model.nets.checkpoint import fill, read_metadata, tensors_of
 from pvs_model.nets.precision import autocast
 from pvs_model.training import loop
+from pvs_model.training.anatomy.face import add_face
 from pvs_model.training.anatomy.label_maps import NO_SIDE, RIGHT, LabelMap, load_label_map
 from pvs_model.training.anatomy.scans import Scan, draw, render
 from pvs_model.training.checkpoint import Progress
@@ -234,7 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     torch.set_num_threads(options.threads)
     try:
-        maps = [load_label_map(path) for path in find_label_maps(options.maps)]
+        maps = [add_face(load_label_map(path)) for path in find_label_maps(options.maps)]
         if len(maps) <= HELD_OUT:
             raise VolumeError(f"{options.maps}: expected more than {HELD_OUT} label maps, got {len(maps)}")
         training = AnatomyTrainingConfig(steps=options.steps, max_minutes=options.minutes, seed=options.seed)
