@@ -89,6 +89,6 @@ def test_masks_are_far_better_than_chance(
     mask, truth = np.concatenate(masks), np.concatenate(truths)
     hit = (mask & truth).sum()
     dice, recall = 2 * hit / (mask.sum() + truth.sum()), hit / truth.sum()
-    assert truth.sum() > 200
+    assert truth.sum() > 150
     assert dice > 10 * truth.mean() and recall > 10 * mask.mean(), (dice, recall)  # guessing gives about 1 x each
     assert dice > 0.15, dice
