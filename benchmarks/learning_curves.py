@@ -73,7 +73,7 @@ COLUMNS = (
 )  # fmt: skip
 WARMUP_STEPS, EMA_DECAY, GRADIENT_NORM = 100, 0.997, 5.0
 #: Validations over the budget of a network.
-POINTS = 24
+POINTS = 12
 
 
 @dataclass
