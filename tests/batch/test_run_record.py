@@ -64,7 +64,8 @@ def test_versions_weights_options_and_machine(records: tuple[Path, list[dict[str
     assert (options["layout"], options["device"], options["backend"]) == ("epvs", "cpu", "torch")
     assert (options["resume"], second["options"]["resume"], options["part"]) == (False, True, None)
     assert first["machine"]["threads"] >= 1 and first["machine"]["cuda"] is None
-    assert first["peak_memory_mib"]["process"] > 50 and first["seconds"] >= first["cases"][0]["seconds"]
+    assert first["peak_memory_mib"]["process"] > 50
+    assert first["seconds"] + 0.05 >= first["cases"][0]["seconds"]  # rounded to tenths
     assert first["input"] == str(folder / "in") and first["started"] <= second["started"]
 
 
