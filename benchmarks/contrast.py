@@ -11,6 +11,8 @@ slice each, since thick slices cut PVS. Noise adds to the peak: about 0.02 to 0.
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +22,10 @@ from benchmarks.cases import WEIGHTS, write_json
 from benchmarks.specificity import find_scans
 from pvs_model.anatomy.regions import Anatomy
 from pvs_model.config import InferenceConfig
-from pvs_model.errors import VolumeError
+from pvs_model.errors import PVSError, VolumeError
 from pvs_model.inference.postprocess import to_mask
 from pvs_model.pipeline import Segmenter
-from pvs_model.types import SEQUENCES, AnyArray, BoolArray, FloatArray, Triple
+from pvs_model.types import SEQUENCES, AnyArray, BoolArray, Case, FloatArray, Triple
 
 #: Surroundings of a cluster: voxels of its slice from ``MARGIN_MM`` to ``REACH_MM`` away.
 MARGIN_MM, REACH_MM = 1.0, 3.5
@@ -76,6 +78,25 @@ def summary(threshold: float, values: FloatArray) -> dict[str, float]:
     return dict(zip(COLUMNS, (threshold, len(values), low, middle, high, strong, weak), strict=True))
 
 
+def measure(segmenter: Segmenter, case: Case, thresholds: Sequence[float] | None) -> list[dict[str, float]]:
+    """Segments a case and measures the contrast of its clusters at each threshold.
+
+    Raises:
+        PVSError: The case cannot be segmented, or shows no brain.
+    """
+    predicted = segmenter.predict(segmenter.preprocess(case))
+    prepared = predicted.preprocessed.prepared
+    if prepared.anatomy is None:
+        raise VolumeError("expected a scan of a brain, but the anatomy network detected none")
+    sequence = next(name for name in ("T2w", "T1w", "FLAIR") if name in prepared.sequences)
+    image = np.asarray(prepared.image[SEQUENCES.index(sequence)], np.float32)
+    rows = []
+    for threshold in thresholds or [predicted.ensemble.threshold]:
+        mask = to_mask(predicted.probability, threshold, prepared.foreground)
+        rows.append(summary(threshold, contrasts(mask, image, prepared.anatomy, prepared.grid.spacing_mm)))
+    return rows
+
+
 def main() -> None:
     """Prints a row per scan and threshold."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -89,16 +110,12 @@ def main() -> None:
     results: dict[str, list[dict[str, float]]] = {}
     print("| " + " | ".join(("scan", *COLUMNS)) + " |\n|" + "---|" * (len(COLUMNS) + 1), flush=True)
     for case in (case for path in args.scans for case in find_scans(path)):
-        predicted = segmenter.predict(segmenter.preprocess(case))
-        prepared = predicted.preprocessed.prepared
-        if prepared.anatomy is None:
-            raise VolumeError(f"{case.name}: expected a scan of a brain, but the anatomy network detected none")
-        sequence = next(name for name in ("T2w", "T1w", "FLAIR") if name in prepared.sequences)
-        image = np.asarray(prepared.image[SEQUENCES.index(sequence)], np.float32)
-        for threshold in args.thresholds or [predicted.ensemble.threshold]:
-            mask = to_mask(predicted.probability, threshold, prepared.foreground)
-            values = summary(threshold, contrasts(mask, image, prepared.anatomy, prepared.grid.spacing_mm))
-            results.setdefault(case.name, []).append(values)
+        try:
+            results[case.name] = measure(segmenter, case, args.thresholds)
+        except PVSError as error:
+            print(f"{case.name}: {error}", file=sys.stderr)
+            continue
+        for values in results[case.name]:
             print("| " + " | ".join([case.name, *(f"{values[name]:g}" for name in COLUMNS)]) + " |", flush=True)
     write_json(args.json, {"weights": str(args.weights), "scans": results})
 
