@@ -11,7 +11,7 @@ from typing import Any
 
 from pvs_model import __version__
 from pvs_model.errors import PVSError
-from pvs_model.files import write_atomically
+from pvs_model.files import sha256_of, write_atomically, write_text
 from pvs_model.nets.base import SegmentationNet
 
 log = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 def cached_graph(core: Any, networks: Sequence[SegmentationNet], terms: int, convert: Callable[[], Any]) -> Any:
     """The graph of several networks, from the cache or else converted and stored there.
 
-    Where the folder cannot be written or the file is damaged, the graph is converted each time.
+    A damaged graph is converted anew; where the folder cannot be used, each time.
 
     Args:
         core: ``openvino.Core``.
@@ -30,14 +30,15 @@ def cached_graph(core: Any, networks: Sequence[SegmentationNet], terms: int, con
     """
     try:
         path = cache_folder() / f"{_key(core, networks, terms)}.xml"
-        if path.is_file():
+        if _is_intact(path):
             return core.read_model(path)
-    except (OSError, RuntimeError) as error:  # no home, or a damaged file
+    except (OSError, RuntimeError) as error:  # no home, or a file that cannot be read
         log.debug("no cached graph: %s", error)
         return convert()
     graph = convert()
     try:
         write_atomically(path, lambda part: _write(graph, part, path))
+        write_text(path.with_suffix(".sha256"), _checksum(path))
         return core.read_model(path)  # a graph that was read differs in the last bits: this run as later ones
     except (PVSError, RuntimeError) as error:
         log.debug("%s", error)
@@ -59,6 +60,17 @@ def _write(graph: Any, part: Path, path: Path) -> None:
 
     ov.save_model(graph, part, compress_to_fp16=False)
     os.replace(part.with_suffix(".bin"), path.with_suffix(".bin"))
+
+
+def _is_intact(path: Path) -> bool:
+    """Whether a stored graph is as it was written: altered parameters would load, and give a wrong mask."""
+    checksum = path.with_suffix(".sha256")
+    return checksum.is_file() and checksum.read_text() == _checksum(path)
+
+
+def _checksum(path: Path) -> str:
+    """SHA-256 of the two files of a graph, structure and parameters."""
+    return f"{sha256_of(path)} {sha256_of(path.with_suffix('.bin'))}"
 
 
 def _key(core: Any, networks: Sequence[SegmentationNet], terms: int) -> str:

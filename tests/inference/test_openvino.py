@@ -81,8 +81,13 @@ def test_a_converted_graph_is_read_again_and_belongs_to_its_weights(
     monkeypatch.setattr(openvino, "_graphs", lambda *_: pytest.fail("converted again"))
     assert torch.equal(openvino.CompiledEnsemble(networks)(windows, words), first)
     monkeypatch.setattr(openvino, "_graphs", convert)
-    for damage in (lambda: stored.write_text("<net"), lambda: monkeypatch.setenv("XDG_CACHE_HOME", "/proc/none")):
-        damage()  # a file that cannot be read, and a folder that cannot be written
+    parameters = stored.with_suffix(".bin")
+    for damage in (
+        lambda: stored.write_text("<net"),
+        lambda: parameters.write_bytes(bytes(len(parameters.read_bytes()))),  # it would load, with other parameters
+        lambda: monkeypatch.setenv("XDG_CACHE_HOME", "/proc/none"),  # a folder that cannot be written
+    ):
+        damage()
         again = openvino.CompiledEnsemble(networks)(windows, words)
         torch.testing.assert_close(again, first, rtol=0, atol=0.01)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
