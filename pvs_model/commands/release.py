@@ -28,6 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="group of each network; averaged within (default: all in one)",
     )  # fmt: skip
     add("--combine", choices=COMBINE, default=COMBINE[0], help="of the groups (default: mean)")
+    add(
+        "--mirrored", action=argparse.BooleanOptionalAction, default=True,
+        help="each network sees another mirror image of its windows, which costs nothing (default: yes)",
+    )  # fmt: skip
     add("--data", default="simulated", help="description of the training data")
     add("--scores", type=Path, help="JSON file of measured scores")
 
@@ -54,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
     release(
         args.weights, configuration, args.members, threshold, window, overlap, args.data, scores,
         groups=args.groups, combine=args.combine,
+        mirrored=args.mirrored,
     )  # fmt: skip
     add_anatomy(args.weights)
     for line in missing_parts(args.weights):

@@ -80,7 +80,7 @@ def _key(core: Any, networks: Sequence[SegmentationNet], terms: int) -> str:
     device = core.get_property("CPU", "FULL_DEVICE_NAME")
     digest = hashlib.sha256(f"{__version__} {ov.__version__} {device} {terms}".encode())
     for network in networks:
-        digest.update(network.config.to_json().encode())
+        digest.update(f"{network.config.to_json()} {network.mirrored}".encode())
         for name, values in network.state_dict().items():
             digest.update(name.encode())
             digest.update(values.cpu().contiguous().numpy())

@@ -1,8 +1,9 @@
 """Compiles a group of networks to one OpenVINO graph: the fast path on CPUs where ``openvino`` is installed.
 
-The networks are traced once per architecture, filled with each network's weights, and joined into one graph whose
-output is the mean probability, so that only one network's features are in memory at a time. The result is kept in the
-user's cache folder (``graph_cache``). ``convert_model`` is not used, because it needs a package that sends usage data.
+The networks are traced once per architecture and mirror image, filled with each network's weights, and joined into one
+graph whose output is the mean probability, so that only one network's features are in memory at a time. The result is
+kept in the user's cache folder (``graph_cache``). ``convert_model`` is not used, because it needs a package that sends
+usage data.
 """
 
 from __future__ import annotations
@@ -170,7 +171,7 @@ def _repeat_beyond(text: Tensor, count: int) -> Tensor:
 
 
 def _graphs(networks: list[SegmentationNet], terms: int) -> list[Any]:
-    """One graph per network, the first of each architecture checked against PyTorch."""
+    """One graph per network, the first of each architecture and mirror image checked against PyTorch."""
     import openvino as ov
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
@@ -179,17 +180,17 @@ def _graphs(networks: list[SegmentationNet], terms: int) -> list[Any]:
     traces: dict[Any, Any] = {}
     graphs = []
     for network in networks:
-        config = network.config
+        config, kind = network.config, (network.config, network.mirrored)
         channels = terms * config.in_channels
         image = torch.zeros(1, channels, *[_min_side(network, 16)] * config.dimensions)
         text = torch.zeros(1, 4, config.text_width)
         module = _Probability(network.cpu(), terms).eval()
-        first = config not in traces
+        first = kind not in traces
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the checks of shapes are not part of the trace
             if first:
-                traces[config] = torch.jit.trace(module, (image, text), check_trace=False)
-            trace = copy.deepcopy(traces[config])  # the graph shares the memory of the trace
+                traces[kind] = torch.jit.trace(module, (image, text), check_trace=False)
+            trace = copy.deepcopy(traces[kind])  # the graph shares the memory of the trace
             trace.load_state_dict(module.state_dict())
             decoder = TorchScriptPythonDecoder(torch.jit.freeze(trace.eval()), example_input=(image, text))
             model = front.load(decoder)

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pvs_model.config import MANIFEST, SLICES, NetworkConfig
 from pvs_model.errors import PromptError, WeightsError
@@ -126,11 +126,25 @@ class Manifest:
         return self.resolve(name), sha256
 
 
+class _Member(NamedTuple):
+    """The entry of a network: its file, its group, and the axes along which it sees images mirrored."""
+
+    file: str
+    sha256: str
+    group: str
+    mirrored: tuple[int, ...]
+
+    @classmethod
+    def parse(cls, entry: Mapping[str, Any]) -> _Member:
+        name, sha256 = str(entry["file"]), str(entry["sha256"])
+        return cls(name, sha256, str(entry.get("group", "")), tuple(int(axis) for axis in entry.get("mirrored", ())))
+
+
 @dataclass(frozen=True)
 class _EnsembleEntry:
     """The entry of an ensemble in a manifest; raises ValueError for values that cannot be used."""
 
-    members: list[tuple[str, str, str]]
+    members: list[_Member]
     threshold: float
     roi_size: int
     overlap: float
@@ -141,7 +155,7 @@ class _EnsembleEntry:
     @classmethod
     def parse(cls, entry: Mapping[str, Any]) -> _EnsembleEntry:
         return cls(
-            members=[(str(m["file"]), str(m["sha256"]), str(m.get("group", ""))) for m in entry["members"]],
+            members=[_Member.parse(member) for member in entry["members"]],
             threshold=float(entry["threshold"]),
             roi_size=int(entry["window"]),
             overlap=float(entry["overlap"]),
@@ -245,15 +259,18 @@ class Weights:
             raise WeightsError(f"{path}: expected a {configuration} ensemble {entry.problem}")
         return entry
 
-    def _groups(self, configuration: str, members: Sequence[tuple[str, str, str]]) -> tuple[Group, ...]:
+    def _groups(self, configuration: str, members: Sequence[_Member]) -> tuple[Group, ...]:
         from pvs_model.inference.ensemble import Group
         from pvs_model.nets import checkpoint
 
         groups: dict[str, list[Any]] = {}
-        for name, sha256, group in members:
+        for name, sha256, group, mirrored in members:
             path = self.manifest.resolve(name)
             network = checkpoint.load(path, sha256)
             config = network.config
+            if not set(mirrored) <= set(range(config.dimensions)):
+                raise WeightsError(f"{path}: expected axes 0 to {config.dimensions - 1} to mirror, got {mirrored}")
+            network.mirrored = mirrored
             if configuration == "3d" and config.dimensions == 2 and not config.view:
                 raise WeightsError(f"{path}: expected a 3d network, or a 2d one of a view, got {config}")
             others = groups.setdefault(group, [])

@@ -65,6 +65,8 @@ class SegmentationNet(nn.Module, ABC):
 
     Attributes:
         config: Configuration that the network was built from.
+        mirrored: Spatial axes along which ``segment`` sees images mirrored; its logits are mirrored back. Networks of
+            an ensemble that see different mirror images agree less in their errors.
         size_divisor: Number that the spatial sizes passed to ``segment`` are multiples of.
         min_size: Smallest spatial size passed to ``segment``.
         supports_dynamic_shape: Whether a graph traced from the network is valid for other spatial sizes. False where
@@ -72,6 +74,7 @@ class SegmentationNet(nn.Module, ABC):
     """
 
     config: NetworkConfig
+    mirrored: tuple[int, ...] = ()
     size_divisor: int = 1
     min_size: int = 1
     supports_dynamic_shape: bool = True
@@ -112,13 +115,17 @@ class SegmentationNet(nn.Module, ABC):
         sizes = [int(size) for size in image.shape[2:]]
         padded = [max(self.min_size, -(-size // self.size_divisor) * self.size_divisor) for size in sizes]
         selected = select_channels(image, self.config)
-        if padded == sizes:
-            return self.segment(selected, text, text_mask)
-        padding = [n for size, new in zip(reversed(sizes), reversed(padded), strict=True) for n in (0, new - size)]
-        logits = self.segment(nn.functional.pad(selected, padding), text, text_mask)
-        if isinstance(logits, Tensor):
-            return crop(logits, sizes)
-        return [crop(scale, [size >> level for size in sizes]) for level, scale in enumerate(logits)]
+        if padded != sizes:
+            padding = [n for size, new in zip(reversed(sizes), reversed(padded), strict=True) for n in (0, new - size)]
+            selected = nn.functional.pad(selected, padding)
+        axes = tuple(2 + axis for axis in self.mirrored)
+        logits = self.segment(selected.flip(axes) if axes else selected, text, text_mask)
+        scales = [logits] if isinstance(logits, Tensor) else logits
+        if axes:
+            scales = [scale.flip(axes) for scale in scales]
+        if padded != sizes:
+            scales = [crop(scale, [size >> level for size in sizes]) for level, scale in enumerate(scales)]
+        return scales[0] if isinstance(logits, Tensor) else scales
 
 
 def select_channels(image: Tensor, config: NetworkConfig) -> Tensor:

@@ -65,6 +65,7 @@ def release(
     scores: dict[str, Any],
     groups: Sequence[str] | None = None,
     combine: str = "mean",
+    mirrored: bool = False,
 ) -> None:
     """Copies networks into a weights folder as one ensemble and writes its entry in the manifest.
 
@@ -79,6 +80,7 @@ def release(
         scores: Measured scores, in any JSON.
         groups: Group of each network; probabilities are averaged within a group. None: all are one group.
         combine: "mean" or "maximum" of the probabilities of groups.
+        mirrored: Whether each network sees another mirror image of its windows (``SegmentationNet.mirrored``).
 
     Raises:
         ValueError: There is not one group per network, or ``combine`` is unknown.
@@ -106,6 +108,8 @@ def release(
         )
         if groups is not None:
             members[-1]["group"] = groups[fold]
+        if axes := [axis for axis in range(config.dimensions) if mirrored and fold >> axis & 1]:
+            members[-1]["mirrored"] = axes
     (low, high), (thin, thick) = TRAINED_RANGE[configuration]
     manifest["ensembles"][configuration] = {
         "members": members,

@@ -366,6 +366,22 @@ def test_networks_of_one_group_are_of_one_form(
         Weights(own_weights).ensemble("3d")
 
 
+def test_each_network_sees_its_own_mirror_image(own_weights: Path, tiny: dict[str, NetworkConfig]) -> None:
+    torch.manual_seed(11)
+    facts = {"training": json.dumps({"batch": 1, "patch": 16, "seed": 0}), "facts": json.dumps({"steps": 0})}
+    files = [own_weights / f"made_{n}" for n in range(5)]
+    for file in files:
+        checkpoint.save(file, build(tiny["2d"]).eval(), facts)
+    release(own_weights, "2d", files, 0.5, 32, 0.25, "none: random weights", {}, mirrored=True)
+    networks = Weights(own_weights).ensemble("2d").networks
+    assert [network.mirrored for network in networks] == [(), (0,), (1,), (0, 1), ()]
+    manifest = json.loads((own_weights / MANIFEST).read_text())
+    manifest["ensembles"]["2d"]["members"][0]["mirrored"] = [2]
+    (own_weights / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(WeightsError, match=r"2d_fold0.safetensors: expected axes 0 to 1 to mirror, got \(2,\)"):
+        Weights(own_weights).ensemble("2d")
+
+
 def test_a_release_needs_a_group_per_network(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="groups must be one per network, got 2 for 1"):
         release(tmp_path, "3d", [tmp_path / "a"], 0.5, 32, 0.25, "", {}, groups=["a", "b"])

@@ -60,10 +60,11 @@ def test_in_float32_it_is_pytorchs_answer(
     monkeypatch.setattr(openvino, "cpu_has_bfloat16", lambda: False)
     config = tiny[kind]
     networks = networks_of(*[config] * members)
+    networks[-1].mirrored = tuple(range(members))  # of two networks of one architecture, only the second
     graph = openvino.compiled(networks, required=True)
     assert graph is not None and openvino.compiled(networks, required=True) is graph
     words = torch.randn(1, 7, config.text_width)
-    for batch, side in ((2, 32), (1, 24)):  # several shapes, and several windows at a time
+    for batch, side in ((2, 32), (1, 24), (1, 27)):  # several shapes, one padded, and several windows at a time
         windows = torch.randn(batch, config.in_channels, *[side] * config.dimensions)
         probability = graph(windows, words)
         assert probability.dtype == torch.float32

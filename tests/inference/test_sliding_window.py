@@ -118,6 +118,25 @@ def test_an_ensemble_is_the_mean_of_its_members(loaded: Weights) -> None:
     torch.testing.assert_close(predict(both, scan, tokens, CPU), (alone[0] + alone[1]) / 2, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(("kind", "sides"), [("3d", (16, 24, 32)), ("2d", (16, 24))])
+def test_a_mirrored_network_answers_a_mirrored_window(
+    tiny: dict[str, NetworkConfig], kind: str, sides: tuple[int, ...], training: bool
+) -> None:
+    network = build(tiny[kind]).train(training)
+    window, words = torch.randn(1, network.config.in_channels, *sides), torch.randn(1, 4, network.config.text_width)
+    for axes in ((0,), tuple(range(len(sides)))):
+        network.mirrored, flips = (), [2 + axis for axis in axes]
+        with torch.no_grad():
+            expected = network(window.flip(flips), words)
+            network.mirrored = axes
+            actual = network(window, words)
+        scales = [(actual, expected)] if not training else zip(actual, expected, strict=True)
+        for own, other in scales:
+            torch.testing.assert_close(own, other.flip(flips))
+    assert network(torch.randn(1, network.config.in_channels, *[9] * len(sides)), words) is not None  # padded
+
+
 @pytest.mark.parametrize(("kind", "shape"), [("3d", (40, 40, 40)), ("2d", (40, 40, 3))])
 def test_mirroring_is_the_mean_over_mirror_images(loaded: Weights, kind: str, shape: tuple[int, ...]) -> None:
     one = only(loaded.ensemble(kind), 0)
