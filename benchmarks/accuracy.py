@@ -3,11 +3,11 @@
     python -m pvs_model simulate --anatomies DIR --protocol NAME --pvs thin --count N --seed 9000 --output SETS/NAME
     python -m benchmarks.accuracy [NAME=]SETS/NAME ... [--weights DIR] [--by-protocol] [--sequences T2w] [--json FILE]
 
-Every case is read, prepared and predicted as by ``process.py``, at the threshold in the manifest, without the anatomy
-network. Barely visible PVS of simulated cases are ignored. The second table has the recall of clusters by the median
-diameter of their tubes and by their largest contrast-to-noise ratio; the third the volumes of the mask and of the fluid
-over the true volume of fluid. ``--sequences`` removes the others, to measure the effect of missing ones. ``--labels
-coverage`` scores against the older labels: a voxel is PVS where tubes fill 0.4 of it (0.2 on thick slices).
+Every case is segmented as by ``process.py``, at the threshold in the manifest. Barely visible PVS of simulated cases
+are ignored. The second table has the recall of clusters by the median diameter of their tubes and by their largest
+contrast-to-noise ratio; the third the volumes of the mask and of the fluid over the true volume of fluid.
+``--sequences`` removes the others, to measure the effect of missing ones. ``--labels coverage`` scores against the
+older labels: a voxel is PVS where tubes fill 0.4 of it (0.2 on thick slices).
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def main() -> None:
     by_row: dict[tuple[str, str, str], list[Scores]] = defaultdict(list)
     print(table_header("set", "network", "region"))
     for set_name, folder in parse_sets(args.sets).items():
-        for stored in load_cases(folder, args.count):
+        for stored in load_cases(folder, args.count, anatomy_weights=args.weights):
             case = label_by_coverage(stored) if args.labels == "coverage" else stored
             record = folder / case.name / f"{Path(case.name).name}_simulation.json"
             name = json.loads(record.read_text())["protocol"] if args.by_protocol else set_name

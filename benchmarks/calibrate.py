@@ -19,7 +19,7 @@ import numpy.typing as npt
 from benchmarks.cases import argument_parser, load_cases, parse_sets
 from pvs_model.evaluation.metrics import dice
 from pvs_model.inference.device import choose_device
-from pvs_model.inference.weights import Weights, has_anatomy
+from pvs_model.inference.weights import Weights
 from pvs_model.nets.text import prompt
 from pvs_model.pipeline import predict_probability
 from pvs_model.preprocessing.network_grid import choose_configuration
@@ -36,11 +36,10 @@ def main() -> None:
     parser.add_argument("--reliability", type=Path, metavar="FILE")
     args = parser.parse_args()
     weights, device = Weights(args.weights), choose_device(args.device)
-    anatomy = args.weights if has_anatomy(args.weights) else None  # it decides where windows lie
     table: dict[int, list[list[float]]] = {int(w): [] for w in args.windows.split(",")}
     bins: dict[str, npt.NDArray[np.float64]] = {}
     for name, folder in parse_sets(args.sets).items():
-        for case in load_cases(folder, args.count, anatomy_weights=anatomy):
+        for case in load_cases(folder, args.count, anatomy_weights=args.weights):
             configuration = choose_configuration(case.prepared.grid)
             text = weights.embed(prompt(case.sequences, case.thickness_mm))
             for window, rows in table.items():

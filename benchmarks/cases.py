@@ -23,7 +23,8 @@ from pvs_model.datasets.labelled_cases import beside, read_labels
 from pvs_model.datasets.simulated_cases import MAPS
 from pvs_model.evaluation.metrics import detection, official, overlap, voxels, without_ignored
 from pvs_model.files import write_text
-from pvs_model.inference.postprocess import remove_small_components, to_mask
+from pvs_model.inference import postprocess
+from pvs_model.inference.weights import has_anatomy
 from pvs_model.layouts import choose
 from pvs_model.preprocessing.prepare import Prepared, estimate_anatomy, prepare, read
 from pvs_model.types import SEQUENCES, FloatArray, Volume
@@ -96,14 +97,16 @@ def load_cases(
         folder: Folder of the set.
         count: Maximum number of cases.
         crop_mm: Side of the box around the basal ganglia that is predicted and scored; 0 for the whole image.
-        anatomy_weights: Weights folder with the anatomy network, for networks with a region channel; None for none.
+        anatomy_weights: Weights folder whose anatomy network decides where windows lie and what is outside the
+            parenchyma, as in a run; none is used where the folder has none, or for None.
 
     Raises:
         VolumeError: If a reference or region mask is missing or has another grid. Masks may be empty.
     """
+    uses_anatomy = anatomy_weights is not None and has_anatomy(anatomy_weights)
     for case in choose(folder).find_cases(folder)[:count]:
         volumes = read(case)
-        anatomy = None if anatomy_weights is None else estimate_anatomy(volumes, anatomy_weights)
+        anatomy = estimate_anatomy(volumes, anatomy_weights) if uses_anatomy else None
         prepared = prepare(volumes, anatomy=anatomy)
         masks = read_labels(case, volumes[prepared.reference])
         box = box_around(masks["BG"], prepared.grid.spacing_mm, crop_mm)
@@ -134,8 +137,10 @@ def box_around(region: Bool, spacing_mm: Sequence[float], side_mm: float) -> Boo
 
 
 def mask_of(case: LabelledCase, probability: FloatArray, threshold: float) -> Bool:
-    """Thresholds a probability and removes small components, as the pipeline does."""
-    return remove_small_components(to_mask(probability, threshold, case.prepared.foreground), case.voxel_mm3) > 0
+    """The mask that the pipeline makes of a probability."""
+    prepared = case.prepared
+    mask, _ = postprocess.mask_of(probability, threshold, prepared.foreground, prepared.voxel_mm3, prepared.parenchyma)
+    return mask > 0
 
 
 def score_regions(case: LabelledCase, mask: Bool) -> dict[str, Scores]:

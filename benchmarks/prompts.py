@@ -30,7 +30,7 @@ def main() -> None:
     lines = []
     for name, folder in parse_sets(args.sets).items():
         values: dict[str, list[tuple[float, float, float]]] = {short: [] for short in REGIONS}
-        for case in load_cases(folder, args.count):
+        for case in load_cases(folder, args.count, anatomy_weights=args.weights):
             ensemble = weights.ensemble(choose_configuration(case.prepared.grid))
             masks = {}
             for short, region in {"brain": "brain", **REGIONS}.items():

@@ -14,8 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from pvs_model import __version__
 from pvs_model.config import InferenceConfig
 from pvs_model.errors import VolumeError
@@ -207,14 +205,12 @@ class Segmenter:
 
     def postprocess(self, prediction: Prediction) -> SegmentationResult:
         """Derives the mask from the probability, in the stored orientation of the reference file."""
-        from pvs_model.inference.postprocess import remove_components_outside, remove_small_components, to_mask
+        from pvs_model.inference.postprocess import mask_of
 
         prepared, ensemble = prediction.preprocessed.prepared, prediction.ensemble
-        mask = to_mask(prediction.probability, ensemble.threshold, prepared.foreground)
-        mask = remove_small_components(mask, float(np.prod(prepared.grid.spacing_mm)))
-        removed = 0
-        if prepared.anatomy is not None and prepared.regions_reliable:
-            mask, removed = remove_components_outside(mask, prepared.anatomy.mask("parenchyma"))
+        mask, removed = mask_of(
+            prediction.probability, ensemble.threshold, prepared.foreground, prepared.voxel_mm3, prepared.parenchyma
+        )
         return SegmentationResult(
             prepared.restore_grid(mask),
             prepared.restore_grid(prediction.probability),

@@ -11,6 +11,25 @@ from pvs_model.volume.components import filter_components, label_components
 MIN_COMPONENT_MM3 = 0.5
 
 
+def mask_of(
+    probability: FloatArray, threshold: float, foreground: BoolArray, voxel_mm3: float, parenchyma: BoolArray | None
+) -> tuple[Mask, int]:
+    """The mask of a case: what reaches the threshold, is large enough, and lies in the parenchyma where that is known.
+
+    Args:
+        probability: (x, y, z), 0 to 1.
+        threshold: 0 to 1.
+        foreground: bool (x, y, z), head or brain.
+        voxel_mm3: Volume of a voxel.
+        parenchyma: bool (x, y, z); None if it is not known well enough.
+
+    Returns:
+        uint8 (x, y, z), 0 and 1, and the number of components removed because they lie outside the parenchyma.
+    """
+    mask = remove_small_components(to_mask(probability, threshold, foreground), voxel_mm3)
+    return (mask, 0) if parenchyma is None else remove_components_outside(mask, parenchyma)
+
+
 def to_mask(probability: FloatArray, threshold: float, foreground: BoolArray) -> Mask:
     """Marks the voxels of the foreground whose probability reaches the threshold.
 

@@ -56,18 +56,23 @@ class Prepared:
         return tuple(name for name, channel in zip(SEQUENCES, self.image, strict=True) if channel.any())
 
     @property
-    def regions_reliable(self) -> bool:
-        """Whether the parcellation covers the scan well enough to remove PVS outside the parenchyma."""
+    def voxel_mm3(self) -> float:
+        """Volume of a voxel."""
+        return float(np.prod(self.grid.spacing_mm))
+
+    @property
+    def parenchyma(self) -> BoolArray | None:
+        """The parenchyma, bool (x, y, z); None without a parcellation or if that covers too little."""
         if self.anatomy is None:
-            return False
-        return self.skull_removed or brain_coverage(self.anatomy, self.foreground) >= MIN_BRAIN_COVERAGE
+            return None
+        reliable = self.skull_removed or brain_coverage(self.anatomy, self.foreground) >= MIN_BRAIN_COVERAGE
+        return self.anatomy.mask("parenchyma") if reliable else None
 
     @property
     def searched(self) -> BoolArray:
         """Where PVS can be, bool (x, y, z): the foreground, and of it the parenchyma where that is reliable."""
-        if self.anatomy is None or not self.regions_reliable:
-            return self.foreground
-        inside = self.foreground & self.anatomy.mask("parenchyma")
+        parenchyma = self.parenchyma
+        inside = self.foreground if parenchyma is None else self.foreground & parenchyma
         return inside if inside.any() else self.foreground
 
 
