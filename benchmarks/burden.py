@@ -6,8 +6,9 @@ A cohort is ``--cases`` subjects of one protocol. The first has no PVS, the last
 factor between them, those of the basal ganglia in another order. The retest renders a subject once at 0.5 mm; every
 protocol averages that same subject onto its grid and draws its own contrast and noise.
 
-Cases are simulated, segmented by the pipeline and measured by ``pvs_model.burden`` in the regions of the anatomy
-network. Existing files in WORK are kept. The reference is measured in the simulator's regions.
+Cases are simulated (existing ones in WORK are kept), segmented by the pipeline and measured by ``pvs_model.burden`` in
+the regions of the anatomy network. The reference is measured in the simulator's regions: counts and volumes of the
+labels, and all fluid in PVS, labelled or not.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,18 +26,16 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from benchmarks.cases import WEIGHTS, LabelledCase, format_score, load_cases, mean, write_json
-from pvs_model.batch import run
 from pvs_model.burden.measure import measure
 from pvs_model.burden.records import ALL, BOTH, Burden
 from pvs_model.burden.regions import REGIONS as NAMED
 from pvs_model.burden.regions import burden_of, regions_of
 from pvs_model.config import THICK_SLICE_MM, InferenceConfig
-from pvs_model.datasets.labelled_cases import read_mask
 from pvs_model.datasets.simulated_cases import AnyCase, CaseSpec, plain_scan
 from pvs_model.datasets.simulated_sets import DatasetPlan, HeadModels, write_set
 from pvs_model.evaluation.agreement_statistics import intraclass, spearman
 from pvs_model.layouts import choose
-from pvs_model.preprocessing.prepare import estimate_anatomy
+from pvs_model.pipeline import Segmenter
 from pvs_model.simulation.head import HeadModel
 from pvs_model.simulation.parameters import SceneParams
 from pvs_model.simulation.protocols import Protocol, protocol_named
@@ -45,6 +44,7 @@ from pvs_model.simulation.subject import acquire_case, simulate, whole_scene
 from pvs_model.types import Triple
 
 REGIONS = ("WM", "BG", ALL)
+QUANTITIES = ("count", "volume", "fluid")
 #: Lowest and highest density of the cases with PVS, per cm3 of tissue.
 CENTRUM, BASAL = (0.02, 1.5), (0.05, 2.5)
 #: Voxel spacing of the retest's subject; those of the protocols are integer multiples.
@@ -62,12 +62,22 @@ SEED = 40_000
 
 @dataclass(frozen=True)
 class CaseBurden:
-    """Predicted and reference burden of a case, and the share of its PVS voxels with the right region."""
+    """Burden of a case.
+
+    Attributes:
+        case: Its name.
+        values: Predicted and reference value by region and quantity; volumes and fluid in mm³.
+        region_accuracy: Fraction of the reference PVS voxels of CSO and BG with the right region; NaN without any.
+    """
 
     case: str
-    predicted: Burden
-    reference: Burden
+    values: dict[tuple[str, str], tuple[float, float]]
     region_accuracy: float
+
+    def as_json(self) -> dict[str, object]:
+        """The values of the tables."""
+        values = {" ".join(key): pair for key, pair in self.values.items()}
+        return {"case": self.case, "region_accuracy": self.region_accuracy, "predicted and reference": values}
 
 
 # ---- the subjects ----------------------------------------------------------------------------------------------------
@@ -160,55 +170,53 @@ def plan_retest(heads: HeadModels, subject: int) -> DatasetPlan:
 # ---- measurements ------------------------------------------------------------------------------------------------
 
 
-def reference_burden(case: LabelledCase) -> Burden:
-    """Measures the reference in the simulator's regions, without sides and intracranial volume."""
+def reference_values(case: LabelledCase) -> dict[tuple[str, str], float]:
+    """Reference by region and quantity, in the simulator's regions, whose CSO is the cerebral white matter."""
     whole = {"WM": case.regions["CSO"], "BG": case.regions["BG"], ALL: np.ones(case.reference.shape, bool)}
-    return measure(case.reference, whole, case.prepared.grid.affine)
+    labels = measure(case.reference, whole, case.prepared.grid.affine)
+    values = predicted_values(labels)
+    return values | {(name, "fluid"): float(case.maps["FLUID"][region].sum()) * case.voxel_mm3
+                     for name, region in whole.items()}  # fmt: skip
 
 
-def measured_pairs(folder: Path, masks: Path, weights: Path) -> Iterator[CaseBurden]:
-    """Measures prediction and reference of every case of a set."""
-    outputs = {case.name: masks / case.output for case in choose(folder).find_cases(folder)}
-    for case in load_cases(folder):
-        mask = read_mask(outputs[case.name], case.volumes[case.prepared.reference]) > 0
-        anatomy = estimate_anatomy(case.volumes, weights)
-        affine = case.prepared.grid.affine
+def predicted_values(burden: Burden) -> dict[tuple[str, str], float]:
+    """Count, volume and volume of fluid by region."""
+    rows = {name: burden.row(name, BOTH) for name in REGIONS}
+    return {
+        (name, quantity): float(value or 0)
+        for name, row in rows.items()
+        for quantity, value in zip(QUANTITIES, (row.count, row.volume_mm3, row.fluid_mm3), strict=True)
+    }
+
+
+def measured(folder: Path, segmenter: Segmenter) -> Iterator[CaseBurden]:
+    """Segments and measures every case of a set."""
+    for files, case in zip(choose(folder).find_cases(folder), load_cases(folder), strict=True):
+        result, affine = segmenter.segment(files), case.prepared.grid.affine
+        anatomy = result.prepared.anatomy
+        if anatomy is None:
+            raise SystemExit(f"{case.name}: no brain was detected")
+        predicted = predicted_values(burden_of(result.canonical_mask, affine, anatomy, result.pvs_fraction))
+        reference = reference_values(case)
         regions = regions_of(case.reference.astype(np.uint8), affine, anatomy)
-        # The simulator's region CSO is the cerebral white matter.
         values = {simulated: list(NAMED).index(name) + 1 for simulated, name in (("CSO", "WM"), ("BG", "BG"))}
         right = sum(int((regions[case.within(name)] == value).sum()) for name, value in values.items())
         total = sum(int(case.within(name).sum()) for name in values)
-        predicted = burden_of(mask.astype(np.uint8), affine, anatomy)
-        yield CaseBurden(case.name, predicted, reference_burden(case), right / total if total else float("nan"))
-
-
-def masks_of(folder: Path, weights: Path) -> Path:
-    """Segments the cases of a set that have no mask yet. Returns the folder of the masks."""
-    out = folder.with_name(f"{folder.name}_masks")
-    missing = [c for c in choose(folder).find_cases(folder) if not (out / c.output).is_file()]
-    if missing:
-        # PVS outside the parenchyma are kept, so that masks do not depend on the anatomy network.
-        failed = run(folder, out, InferenceConfig(weights, anatomy=False))
-        if failed:
-            raise SystemExit(f"{folder}: {len(failed)} cases failed")
-    return out
+        yield CaseBurden(
+            case.name, {key: (predicted[key], reference[key]) for key in predicted},
+            right / total if total else float("nan"),
+        )  # fmt: skip
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
-
-QUANTITIES: dict[str, Callable[[Burden, str], float]] = {
-    "count": lambda burden, region: float(burden.row(region, BOTH).count),
-    "volume": lambda burden, region: burden.row(region, BOTH).volume_mm3,
-}
 
 
 def cohort_rows(name: str, pairs: Sequence[CaseBurden]) -> list[str]:
     """One line per region and quantity."""
     lines = []
     for region in REGIONS:
-        for quantity, value in QUANTITIES.items():
-            predicted = [value(p.predicted, region) for p in pairs]
-            reference = [value(p.reference, region) for p in pairs]
+        for quantity in QUANTITIES:
+            predicted, reference = map(list, zip(*(pair.values[region, quantity] for pair in pairs), strict=True))
             rho = spearman(predicted, reference).rho
             icc = next(i for i in intraclass(np.array([predicted, reference]).T) if i.form == "ICC(2,1)")
             total = sum(predicted) / sum(reference) if sum(reference) else None
@@ -252,30 +260,17 @@ def retest_table(pairs: dict[str, CaseBurden]) -> str:
     head = ["protocol", *(f"{region} {quantity}" for region, quantity in columns)]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name, pair in pairs.items():
-        cells = [
-            f"{QUANTITIES[q](pair.predicted, region):.0f} ({QUANTITIES[q](pair.reference, region):.0f})"
-            for region, q in columns
-        ]
+        cells = [f"{predicted:.0f} ({reference:.0f})" for predicted, reference in (pair.values[c] for c in columns)]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     thin = [name for name in pairs if max(PROTOCOLS[name]) < THICK_SLICE_MM]
     for label, names in (("all", list(pairs)), ("slices below 2.5 mm", thin)):
         cells = []
-        for region, q in columns:
-            predicted = variation([QUANTITIES[q](pairs[n].predicted, region) for n in names])
-            reference = variation([QUANTITIES[q](pairs[n].reference, region) for n in names])
-            cells.append(f"{format_score(predicted)} ({format_score(reference)})")
+        for column in columns:
+            values = zip(*(pairs[name].values[column] for name in names), strict=True)
+            predicted, reference = (format_score(variation(v)) for v in values)
+            cells.append(f"{predicted} ({reference})")
         lines.append(f"| **variation, {label}** | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def as_json(pair: CaseBurden) -> dict[str, object]:
-    """Converts a case to the values of the tables."""
-    rows = {
-        f"{region} {quantity}": [value(pair.predicted, region), value(pair.reference, region)]
-        for region in REGIONS
-        for quantity, value in QUANTITIES.items()
-    }
-    return {"case": pair.case, "region_accuracy": pair.region_accuracy, "predicted and reference": rows}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -284,13 +279,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m benchmarks.burden", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("experiment", choices=("cohort", "retest"))
-    parser.add_argument("work", type=Path, help="folder for cases and masks; existing ones are kept")
+    parser.add_argument("work", type=Path, help="folder for cases; existing ones are kept")
     parser.add_argument("--anatomies", type=Path, help="folder of label maps (default: phantoms)")
     parser.add_argument("--protocol", nargs="+", default=["1mm"], metavar="NAME", help="protocols of the cohort")
     parser.add_argument("--cases", type=int, default=20, help="cases of the cohort")
     parser.add_argument("--subject", type=int, default=0, help="subject of the retest")
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
-    parser.add_argument("--only", choices=("cases", "masks"), help="stop after this step")
+    parser.add_argument("--only-cases", action="store_true", help="stop after the simulation")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     heads = HeadModels(options.anatomies, options.work / ".cache")
@@ -300,16 +295,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         plans = {f"retest{options.subject}": plan_retest(heads, options.subject)}
     for name, plan in plans.items():
         write_set(options.work / name, plan)
-    if options.only == "cases":
+    if options.only_cases:
         return 0
-    masks = {name: masks_of(options.work / name, options.weights) for name in plans}
-    if options.only == "masks":
-        return 0
+    segmenter = Segmenter(InferenceConfig(options.weights))
     sets = {
-        name: list(tqdm(measured_pairs(options.work / name, masks[name], options.weights), total=len(plan.specs)))
+        name: list(tqdm(measured(options.work / name, segmenter), total=len(plan.specs)))
         for name, plan in plans.items()
     }
-    write_json(options.json, {name: [as_json(p) for p in pairs] for name, pairs in sets.items()})
+    write_json(options.json, {name: [pair.as_json() for pair in pairs] for name, pairs in sets.items()})
     if options.experiment == "cohort":
         print(cohort_table(sets))
     else:
