@@ -30,7 +30,7 @@ from pvs_model.volume.io import read
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
 REAL = {"T1_norm.mgz": "T1_norm_labels.mgz", "T1_orig_with_skull.mgz": "T1_orig_labels.mgz"}
-COLUMNS = ("brain", "BG", "WM", "CTX", "HIP", "MID", "BST", "CBL", "LV", "CSF")
+COLUMNS = ("brain", "BG", "CAU", "PUT", "PAL", "THA", "WM", "CTX", "HIP", "MID", "BST", "CBL", "LV", "CSF")
 SLICES_MM = (1, 3, 6)
 SHAPE = (176, 216, 180)
 
