@@ -81,7 +81,7 @@ def _add_training_arguments(parser: argparse.ArgumentParser) -> None:
         help="weights to begin from, such as weights/3d_fold0.safetensors to fine-tune",
     )  # fmt: skip
     add("--steps", type=int, default=default.steps)
-    add("--batch", type=int, default=default.batch, help="samples per step (and process)")
+    add("--batch", type=int, default=default.batch, help="samples per step and process; 8 or more with --start")
     add("--patch", type=int, default=default.patch, help="side of a patch in voxels, a multiple of 8 or more")
     add(
         "--case-share", type=float, default=default.case_share, metavar="SHARE",
