@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 #: Runs process.py and prints, as JSON, every forbidden event and every path that was opened for writing.
 WATCHER = """
 import json, os, sys, tempfile
+import matplotlib.font_manager  # its first import on a machine asks fc-list for fonts
 seen, written = [], []
 FORBIDDEN = ("socket.connect", "socket.bind", "socket.getaddrinfo", "socket.gethostbyname", "subprocess.Popen",
              "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "pty.spawn", "pickle.find_class",
