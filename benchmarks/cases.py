@@ -136,9 +136,8 @@ def box_around(region: Bool, spacing_mm: Sequence[float], side_mm: float) -> Boo
     return box
 
 
-def mask_of(case: LabelledCase, probability: FloatArray, threshold: float) -> Bool:
+def mask_of(prepared: Prepared, probability: FloatArray, threshold: float) -> Bool:
     """The mask that the pipeline makes of a probability."""
-    prepared = case.prepared
     mask, _ = postprocess.mask_of(probability, threshold, prepared.foreground, prepared.voxel_mm3, prepared.parenchyma)
     return mask > 0
 

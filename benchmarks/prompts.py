@@ -36,7 +36,7 @@ def main() -> None:
             for short, region in {"brain": "brain", **REGIONS}.items():
                 text = weights.embed(prompt(case.sequences, case.thickness_mm, region))
                 probability = predict_probability(case.prepared, ensemble, text, device, backend="auto")
-                masks[short] = mask_of(case, probability, ensemble.threshold)
+                masks[short] = mask_of(case.prepared, probability, ensemble.threshold)
             for short, rows in values.items():
                 reference = case.reference & case.regions[short]
                 if reference.any():

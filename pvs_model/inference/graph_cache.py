@@ -40,7 +40,7 @@ def cached_graph(core: Any, networks: Sequence[SegmentationNet], terms: int, con
         write_atomically(path, lambda part: _write(graph, part, path))
         write_text(path.with_suffix(".sha256"), _checksum(path))
         return core.read_model(path)  # a graph that was read differs in the last bits: this run as later ones
-    except (PVSError, RuntimeError) as error:
+    except (PVSError, OSError, RuntimeError) as error:
         log.debug("%s", error)
         return graph
 
@@ -64,8 +64,10 @@ def _write(graph: Any, part: Path, path: Path) -> None:
 
 def _is_intact(path: Path) -> bool:
     """Whether a stored graph is as it was written: altered parameters would load, and give a wrong mask."""
-    checksum = path.with_suffix(".sha256")
-    return checksum.is_file() and checksum.read_text() == _checksum(path)
+    try:
+        return path.with_suffix(".sha256").read_text() == _checksum(path)
+    except (OSError, ValueError):  # incomplete, or not text
+        return False
 
 
 def _checksum(path: Path) -> str:

@@ -268,7 +268,7 @@ class Weights:
             path = self.manifest.resolve(name)
             network = checkpoint.load(path, sha256)
             config = network.config
-            if not set(mirrored) <= set(range(config.dimensions)):
+            if sorted(mirrored) != sorted(set(mirrored) & set(range(config.dimensions))):
                 raise WeightsError(f"{path}: expected axes 0 to {config.dimensions - 1} to mirror, got {mirrored}")
             network.mirrored = mirrored
             if configuration == "3d" and config.dimensions == 2 and not config.view:

@@ -56,7 +56,7 @@ def test_a_cropped_case_is_scored_within_a_box(labelled: Path) -> None:
     assert np.array_equal(cropped.regions["brain"], box) and box.sum() == 20**3
     assert np.array_equal(cropped.reference, whole.reference & box)
     assert np.array_equal(cropped.prepared.foreground, whole.prepared.foreground & box)
-    mask = mask_of(cropped, np.ones(box.shape, np.float32), 0.5)
+    mask = mask_of(cropped.prepared, np.ones(box.shape, np.float32), 0.5)
     assert np.array_equal(mask, cropped.prepared.foreground)
     assert list(score_regions(cropped, mask)) == ["CSO", "BG", "brain"]
 

@@ -85,6 +85,8 @@ def test_a_converted_graph_is_read_again_and_belongs_to_its_weights(
     parameters = stored.with_suffix(".bin")
     for damage in (
         lambda: stored.write_text("<net"),
+        lambda: stored.with_suffix(".sha256").write_bytes(b"\xff"),
+        lambda: parameters.unlink(),
         lambda: parameters.write_bytes(bytes(len(parameters.read_bytes()))),  # it would load, with other parameters
         lambda: monkeypatch.setenv("XDG_CACHE_HOME", "/proc/none"),  # a folder that cannot be written
     ):
