@@ -194,8 +194,9 @@ def measured(folder: Path, segmenter: Segmenter) -> Iterator[CaseBurden]:
     for files, case in zip(choose(folder).find_cases(folder), load_cases(folder), strict=True):
         result, affine = segmenter.segment(files), case.prepared.grid.affine
         anatomy = result.prepared.anatomy
-        if anatomy is None:
-            raise SystemExit(f"{case.name}: no brain was detected")
+        if anatomy is None or result.pvs_fraction is None:
+            missing = "a brain, but none was detected" if anatomy is None else "networks that predict the PVS fraction"
+            raise SystemExit(f"{case.name}: expected {missing}")
         predicted = predicted_values(burden_of(result.canonical_mask, affine, anatomy, result.pvs_fraction))
         reference = reference_values(case)
         regions = regions_of(case.reference.astype(np.uint8), affine, anatomy)

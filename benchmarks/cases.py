@@ -10,6 +10,7 @@ import argparse
 import json
 import math
 import statistics
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy.typing as npt
 from pvs_model.config import shipped_weights
 from pvs_model.datasets.labelled_cases import beside, read_labels
 from pvs_model.datasets.simulated_cases import MAPS
+from pvs_model.errors import VolumeError
 from pvs_model.evaluation.metrics import detection, official, overlap, voxels, without_ignored
 from pvs_model.files import write_text
 from pvs_model.inference import postprocess
@@ -106,7 +108,12 @@ def load_cases(
     uses_anatomy = anatomy_weights is not None and has_anatomy(anatomy_weights)
     for case in choose(folder).find_cases(folder)[:count]:
         volumes = read(case)
-        anatomy = estimate_anatomy(volumes, anatomy_weights) if uses_anatomy else None
+        anatomy = None
+        if uses_anatomy:
+            try:
+                anatomy = estimate_anatomy(volumes, anatomy_weights)
+            except VolumeError as error:  # as in a run
+                print(f"{case.name}: no regions: {error}", file=sys.stderr)
         prepared = prepare(volumes, anatomy=anatomy)
         masks = read_labels(case, volumes[prepared.reference])
         box = box_around(masks["BG"], prepared.grid.spacing_mm, crop_mm)

@@ -12,6 +12,7 @@ import nibabel
 import numpy as np
 import pytest
 
+import benchmarks.cases
 from benchmarks import calibrate
 from benchmarks.cases import (
     box_around,
@@ -28,6 +29,7 @@ from benchmarks.cases import (
 from benchmarks.specificity import PLACES, centres, count_by_place, find_scans, places_of
 from benchmarks.speed import ROOT, STAGES, measure, summary, weights_with
 from pvs_model.anatomy.regions import Anatomy as Regions
+from pvs_model.config import shipped_weights
 from pvs_model.datasets.simulated_cases import write_case
 from pvs_model.errors import VolumeError
 from pvs_model.simulation.head import HeadModel
@@ -48,6 +50,17 @@ def test_labelled_cases_have_reference_masks_and_regions(labelled: Path) -> None
     assert not (case.regions["BG"] & case.regions["CSO"]).any()
     assert case.regions["brain"].all() and not np.array_equal(case.within("BG"), case.reference)
     assert np.array_equal(case.within("BG"), case.reference & case.regions["BG"])
+
+
+def test_a_case_without_a_detected_brain_is_scored_without_regions(
+    labelled: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise VolumeError("no brain was detected")
+
+    monkeypatch.setattr(benchmarks.cases, "estimate_anatomy", fail)
+    (case,) = load_cases(labelled, anatomy_weights=shipped_weights())
+    assert case.prepared.anatomy is None and "one: no regions: no brain was detected" in capsys.readouterr().err
 
 
 def test_a_cropped_case_is_scored_within_a_box(labelled: Path) -> None:
