@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pvs_model.config import SUBJECTS
 from pvs_model.errors import PVSError
+from pvs_model.types import SEQUENCES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--anatomies", type=Path, help="folder of label maps with FreeSurfer ids (default: phantom)")
     add("--protocol", metavar="NAME", help="name of a scanner protocol; table2 (all in turn), or random")
     add("--voxel-mm", type=float, nargs=3, metavar=("X", "Y", "Z"), help="in place of --protocol")
+    add("--sequences", nargs="+", choices=SEQUENCES, default=SEQUENCES, help="acquire these alone; labels follow them")
     add("--backgrounds", type=Path, metavar="DIR", help="insert PVS into the real scans of a folder")
     add(
         "--contrast", type=float, nargs=2, default=(0.2, 0.7), metavar=("LOW", "HIGH"),
@@ -46,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         plan = sets.plan_insertions(args.count, args.seed, scans, tuple(args.contrast), args.pvs)
     else:
         protocol = on_grid(tuple(args.voxel_mm)) if args.voxel_mm else args.protocol or "1mm"
-        plan = sets.plan_simulated(args.count, args.seed, protocol, heads, args.pvs)
+        plan = sets.plan_simulated(args.count, args.seed, protocol, heads, args.pvs, args.sequences)
     made = sets.write_set(args.output, plan, args.overwrite or bool(args.replay), sheet=not args.replay)
     print(f"{args.output}: {made} cases made, {len(plan.specs) - made} already present")
     return 0
@@ -58,6 +60,11 @@ def _check(args: argparse.Namespace) -> None:
     low, high = args.contrast
     if len(given) > 1:
         raise PVSError(f"{' and '.join(given)}: expected only one of them, since each defines the grid of a case")
+    if set(args.sequences) != set(SEQUENCES) and (args.backgrounds or args.replay or args.protocol == "random"):
+        raise PVSError(
+            "--sequences: expected --protocol NAME or --voxel-mm, whose sequences can be left out, got --backgrounds, "
+            "--replay or --protocol random, which define theirs"
+        )
     if args.count < 1 or not 0 <= low <= high <= 1:
         raise PVSError(
             f"--count, --contrast: expected at least 1 case and 0 <= LOW <= HIGH <= 1, got {args.count}, {low:g}, "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -61,9 +61,21 @@ def plain_scan(seed: int, dimensions: int, acquired: tuple[Triple, Triple, Tripl
     return replace(drawn, skull_stripped=True, noise=(t1w, t2w, flair), kspace_fraction=(1.0, 1.0, 1.0))
 
 
-def simulate_protocol(head: HeadModel, seed: int, protocol: Protocol, subject: str | None = None) -> SimulatedCase:
-    """Simulates a whole subject under a protocol, of fair quality; ``subject`` as for ``draw_scene``."""
+def simulate_protocol(
+    head: HeadModel, seed: int, protocol: Protocol, subject: str | None = None, sequences: Sequence[str] = SEQUENCES
+) -> SimulatedCase:
+    """Simulates a whole subject under a protocol, of fair quality.
+
+    Args:
+        head: Head to scan.
+        seed: Seed of every draw. Geometry and contrasts do not depend on ``sequences``.
+        protocol: Voxel sizes.
+        subject: As for ``draw_scene``.
+        sequences: Sequences that are acquired. PVS are labelled where they are visible in one of these.
+    """
     scan = plain_scan(seed, protocol.dimensions, protocol.acquired())
+    t1w, t2w, flair = (name in sequences for name in SEQUENCES)
+    scan = replace(scan, present=(t1w, t2w, flair))
     scene = whole_scene(head, seed, protocol.grid_mm, subject=subject)
     return simulate(head, seed, protocol.grid_mm, scene=scene, scan=scan)
 

@@ -81,8 +81,9 @@ class HeadModels:
 
 
 def plan_simulated(
-    count: int, seed: int, protocol: str | Protocol, heads: HeadModels, subject: str | None = None
-) -> DatasetPlan:
+    count: int, seed: int, protocol: str | Protocol, heads: HeadModels, subject: str | None = None,
+    sequences: Sequence[str] = SEQUENCES,
+) -> DatasetPlan:  # fmt: skip
     """Plans simulated heads, one per seed; the case of a seed is the same in every set.
 
     Args:
@@ -92,6 +93,7 @@ def plan_simulated(
             random ones; or a custom protocol.
         heads: HeadModels to scan.
         subject: "thin" for many thin PVS, "wide" for few wide ones; drawn when None.
+        sequences: Sequences that are acquired, except under "random", which draws them.
 
     Raises:
         PVSError: There is no protocol of that name.
@@ -110,9 +112,12 @@ def plan_simulated(
         name = spec.protocol.removesuffix(suffix)
         if fixed is None and name == "random":
             return simulate_random(head, spec.seed, subject)
-        return simulate_protocol(head, spec.seed, fixed or protocol_named(name), subject)
+        return simulate_protocol(head, spec.seed, fixed or protocol_named(name), subject, sequences)
 
     suffix = f", {subject} PVS" if subject else ""
+    kept = [name for name in SEQUENCES if name in sequences]
+    if len(kept) < len(SEQUENCES):
+        suffix += f", {' and '.join(kept)} alone"
     numbers = range(seed, seed + count)
     return DatasetPlan([CaseSpec(f"sim{s:04d}", heads.name(s), name(s) + suffix, s) for s in numbers], make)
 

@@ -43,6 +43,11 @@ def made(maps: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def write_set_of(maps: Path, folder: Path, sequences: tuple[str, ...]) -> int:
+    plan = sets.plan_simulated(2, 0, on_grid((2.0, 2.0, 2.0)), sets.HeadModels(maps, None), sequences=sequences)
+    return sets.write_set(folder, plan)
+
+
 def contents(folder: Path, case: str) -> dict[str, bytes]:
     return {name: (folder / case / f"{case}_{name}").read_bytes() for name in FILES}
 
@@ -172,6 +177,29 @@ def test_a_set_may_hold_one_kind_of_subject(
     assert medians[0] < medians[1]
     named = sets.plan_simulated(2, 4, "table2", heads, "thin").specs
     assert [order.protocol for order in named] == [f"{TABLE_2[k].name}, thin PVS" for k in (4, 5)]
+
+
+def test_labels_follow_the_sequences_that_are_acquired(made: Path, maps: Path, tmp_path: Path) -> None:
+    arguments = ["simulate", "--anatomies", str(maps), "--count", "2", "--voxel-mm", "2", "2", "2"]
+    assert main([*arguments, "--sequences", "T1w", "--output", str(tmp_path)]) == 0
+    folder = tmp_path / "sim0001"
+    assert [name for name in SEQUENCES if (folder / f"sim0001_{name}.nii.gz").exists()] == ["T1w"]
+    alone, complete = ({name: read(path / "sim0001" / f"sim0001_{name}.nii.gz").data for name in ("FLUID", "CNR")}
+                       for path in (tmp_path, made))  # fmt: skip
+    np.testing.assert_array_equal(alone["FLUID"], complete["FLUID"])
+    assert (alone["CNR"] <= complete["CNR"] * 1.001).all()
+    assert 0 < alone["CNR"].sum() < complete["CNR"].sum()
+    assert read_record(folder / "sim0001_simulation.json").spec.protocol == "2 x 2 x 2 mm, T1w alone"
+    with pytest.raises(PVSError, match="T2w alone"):  # a set of other sequences is another set
+        write_set_of(maps, tmp_path, ("T2w",))
+
+
+@pytest.mark.parametrize("option", [("--protocol", "random"), ("--backgrounds", "scans"), ("--replay", "a.json")])
+def test_sequences_that_others_define_cannot_be_left_out(
+    option: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["simulate", "--sequences", "T1w", *option, "--output", str(tmp_path)]) == 2
+    assert "--sequences: expected" in capsys.readouterr().err
 
 
 def test_masks_are_bytes_on_the_grid_of_the_images(made: Path) -> None:
