@@ -2,6 +2,7 @@
 
     python -m benchmarks.learning_curves --form 3d --anatomies MAPS --held-out MAPS --minutes 60 --output curves
     python -m benchmarks.learning_curves --form 3d ... --networks nested-16-128 plain-32-256 --rates 5e-4 3e-3
+    python -m benchmarks.learning_curves --form 3d ... --patch 32 --batch 8 --validation-side 64
 
 All networks learn side by side, from random weights, from the same samples, so that the simulation's time counts for
 none of them. Each has the same budget of seconds (CPU time of one thread, or the GPU's), over which its learning rate
@@ -53,6 +54,7 @@ CANDIDATES: dict[str, dict[str, dict[str, object]]] = {
         "nested-16-192": {"widths": (16, 48, 96, 192)},
         "nested-24-192": {"widths": (24, 48, 96, 192)},
         "guided-at-2": {"guided_level": 2},
+        "residual": {"residual": True},
         "backbone": {"text": False, "graph": False, "cross_attention": False, "fusion": False},
         "plain-16-128": {"architecture": "dynunet", **_PLAIN},
         "plain-32-256": {"architecture": "dynunet", "widths": (32, 64, 128, 256), **_PLAIN},
@@ -63,6 +65,7 @@ CANDIDATES: dict[str, dict[str, dict[str, object]]] = {
         "nested-16-128": {"widths": (16, 32, 64, 128)},
         "nested-48-384": {"widths": (48, 96, 192, 384)},
         "guided-at-2": {"guided_level": 2},
+        "residual": {"residual": True},
         "backbone": {"text": False, "graph": False, "cross_attention": False, "fusion": False},
         "plain-32-256": {"architecture": "dynunet", **_PLAIN},
     },
@@ -173,7 +176,7 @@ def run(args: argparse.Namespace) -> None:
     learners = [make_learner(n, r, args.form, training, device, output) for n in names for r in args.rates]
     prompts, budget = Prompts(TextEncoder(args.encoder or find_encoder())), args.minutes * 60
     reference = NETWORK_3D if args.form == "3d" else NETWORK_2D
-    checks = validation_batches(data, reference, training)
+    checks = validation_batches(data, reference, replace(training, patch=args.validation_side or args.patch))
     path, deadline = output / "curves.csv", time.monotonic() + args.sitting * 60
     rows = [row for row in read_rows(path) if int(row["step"]) <= _resumed_step(row, learners)]
     spent = sum(learner.seconds for learner in learners)
@@ -272,6 +275,7 @@ def main() -> None:
     add("--reuse", type=int, default=1)
     add("--scenes", type=int, default=100, help="scenes kept")
     add("--validation", type=int, default=24, help="validation patches")
+    add("--validation-side", type=int, help="side of the validation patches (default: that of --patch)")
     add("--seed", type=int, default=0)
     add("--device", choices=("auto", "cuda", "cpu"), default="auto")
     run(parser.parse_args())

@@ -82,6 +82,7 @@ class NetworkConfig:
     view: str = ""  # 2D only: planes of thin-sliced volumes along this view; "": slices as acquired
     widths: tuple[int, ...] = (16, 48, 96, 192)  # channels per level, full resolution first
     nested_from: int = 0  # first level with a nested row; rows above have two nodes
+    residual: bool = False  # shortcuts around the encoder's stages below the first
     fluid: bool = False  # a second output: the PVS fraction of each voxel
     text_width: int = 384  # width of the text encoder's token embeddings
     nodes: int = 10  # K of equations (1, 2)

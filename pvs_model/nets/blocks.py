@@ -14,6 +14,7 @@ _TRANSPOSED: dict[int, type[nn.ConvTranspose2d | nn.ConvTranspose3d]] = {
     2: nn.ConvTranspose2d,
     3: nn.ConvTranspose3d,
 }
+_POOLING: dict[int, type[nn.AvgPool2d | nn.AvgPool3d]] = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
 _NORM: dict[int, type[nn.InstanceNorm2d | nn.InstanceNorm3d]] = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 
 #: Slope of LeakyReLU below zero, as in nnU-Net.
@@ -67,6 +68,28 @@ class Stage(nn.Sequential):
             ConvBlock(dimensions, in_channels, out_channels, stride, exact=image),
             ConvBlock(dimensions, out_channels, out_channels),
         )
+
+
+class ResidualStage(nn.Module):
+    """An encoder stage with a shortcut around its two convolutions, as in nnU-Net's residual encoder.
+
+    The shortcut averages 2^d voxels, and a 1x1 convolution changes the number of channels.
+    """
+
+    def __init__(self, dimensions: int, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.convolutions = Stage(dimensions, in_channels, out_channels, stride=2)
+        self.shortcut = nn.Sequential(
+            _POOLING[dimensions](2),
+            CONVOLUTION[dimensions](in_channels, out_channels, 1, bias=False),
+            _NORM[dimensions](out_channels, affine=True),
+        )
+        self.activation = self.convolutions[1].pop(2)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """(B, in_channels, *spatial) to (B, out_channels, *spatial / 2)."""
+        out: Tensor = self.activation(self.convolutions(feature) + self.shortcut(feature))
+        return out
 
 
 def upsampling(dimensions: int, in_channels: int, out_channels: int) -> nn.Module:

@@ -187,8 +187,9 @@ def build_graph_fusion(config: NetworkConfig) -> GraphFusionNet:
     """
     dimensions, widths = config.dimensions, config.widths
     backbone = NestedUNet(
-        dimensions, config.input_channels, widths, enhanced=config.guided_level, nested_from=config.nested_from
-    )
+        dimensions, config.input_channels, widths, enhanced=config.guided_level, nested_from=config.nested_from,
+        residual=config.residual,
+    )  # fmt: skip
     guided = widths[config.guided_level]  # at full resolution it would cost more than the rest of the network
     text = guidance = None
     if config.text:

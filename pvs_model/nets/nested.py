@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from pvs_model.nets.blocks import ConvBlock, Stage, upsampling
+from pvs_model.nets.blocks import ConvBlock, ResidualStage, Stage, upsampling
 
 
 class NestedUNet(nn.Module):
@@ -35,7 +35,7 @@ class NestedUNet(nn.Module):
 
     def __init__(
         self, dimensions: int, in_channels: int, widths: Sequence[int], enhanced: int = 1, convolutions: int = 1,
-        nested_from: int = 0,
+        nested_from: int = 0, residual: bool = False,
     ) -> None:  # fmt: skip
         """
         Args:
@@ -45,6 +45,7 @@ class NestedUNet(nn.Module):
             enhanced: Level whose last node is passed through ``enhance``.
             convolutions: Convolutions in each node between encoder and last diagonal; U-Net++ itself has 2.
             nested_from: First level with a nested row.
+            residual: Whether encoder stages below the first have shortcuts.
 
         Raises:
             ValueError: If there are fewer than two levels.
@@ -56,9 +57,10 @@ class NestedUNet(nn.Module):
         self.enhanced = enhanced
         self.nested_from = nested_from
         self.encoder = nn.ModuleList(
-            Stage(dimensions, above, width, stride=1 if level == 0 else 2, image=level == 0)
+            ResidualStage(dimensions, above, width) if residual and level > 0
+            else Stage(dimensions, above, width, stride=1 if level == 0 else 2, image=level == 0)
             for level, (above, width) in enumerate(zip((in_channels, *widths), widths, strict=False))
-        )
+        )  # fmt: skip
         self.up = nn.ModuleDict()
         self.nodes = nn.ModuleDict()
         for column in range(1, self.levels):

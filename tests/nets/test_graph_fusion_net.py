@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pvs_model.config import NETWORK_2D, NETWORK_3D, NetworkConfig
 from pvs_model.nets.attention import CrossAttention
 from pvs_model.nets.base import Head
-from pvs_model.nets.blocks import ConvBlock, upsampling
+from pvs_model.nets.blocks import ConvBlock, ResidualStage, upsampling
 from pvs_model.nets.fusion import DynamicFusion
 from pvs_model.nets.graph import GraphModule
 from pvs_model.nets.model import GraphFusionNet, TextConcatenation, TextGuidance, build
@@ -170,6 +170,29 @@ def test_plain_unet_is_wired_as_drawn() -> None:
     x03 = net.nodes["0_3"](torch.cat([down[0], net.up["0_3"](x12)], 1))
     for mine, its in zip((x03, x12, x21), net(image, enhance=torch.square), strict=True):
         torch.testing.assert_close(mine, its)
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_residual_stage_adds_its_shortcut(dimensions: int) -> None:
+    torch.manual_seed(0)
+    stage = ResidualStage(dimensions, 2, 3)
+    image = torch.randn(2, 2, *(8,) * dimensions)
+    pool, mix, norm = stage.shortcut
+    shortcut = norm(mix(pool(image)))
+    first, (convolution, last_norm) = stage.convolutions
+    expected = torch.nn.functional.leaky_relu(last_norm(convolution(first(image))) + shortcut, 0.01)
+    assert expected.shape == (2, 3, *(4,) * dimensions)
+    torch.testing.assert_close(stage(image), expected)
+    torch.nn.init.zeros_(last_norm.weight)  # no convolution is left
+    torch.testing.assert_close(stage(image), torch.nn.functional.leaky_relu(shortcut, 0.01))
+
+
+def test_residual_encoder_has_shortcuts_below_the_first_stage() -> None:
+    net = NestedUNet(2, 1, (2, 3, 4, 5), residual=True)
+    assert [isinstance(stage, ResidualStage) for stage in net.encoder] == [False, True, True, True]
+    plain = sum(p.numel() for p in NestedUNet(2, 1, (2, 3, 4, 5)).parameters())
+    shortcuts = (2 * 3 + 2 * 3) + (3 * 4 + 2 * 4) + (4 * 5 + 2 * 5)  # 1x1 weights, and scale and shift per channel
+    assert sum(p.numel() for p in net.parameters()) == plain + shortcuts
 
 
 @pytest.mark.parametrize(("nested_from", "expected"), [(0, 1063), (1, 925)])
