@@ -78,13 +78,17 @@ class ResidualStage(nn.Module):
 
     def __init__(self, dimensions: int, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.convolutions = Stage(dimensions, in_channels, out_channels, stride=2)
+        self.convolutions = nn.Sequential(
+            ConvBlock(dimensions, in_channels, out_channels, stride=2),
+            CONVOLUTION[dimensions](out_channels, out_channels, 3, padding=1, bias=False),
+            _NORM[dimensions](out_channels, affine=True),
+        )
         self.shortcut = nn.Sequential(
             _POOLING[dimensions](2),
             CONVOLUTION[dimensions](in_channels, out_channels, 1, bias=False),
             _NORM[dimensions](out_channels, affine=True),
         )
-        self.activation = self.convolutions[1].pop(2)
+        self.activation = nn.LeakyReLU(LEAK, inplace=True)
 
     def forward(self, feature: Tensor) -> Tensor:
         """(B, in_channels, *spatial) to (B, out_channels, *spatial / 2)."""

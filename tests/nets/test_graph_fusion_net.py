@@ -179,7 +179,7 @@ def test_residual_stage_adds_its_shortcut(dimensions: int) -> None:
     image = torch.randn(2, 2, *(8,) * dimensions)
     pool, mix, norm = stage.shortcut
     shortcut = norm(mix(pool(image)))
-    first, (convolution, last_norm) = stage.convolutions
+    first, convolution, last_norm = stage.convolutions
     expected = torch.nn.functional.leaky_relu(last_norm(convolution(first(image))) + shortcut, 0.01)
     assert expected.shape == (2, 3, *(4,) * dimensions)
     torch.testing.assert_close(stage(image), expected)
