@@ -51,6 +51,7 @@ CANDIDATES: dict[str, dict[str, dict[str, object]]] = {
     "3d": {
         "nested-16-128": {},
         "grid-16-128": {"nested_from": 0},
+        "grid-16-192": {"widths": (16, 48, 96, 192), "nested_from": 0},
         "nested-16-192": {"widths": (16, 48, 96, 192)},
         "nested-24-192": {"widths": (24, 48, 96, 192)},
         "guided-at-2": {"guided_level": 2},
@@ -101,10 +102,15 @@ class Learner:
         return self.state.progress.seconds
 
 
+def candidate(name: str, form: str) -> NetworkConfig:
+    """Returns the configuration of a candidate."""
+    return replace(NETWORK_3D if form == "3d" else NETWORK_2D, **CANDIDATES[form][name])  # type: ignore[arg-type]
+
+
 def make_learner(name: str, rate: float, form: str, training: TrainingConfig, device: torch.device,
                  output: Path) -> Learner:  # fmt: skip
     """Builds a candidate, or resumes it from the output folder."""
-    config = replace(NETWORK_3D if form == "3d" else NETWORK_2D, **CANDIDATES[form][name])  # type: ignore[arg-type]
+    config = candidate(name, form)
     network, average = build_networks(config, training, device, None)
     optimiser = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=1e-4, betas=training.betas)
     folder = output / f"{name}_{rate:g}"

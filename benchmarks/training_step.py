@@ -1,6 +1,7 @@
 """CPU time of the parts of a training step: samples, forward, backward, optimiser, average.
 
     python -m benchmarks.training_step [--network 3d] [--patch 48] [--batch 2] [--steps 12] [--operators]
+    python -m benchmarks.training_step --network grid-16-192          # a 3D candidate of the learning curves
 
 Runs the same steps with and without ``nets.memory.keep_freed_memory`` and in both precisions, each in a separate
 process with one thread. Prints medians, the share of system time and the ratio to the first row. ``--operators`` adds
@@ -26,6 +27,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Measures the medians of the parts in this process."""
     import torch
 
+    from benchmarks.learning_curves import candidate
     from pvs_model.nets.memory import keep_freed_memory
     from pvs_model.nets.precision import autocast
     from pvs_model.nets.zoo import MODELS
@@ -39,7 +41,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(1)
     if args.keep_memory:
         keep_freed_memory()
-    config, device = MODELS[args.network].config, torch.device("cpu")
+    known, device = args.network in MODELS, torch.device("cpu")
+    config = MODELS[args.network].config if known else candidate(args.network, "3d")
     network, average = build_networks(config, TrainingConfig(), device, None)
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-4)
     state, loss_of = TrainingState(network, average, optimiser), DeepSupervision()
