@@ -86,15 +86,9 @@ class Learner:
 
     name: str
     rate: float
-    config: NetworkConfig
     state: TrainingState
     loss: DeepSupervision
     folder: Path
-
-    @property
-    def label(self) -> str:
-        """Name and learning rate."""
-        return f"{self.name} at {self.rate:g}"
 
     @property
     def seconds(self) -> float:
@@ -110,14 +104,13 @@ def candidate(name: str, form: str) -> NetworkConfig:
 def make_learner(name: str, rate: float, form: str, training: TrainingConfig, device: torch.device,
                  output: Path) -> Learner:  # fmt: skip
     """Builds a candidate, or resumes it from the output folder."""
-    config = candidate(name, form)
-    network, average = build_networks(config, training, device, None)
+    network, average = build_networks(candidate(name, form), training, device, None)
     optimiser = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=1e-4, betas=training.betas)
     folder = output / f"{name}_{rate:g}"
     folder.mkdir(parents=True, exist_ok=True)
     state = TrainingState(network, average, optimiser)
     state.load(folder)
-    return Learner(name, rate, config, state, DeepSupervision(), folder)
+    return Learner(name, rate, state, DeepSupervision(), folder)
 
 
 def step(learner: Learner, batch: Batch, samples: int, budget: float, prompts: Prompts, device: torch.device) -> None:
@@ -201,7 +194,7 @@ def run(args: argparse.Namespace) -> None:
                     rows.append(_validate(learner, checks, prompts, device))
                     _write(path, rows)
                     learner.state.save(learner.folder)
-    report(output, rows, learners, budget)
+    report(output, rows, args.form)
 
 
 def _resumed_step(row: dict[str, str], learners: list[Learner]) -> int:
@@ -229,25 +222,24 @@ def _write(path: Path, rows: list[dict[str, str]]) -> None:
         writer.writerows(rows)
 
 
-def report(output: Path, rows: list[dict[str, str]], learners: list[Learner], budget: float) -> None:
-    """Draws the curves and writes the table."""
+def report(output: Path, rows: list[dict[str, str]], form: str) -> None:
+    """Draws the curves and writes the table of all rows, also of networks that earlier runs trained."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.subplots()
     lines = []
-    for number, learner in enumerate(learners):
-        own = [r for r in rows if (r["network"], r["learning_rate"]) == (learner.name, f"{learner.rate:g}")]
-        if not own:
-            continue
-        minutes, dice = [float(r["seconds"]) / 60 for r in own], [float(r["best_dice"]) for r in own]
+    for number, (name, rate) in enumerate(dict.fromkeys((r["network"], r["learning_rate"]) for r in rows)):
+        own = [r for r in rows if (r["network"], r["learning_rate"]) == (name, rate)]
+        seconds, dice = [float(r["seconds"]) for r in own], [float(r["best_dice"]) for r in own]
         style = ("-", "--", ":", "-.")[number % 4]
-        axes.plot(minutes, dice, style, marker="osv^dx"[number % 6], markersize=4, label=learner.label)
-        half = max([d for m, d in zip(minutes, dice, strict=True) if m <= budget / 120], default=float("nan"))
-        per_step = float(own[-1]["seconds"]) / int(own[-1]["step"])
+        minutes = [s / 60 for s in seconds]
+        axes.plot(minutes, dice, style, marker="osv^dx"[number % 6], markersize=4, label=f"{name} at {rate}")
+        half = max([d for s, d in zip(seconds, dice, strict=True) if s <= 0.51 * seconds[-1]], default=float("nan"))
+        per_step = seconds[-1] / int(own[-1]["step"])
         lines.append([
-            learner.name, f"{learner.rate:g}", f"{gigaflop(learner.config):.0f}", f"{per_step:.3f}", own[-1]["step"],
-            f"{half:.3f}", f"{dice[-1]:.3f}",
+            name, rate, f"{gigaflop(candidate(name, form)):.0f}", f"{per_step:.3f}", own[-1]["step"], f"{half:.3f}",
+            f"{dice[-1]:.3f}",
         ])  # fmt: skip
     axes.set(
         xlabel="minutes of the network's own steps", ylabel="validation Dice at its best threshold", ylim=(0, None)
