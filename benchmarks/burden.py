@@ -14,6 +14,7 @@ labels, and all fluid in PVS, labelled or not.
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
@@ -30,7 +31,7 @@ from pvs_model.burden.measure import measure
 from pvs_model.burden.records import ALL, BOTH, Burden
 from pvs_model.burden.regions import REGIONS as NAMED
 from pvs_model.burden.regions import burden_of, regions_of
-from pvs_model.config import THICK_SLICE_MM, InferenceConfig
+from pvs_model.config import InferenceConfig, is_thick
 from pvs_model.datasets.simulated_cases import AnyCase, CaseSpec, plain_scan
 from pvs_model.datasets.simulated_sets import DatasetPlan, HeadModels, write_set
 from pvs_model.evaluation.agreement_statistics import intraclass, spearman
@@ -91,7 +92,8 @@ def densities(number: int, cases: int) -> tuple[float, float]:
     def of(span: tuple[float, float], place: int) -> float:
         return float(span[0] * (span[1] / span[0]) ** (place / max(1, cases - 2)))
 
-    return of(CENTRUM, number - 1), of(BASAL, (number - 1) * 7 % (cases - 1))
+    step = next(s for s in (7, 5, 3, 11, 13) if math.gcd(s, cases - 1) == 1)  # visits every place once
+    return of(CENTRUM, number - 1), of(BASAL, (number - 1) * step % (cases - 1))
 
 
 def with_densities(scene: SceneParams, centrum: float, basal: float) -> SceneParams:
@@ -158,7 +160,7 @@ def plan_retest(heads: HeadModels, subject: int) -> DatasetPlan:
         params, scene = subject_of(heads.find(source))
         voxel_mm = PROTOCOLS[order.protocol]
         scene = averaged(scene, tuple(round(v / FINE_MM) for v in voxel_mm))  # type: ignore[arg-type]
-        scan = plain_scan(order.seed, 2 if max(voxel_mm) >= THICK_SLICE_MM else 3)
+        scan = plain_scan(order.seed, 2 if is_thick(max(voxel_mm)) else 3)
         case = acquire_case(scene, params, scan)
         case.affine[:3, 3] = (np.array(voxel_mm) - FINE_MM) / 2
         return case
@@ -263,7 +265,7 @@ def retest_table(pairs: dict[str, CaseBurden]) -> str:
     for name, pair in pairs.items():
         cells = [f"{predicted:.0f} ({reference:.0f})" for predicted, reference in (pair.values[c] for c in columns)]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    thin = [name for name in pairs if max(PROTOCOLS[name]) < THICK_SLICE_MM]
+    thin = [name for name in pairs if not is_thick(max(PROTOCOLS[name]))]
     for label, names in (("all", list(pairs)), ("slices below 2.5 mm", thin)):
         cells = []
         for column in columns:

@@ -50,7 +50,7 @@ class LabelledCase:
         reference: bool (x, y, z), PVS.
         ignore: bool (x, y, z), voxels left out of scores.
         regions: bool (x, y, z) by name: "CSO", "BG", and "brain" for the whole box that is scored.
-        maps: float32 (x, y, z) by name, of simulated cases: "FLUID", "CNR" and "DIAMETER" (``training.cases``).
+        maps: float32 (x, y, z) by name, of simulated cases: "FLUID", "CNR", "DIAMETER" (``datasets.simulated_cases``).
     """
 
     name: str

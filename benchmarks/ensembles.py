@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=("auto", "f32"), default="auto")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    places = ("pvs_model.inference.device", "pvs_model.inference.openvino")
+    places = ("pvs_model.nets.precision", "pvs_model.inference.openvino")
     with torch.inference_mode():
         for place in places if args.precision == "f32" else ():
             mock.patch(f"{place}.cpu_has_bfloat16", lambda: False).start()

@@ -42,7 +42,7 @@ from pvs_model.training.replay import ReplayBuffer
 from pvs_model.training.run_log import read_rows
 from pvs_model.training.sampling import FoldData, make_sampler, validation_batches
 from pvs_model.training.segmentation import build_networks
-from pvs_model.training.validation import validate
+from pvs_model.training.validation import THRESHOLDS, validate
 from pvs_model.training.workers import SampleWorkers
 
 _PLAIN = {"text": False, "graph": False, "cross_attention": False, "fusion": False, "nested_from": 0, "fluid": False}
@@ -209,7 +209,7 @@ def _validate(learner: Learner, checks: list[Batch], prompts: Prompts, device: t
     best, progress = int(scores.dice.argmax()), learner.state.progress
     values = (
         learner.name, f"{learner.rate:g}", progress.step, progress.samples, round(progress.seconds, 1),
-        round(float(scores.dice[best]), 4), round(0.1 + 0.05 * best, 2), round(scores.recall_thin, 4),
+        round(float(scores.dice[best]), 4), round(float(THRESHOLDS[best]), 2), round(scores.recall_thin, 4),
         round(scores.recall_wide, 4), round(scores.calibration_error, 4),
     )  # fmt: skip
     return {name: str(value) for name, value in zip(COLUMNS, values, strict=True)}

@@ -23,7 +23,7 @@ from benchmarks.burden import SEED, densities, with_densities
 from benchmarks.cases import WEIGHTS, format_score, write_json
 from pvs_model.burden.change import Change
 from pvs_model.commands.longitudinal import changes_between
-from pvs_model.config import THICK_SLICE_MM, InferenceConfig
+from pvs_model.config import InferenceConfig, is_thick
 from pvs_model.datasets.simulated_cases import CaseSpec, plain_scan, save
 from pvs_model.datasets.simulated_sets import HeadModels
 from pvs_model.evaluation.agreement_statistics import intraclass
@@ -44,7 +44,7 @@ VISITS = {"a": False, "b": False, "c": True}
 
 @dataclass(frozen=True)
 class Subject:
-    """Values of one subject: by visit and quantity, true change in percent, and the change to both later visits."""
+    """Simulated subject: numbers of removed and of all PVS, and its changes to the repeat and to the third visit."""
 
     name: str
     removed: int
@@ -88,7 +88,7 @@ def write_subject(folder: Path, heads: HeadModels, number: int, subjects: int, v
     scene = render(params, head)
     changed, removed, total = without_pvs(scene, GONE_SHARE, number)
     for k, (visit, lacks) in enumerate(VISITS.items()):
-        scan = plain_scan(SEED + 10 * number + k, 2 if max(voxel_mm) >= THICK_SLICE_MM else 3)
+        scan = plain_scan(SEED + 10 * number + k, 2 if is_thick(max(voxel_mm)) else 3)
         case = acquire_case(changed if lacks else scene, params, scan)
         case.affine[:] = pose(10 * number + k) @ case.affine
         save(folder, CaseSpec(visit, head.name, on_grid(voxel_mm).name, SEED + number), case)

@@ -17,27 +17,18 @@ from unittest import mock
 import numpy as np
 import torch
 
-from benchmarks.cases import LabelledCase, argument_parser, load_cases, parse_sets
+from benchmarks.cases import argument_parser, load_cases, mask_of, parse_sets
 from pvs_model.evaluation.metrics import dice
 from pvs_model.inference.device import choose_device
-from pvs_model.inference.postprocess import remove_components_outside, to_mask
 from pvs_model.inference.sliding_window import backend_name
 from pvs_model.inference.weights import Weights
 from pvs_model.nets.text import prompt
 from pvs_model.pipeline import predict_probability
 from pvs_model.preprocessing.network_grid import choose_configuration
-from pvs_model.types import BoolArray, FloatArray
+from pvs_model.types import BoolArray
 
 #: The precision of PyTorch, which ``--reference`` turns off.
 AUTOCAST = "pvs_model.inference.sliding_window.autocast"
-
-
-def mask_of(case: LabelledCase, probability: FloatArray, threshold: float) -> BoolArray:
-    """The mask as the pipeline derives it."""
-    mask = to_mask(probability, threshold, case.prepared.foreground)
-    if case.prepared.anatomy is not None:
-        mask, _ = remove_components_outside(mask, case.prepared.anatomy.mask("parenchyma"))
-    return np.asarray((mask > 0) & ~case.ignore)
 
 
 def main() -> None:
@@ -70,7 +61,7 @@ def main() -> None:
                         prepared, ensemble, text, device, bar=bar, backend="auto" if backend == "auto" else "torch"
                     )
                 wall, cpu = time.perf_counter() - began, time.process_time() - cpu
-                mask = mask_of(prepared, probability, ensemble.threshold)
+                mask = mask_of(prepared, probability, ensemble.threshold) & ~case.ignore
                 first = mask if first is None else first
                 values = [dice(mask & region, case.reference & region) for region in case.regions.values()]
                 searched = "foreground" if prepared is alike else "parenchyma"

@@ -40,6 +40,7 @@ from pvs_model.simulation.protocols import protocol_named
 from pvs_model.simulation.render import Scene, render
 from pvs_model.simulation.visibility import label_visible
 from pvs_model.types import SEQUENCES, Volume
+from pvs_model.volume.components import label_components
 from pvs_model.volume.geometry import to_ras
 from pvs_model.volume.intensity import correct_bias, foreground
 from pvs_model.volume.io import read
@@ -209,7 +210,7 @@ def burden(args: argparse.Namespace) -> None:
                 head = load_head_model(paths[seed % len(paths)], args.cache)
                 case = simulate_protocol(head, seed, protocol_named(name), subject)
                 voxel_mm3 = float(abs(np.linalg.det(case.affine[:3, :3])))
-                count = ndimage.label(case.pvs.label, np.ones((3, 3, 3)))[1]
+                count = label_components(case.pvs.label)[0].max()
                 volume, fluid = case.pvs.label.sum() * voxel_mm3, case.pvs.pvs_fraction.sum() * voxel_mm3
                 print(f"| {name} | {subject} | {count} | {volume:.0f} | {volume / max(1, count):.1f} | {fluid:.0f} | "
                       f"{site} |", flush=True)  # fmt: skip
@@ -223,7 +224,7 @@ def clusters(label: npt.NDArray[np.bool_], voxel_mm: Sequence[float], whole: boo
         voxel_mm: Voxel spacing.
         whole: Whether to leave out clusters that touch the border of the array.
     """
-    numbered, _ = ndimage.label(label, np.ones((3, 3, 3)))
+    numbered, _ = label_components(label)
     shapes = []
     for number, box in enumerate(ndimage.find_objects(numbered), 1):
         if whole and any(s.start == 0 or s.stop == n for s, n in zip(box, label.shape, strict=True)):

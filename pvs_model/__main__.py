@@ -1,8 +1,6 @@
 """``python -m pvs_model COMMAND``."""
 
-import sys
-
-from pvs_model.cli import main
+from pvs_model.cli import run_process
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_process()

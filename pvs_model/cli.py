@@ -8,8 +8,10 @@ import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
+from typing import NoReturn
 
 from pvs_model import __version__
+from pvs_model.batch import exit_process
 from pvs_model.commands import (
     agreement,
     bids,
@@ -77,3 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of this output has ended, such as head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def run_process() -> NoReturn:
+    """Runs the command of the process's arguments and ends the process: entry point of ``pvs-model``."""
+    exit_process(main())

@@ -34,6 +34,14 @@ SUBJECTS = ("thin", "wide")
 VIEWS = tuple(PLANES)
 
 
+def is_thick(spacing_mm: float) -> bool:
+    """Whether slices of this thickness are for the 2D network.
+
+    Stored affines are float32, and oblique ones are rounded, so 2.49995 mm counts as 2.5 mm.
+    """
+    return spacing_mm >= THICK_SLICE_MM - 1e-4
+
+
 @dataclass(frozen=True)
 class InferenceConfig:
     """Options of a segmentation.

@@ -28,3 +28,8 @@ class DeviceError(PVSError):
 def first_line(error: BaseException) -> str:
     """The first line of a library's error message, without traceback and advice."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def escape_control_characters(text: str) -> str:
+    """Returns text with its unprintable and direction-changing characters spelt out, as file names are untrusted."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

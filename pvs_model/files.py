@@ -13,9 +13,10 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from pvs_model.errors import PVSError
 
@@ -68,6 +69,39 @@ def write_atomically(path: Path, write: Callable[[Path], None], error: type[PVSE
 def write_text(path: Path, text: str, error: type[PVSError] = PVSError) -> None:
     """Writes text atomically in UTF-8; characters that it cannot encode are escaped."""
     write_atomically(path, lambda part: _fill(part, text.encode(errors="backslashreplace")), error)
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None, error: type[PVSError] = PVSError
+) -> None:
+    """Writes tensors or arrays atomically as safetensors, readable to every user.
+
+    Args:
+        path: Destination.
+        tensors: Tensors of torch, or arrays of numpy, by name.
+        metadata: Text by name.
+        error: Class of the error to raise.
+
+    Raises:
+        PVSError: The file cannot be written.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    content = {
+        name: (value if isinstance(value, torch.Tensor) else torch.tensor(value)).contiguous()
+        for name, value in tensors.items()
+    }
+
+    def write(part: Path) -> None:
+        try:
+            save_file(content, part, dict(metadata) if metadata else None)
+        except SafetensorError as reason:
+            raise OSError(errno.EIO, str(reason)) from reason
+        part.chmod(0o644)  # safetensors makes it readable to its owner only; the container runs as another user
+
+    write_atomically(path, write, error)
 
 
 def sha256_of(path: Path) -> str:

@@ -236,8 +236,13 @@ class Segmenter:
             try:
                 return estimate_anatomy(volumes, self.config.weights, device)
             except torch.OutOfMemoryError:
-                with self._network_lock:  # the networks of another case hold the memory: wait for them
+                pass
+            with self._network_lock:  # the networks of another case hold the memory: wait for them
+                try:
                     return estimate_anatomy(volumes, self.config.weights, device)
+                except torch.OutOfMemoryError:
+                    log.warning("%s: not enough GPU memory for the anatomy network; it runs on the CPU", name)
+                    return estimate_anatomy(volumes, self.config.weights, torch.device("cpu"))
 
         with stage(name, "anatomy", seconds):
             try:

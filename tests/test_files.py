@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
 
 from pvs_model.burden.measure import measure
-from pvs_model.errors import LayoutError, PVSError, VolumeError
-from pvs_model.files import ABANDONED_S, PART, remove_abandoned, write_atomically, write_text
+from pvs_model.errors import LayoutError, PVSError, VolumeError, WeightsError
+from pvs_model.files import ABANDONED_S, PART, remove_abandoned, write_atomically, write_tensors, write_text
 from pvs_model.reports.folder import Report
 from tests.processes import Python, fork_server
 
@@ -141,3 +143,21 @@ def test_one_run_per_case_at_once_on_a_strange_machine(
         assert {row["case"] for row in csv.DictReader(file)} == set(names)
     assert json.loads((tmp_path / "out" / "dataset_description.json").read_text())
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
+
+
+def test_tensors_are_readable_to_everyone_and_a_failure_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrays = {"a": np.arange(6, dtype=np.uint8).reshape(2, 3)[:, ::2], "b": torch.ones(2, dtype=torch.float16)}
+    write_tensors(tmp_path / "x.safetensors", arrays, {"note": "n"})
+    assert (tmp_path / "x.safetensors").stat().st_mode & 0o777 == 0o644
+    read = safetensors.torch.load_file(tmp_path / "x.safetensors")
+    assert read["a"].tolist() == [[0, 2], [3, 5]] and read["b"].dtype == torch.float16
+
+    def full(*_: object) -> None:
+        raise safetensors.SafetensorError("No space left on device")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(WeightsError, match=r"y.safetensors: expected to write it, got: "):
+        write_tensors(tmp_path / "y.safetensors", arrays, error=WeightsError)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]

@@ -15,6 +15,7 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
 from pvs_model import pipeline
 from pvs_model.anatomy.regions import Anatomy, values_of
@@ -259,6 +260,25 @@ def test_pvs_outside_the_parenchyma_are_removed_where_the_anatomy_knows_most_of_
     unreliable = [warning for warning in segmentation.metadata["warnings"] if "regions are unreliable" in warning]
     assert len(unreliable) == (0 if removes else 1)
     assert all("Brain mask covers only 70 % of the foreground" in text for text in unreliable)
+
+
+def test_an_anatomy_network_that_does_not_fit_the_gpu_runs_on_the_cpu(
+    write_body: WriteBody, with_anatomy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, devices = write_body(tmp_path / "a_{}.nii.gz", ("T2w",)), []
+
+    def estimate(volumes: dict[str, Volume], weights: Path, device: torch.device) -> Anatomy:
+        devices.append(device.type)
+        if device.type == "cuda":
+            raise torch.OutOfMemoryError("no")
+        grid, _ = to_ras_grid(volumes[choose_reference(volumes)].grid)
+        return anatomy_on(grid.shape, ball(grid, 10))
+
+    monkeypatch.setattr(pipeline, "estimate_anatomy", estimate)
+    segmenter = Segmenter(InferenceConfig(with_anatomy))
+    segmenter.runtime._device = torch.device("cuda")
+    assert segmenter.preprocess(Case("a", files, tmp_path / "mask.nii.gz")).prepared.anatomy is not None
+    assert devices == ["cuda", "cuda", "cpu"]
 
 
 def test_anatomy_can_be_left_out(

@@ -24,6 +24,7 @@ from pvs_model.inference.weights import Manifest
 from pvs_model.nets.precision import autocast
 from pvs_model.types import Affine, BoolArray, Grid, Mask, Volume
 from pvs_model.volume.components import FACES, filter_components, label_components, largest_component
+from pvs_model.volume.geometry import Crop, crop_to, to_ras
 
 #: Shape of the grids that the network was trained on.
 TRAINED_SHAPE = (80, 96, 80)
@@ -67,19 +68,18 @@ def find_regions(
         VolumeError: The image has no contrast or shows no brain.
         WeightsError: The weights are missing or damaged.
     """
-    from pvs_model.volume.geometry import to_ras
-
     device = torch.device(device)
     network = load_network(weights, device)
     image, affine = working_image(volume)
     if image.shape != TRAINED_SHAPE:
-        image, affine = _cut(image, affine, _box(_bright(image)))
+        box = _box(_bright(image))
+        image, affine = image[box.slices].contiguous(), box.affine(affine)
     probability = classify(image, network, device)
     if image.shape != TRAINED_SHAPE:
         # A large field of view: the first pass finds the brain, a second runs on a grid like those of training.
         box = _box(_largest_brain(probability))
-        if any(part.stop - part.start < length for part, length in zip(box, image.shape, strict=True)):
-            image, affine = _cut(image, affine, box)
+        if any(part.stop - part.start < length for part, length in zip(box.slices, image.shape, strict=True)):
+            image, affine = image[box.slices].contiguous(), box.affine(affine)
             probability = classify(image, network, device)
     keep_brain_component(probability, volume)
     if grid is None:
@@ -199,22 +199,14 @@ def _largest_brain(probability: Tensor) -> BoolArray:
     return largest_component((classes != 0) & (classes != CLASS["CSF"]))
 
 
-def _box(mask: BoolArray) -> tuple[slice, slice, slice]:
+def _box(mask: BoolArray) -> Crop:
     """Bounding box of a mask: at least ``TRAINED_SHAPE`` where the grid allows it, sides multiples of 16."""
-    parts = []
-    for axis, (length, least) in enumerate(zip(mask.shape, TRAINED_SHAPE, strict=True)):
-        hit = np.flatnonzero(mask.any(tuple(other for other in range(3) if other != axis)))
-        low, high = (int(hit[0]), int(hit[-1]) + 1) if len(hit) else (0, length)
-        n = min(length, max(least, -(-(high - low + 2 * _MARGIN) // 16) * 16))
-        start = min(max(0, (low + high - n) // 2), length - n)
+    tight, parts = crop_to(mask), []
+    for part, length, least in zip(tight.slices, tight.shape, TRAINED_SHAPE, strict=True):
+        n = min(length, max(least, -(-(part.stop - part.start + 2 * _MARGIN) // 16) * 16))
+        start = min(max(0, (part.start + part.stop - n) // 2), length - n)
         parts.append(slice(start, start + n))
-    return parts[0], parts[1], parts[2]
-
-
-def _cut(image: Tensor, affine: Affine, box: tuple[slice, slice, slice]) -> tuple[Tensor, Affine]:
-    shift = np.eye(4)
-    shift[:3, 3] = [part.start for part in box]
-    return image[box].contiguous(), affine @ shift
+    return Crop((parts[0], parts[1], parts[2]), tight.shape)
 
 
 def keep_brain_component(probability: Tensor, volume: Volume) -> None:
@@ -286,11 +278,8 @@ def _fragments(mask: BoolArray) -> BoolArray:
 def _filled(brain: BoolArray) -> BoolArray:
     from scipy import ndimage
 
-    box = ndimage.find_objects(brain.astype(np.uint8))
-    if box:
-        brain = brain.copy()
-        brain[box[0]] = ndimage.binary_fill_holes(brain[box[0]])
-    return brain
+    box = crop_to(brain)
+    return box.invert(np.asarray(ndimage.binary_fill_holes(box.apply(brain))))
 
 
 @dataclass(frozen=True)

@@ -40,11 +40,6 @@ class AnatomyConfig:
     guides: int = 6
     border_width: int = 16
 
-    @property
-    def multiple(self) -> int:
-        """Divisor of the sides of an input."""
-        return 2 ** len(self.widths)
-
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)
 

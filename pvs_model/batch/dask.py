@@ -24,11 +24,11 @@ from typing import Any
 from pvs_model import __version__
 from pvs_model.batch.clusters import dask_logs_redirected
 from pvs_model.batch.inputs import Part, find_cases, log_missing_weights
-from pvs_model.batch.outputs import Reports, ResultWriter, escape_control_characters
+from pvs_model.batch.outputs import Reports, ResultWriter
 from pvs_model.batch.run_record import write_run_record
 from pvs_model.batch.worker import RunConfig, TaskResult, manifest_sha256, segment_case
 from pvs_model.config import InferenceConfig
-from pvs_model.errors import PVSError
+from pvs_model.errors import PVSError, escape_control_characters
 from pvs_model.files import remove_abandoned
 from pvs_model.layouts import Options
 from pvs_model.types import Case

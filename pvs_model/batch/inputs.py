@@ -7,13 +7,14 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TypeVar
 
-from pvs_model.batch.outputs import Reports, escape_control_characters, is_complete, name_conflict
+from pvs_model.batch.outputs import Reports, is_complete, name_conflict
 from pvs_model.config import InferenceConfig, default_sockets
+from pvs_model.errors import escape_control_characters
 from pvs_model.inference.weights import missing_parts
 from pvs_model.layouts import LAYOUTS, Layout, Options, choose
 from pvs_model.layouts.base import is_within, listed
@@ -108,6 +109,12 @@ def add_inference_arguments(parser: argparse.ArgumentParser, weights: Path) -> N
     add("--n4", action="store_true", help="correct the bias field first")
     add("--fast", action="store_true", help="for a quick look: one network, and windows without overlap")
     add("--mirror", action="store_true", help="average over mirror images (8 or 4 times slower)")
+
+
+def inference_config(args: argparse.Namespace, workers: int | None = None) -> InferenceConfig:
+    """Returns the options of the inference; the number of workers is given, as ``--workers`` may mean others."""
+    names = {field.name for field in fields(InferenceConfig)} - {"workers"}
+    return InferenceConfig(**{name: getattr(args, name) for name in names}, workers=workers)
 
 
 def options_from(args: argparse.Namespace) -> Options:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pvs_model.batch.prefetch import INTERRUPTED
-from pvs_model.errors import PVSError, VolumeError
+from pvs_model.errors import PVSError, VolumeError, escape_control_characters
 from pvs_model.layouts import Layout
 from pvs_model.layouts.subjects import is_nameless
 from pvs_model.pipeline import SegmentationResult
@@ -120,11 +120,6 @@ def describe_failure(case: Case, error: Exception) -> str:
     if isinstance(error, PVSError):
         return f"{case.name}: {error}"
     return f"{case.name}: unexpected {type(error).__name__}: {' '.join(str(error).split())}"
-
-
-def escape_control_characters(text: str) -> str:
-    """Returns text on one line, safe for a terminal. File names are untrusted."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def report_failures(failures: Sequence[str]) -> int:

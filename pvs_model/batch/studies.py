@@ -10,14 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pvs_model.batch.inputs import log_missing_weights
-from pvs_model.batch.outputs import (
-    Reports,
-    ResultWriter,
-    describe_failure,
-    escape_control_characters,
-    report_case,
-    write_case,
-)
+from pvs_model.batch.outputs import Reports, ResultWriter, describe_failure, report_case, write_case
+from pvs_model.batch.run_record import write_run_record
 from pvs_model.burden.regions import burden_of
 from pvs_model.config import InferenceConfig
 from pvs_model.dicom.convert import convert, unpacked
@@ -25,7 +19,7 @@ from pvs_model.dicom.headers import Study, read_studies, require_extra
 from pvs_model.dicom.report import build_report
 from pvs_model.dicom.segmentation import build_segmentation, read_headers, study_of, write_dicom
 from pvs_model.dicom.sequences import Choices, select
-from pvs_model.errors import LayoutError, PVSError
+from pvs_model.errors import LayoutError, PVSError, escape_control_characters
 from pvs_model.layouts import LAYOUTS, Options
 from pvs_model.pipeline import SegmentationResult, Segmenter
 from pvs_model.types import Case
@@ -75,14 +69,17 @@ def run_studies(
         log_missing_weights(settings)
         layout.prepare_output(output)
         cases = {study: Case(study.name, {}, Path(study.name, f"{study.name}_{suffix}.nii.gz")) for study in studies}
-        writer = ResultWriter(list(cases.values()), reports.open(output) if reports is not None else None)
+        report = reports.open(output) if reports is not None else None
+        writer = ResultWriter(list(cases.values()), report, tuple(cases.values()))
         try:
             for study, case in cases.items():
                 seg, sr = (output / study.name / f"{study.name}_{ending}.dcm" for ending in ("SEG", "SR"))
                 try:
                     owner = study_of(seg)
-                    if settings.resume and owner == study.uid and sr.is_file() and (output / case.output).is_file():
+                    written = owner == study.uid and sr.is_file() and (output / case.output).is_file()
+                    if settings.resume and written and (report is None or report.has(case.name)):
                         writer.completed += 1
+                        writer.pending = tuple(other for other in writer.pending if other.name != case.name)
                         continue
                     if owner not in (None, study.uid):
                         raise PVSError(f"{seg}: expected study {study.uid}, got {owner}: choose another output folder")
@@ -91,14 +88,15 @@ def run_studies(
                         case, result = _segment(study, case, choices, segmenter, nifti or Path(scratch))
                         path = write_case(case, result, layout, output)
                         _write_objects(study, case, result, choices, seg, sr)
-                        if writer.report is not None and reports is not None:
-                            report_case(case, result, writer.report, reports)
+                        if report is not None and reports is not None:
+                            report_case(case, result, report, reports)
                     writer.add(case, path, int(result.mask.sum()), time.perf_counter() - began)
                 except Exception as error:  # also a bug of a library: the other studies continue
                     log.debug("%s", study.name, exc_info=True)
                     writer.fail(case, describe_failure(case, error))
         finally:
             failures = writer.close()
+            write_run_record(writer, layout, source, output, settings, None)
         return failures
 
 
@@ -119,8 +117,10 @@ def describe_studies(source: Path, choices: Choices = ()) -> int:
         for study in studies:
             try:
                 selection = select(study, choices)
-                used = {series.label: sequence for sequence, series in selection.chosen.items()}
-                lines = [f"{used.get(label, '-'):5} {label}: {why}" for label, why in selection.reasons.items()]
+                used = {series: sequence for sequence, series in selection.chosen.items()}
+                lines = [
+                    f"{used.get(series, '-'):5} {series.label}: {why}" for series, why in selection.reasons.items()
+                ]
                 title = f"{study.name}: study {study.uid}"
             except LayoutError as error:
                 failed += 1

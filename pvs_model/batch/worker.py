@@ -8,7 +8,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import errno
-import hashlib
 import io
 import logging
 import os
@@ -25,8 +24,9 @@ from typing import Any
 
 from pvs_model import __version__
 from pvs_model.batch.outputs import Reports, describe_failure, report_case, write_case
-from pvs_model.config import InferenceConfig
+from pvs_model.config import MANIFEST, InferenceConfig
 from pvs_model.errors import DeviceError, PVSError, WeightsError
+from pvs_model.files import sha256_of
 from pvs_model.layouts import Layout
 from pvs_model.pipeline import Segmenter
 from pvs_model.types import Case
@@ -152,9 +152,9 @@ def manifest_sha256(weights: Path) -> str:
     Raises:
         WeightsError: The manifest cannot be read.
     """
-    path = weights / "MANIFEST.json"
+    path = weights / MANIFEST
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return sha256_of(path)
     except OSError as error:
         raise WeightsError(f"{path}: expected the manifest of the weights, got: {error.strerror}") from error
 

@@ -11,9 +11,10 @@ from pvs_model.burden.counts import SIDES, region_burden, region_map, region_of,
 from pvs_model.burden.morphology import shape_of, voxel_volume_mm3
 from pvs_model.burden.ratings import estimate, slices_per_slab
 from pvs_model.burden.records import ALL, BOTH, OTHER, Burden, Pvs, RegionBurden
-from pvs_model.config import THICK_SLICE_MM
+from pvs_model.config import is_thick
 from pvs_model.types import Affine, AnyArray, BoolArray, Grid
-from pvs_model.volume.geometry import to_ras_grid
+from pvs_model.volume.components import label_components
+from pvs_model.volume.geometry import crop_to, to_ras_grid
 
 #: Largest number of regions that a map of regions and sides holds in bytes.
 _MAX_REGIONS = 84
@@ -110,10 +111,10 @@ def _every_pvs(
     inside = np.nonzero(mask)
     if not len(inside[0]):
         return (), inside
-    corner = [int(index.min()) for index in inside]
-    box = tuple(slice(low, int(index.max()) + 1) for low, index in zip(corner, inside, strict=True))
-    labels, count = ndimage.label(mask[box], np.ones((3, 3, 3)))
-    volumes = None if pvs_fraction is None else _fluid_volumes(labels, count, pvs_fraction, corner, affine)
+    box = crop_to(mask)
+    labels, _ = label_components(box.apply(mask))
+    corner = [part.start for part in box.slices]
+    volumes = None if pvs_fraction is None else _fluid_volumes(labels, pvs_fraction, corner, affine)
     pvs = []
     for number, part in enumerate(ndimage.find_objects(labels), 1):
         cluster = labels[part] == number
@@ -136,7 +137,7 @@ def _every_pvs(
     return tuple(pvs), inside
 
 
-def _fluid_volumes(labels: AnyArray, count: int, pvs_fraction: AnyArray, corner: list[int], affine: Affine) -> AnyArray:
+def _fluid_volumes(labels: AnyArray, pvs_fraction: AnyArray, corner: list[int], affine: Affine) -> AnyArray:
     """Sums the PVS fraction over each cluster 1, 2, ... dilated by one voxel, in mm3.
 
     Part of a PVS lies in voxels that are not marked. Clusters are not dilated across thick slices, where the next voxel
@@ -144,21 +145,20 @@ def _fluid_volumes(labels: AnyArray, count: int, pvs_fraction: AnyArray, corner:
 
     Args:
         labels: (x, y, z), clusters within a box.
-        count: Number of clusters.
         pvs_fraction: PVS fractions of the whole grid.
         corner: First voxel of the box in the grid.
         affine: (4, 4), voxel index of the grid to RAS mm.
     """
     from scipy import ndimage
 
-    reach = [int(spacing < THICK_SLICE_MM) for spacing in np.linalg.norm(affine[:3, :3], axis=0)]
+    reach = [int(not is_thick(spacing)) for spacing in np.linalg.norm(affine[:3, :3], axis=0)]
     low = [min(r, c) for r, c in zip(reach, corner, strict=True)]
     ends = [c + n for c, n in zip(corner, labels.shape, strict=True)]
     high = [min(r, n - end) for r, n, end in zip(reach, pvs_fraction.shape, ends, strict=True)]
     padded = np.pad(labels, list(zip(low, high, strict=True)))
     grown = np.where(padded > 0, padded, ndimage.maximum_filter(padded, [2 * r + 1 for r in reach], mode="constant"))
     box = tuple(slice(c - a, end + b) for c, a, end, b in zip(corner, low, ends, high, strict=True))
-    sums = np.bincount(grown.ravel(), weights=pvs_fraction[box].ravel(), minlength=count + 1)
+    sums = np.bincount(grown.ravel(), weights=pvs_fraction[box].ravel())
     volumes: AnyArray = sums[1:] * voxel_volume_mm3(affine)
     return volumes
 
@@ -171,7 +171,7 @@ def _voxels(whole: BoolArray, sides: npt.NDArray[np.uint8] | None) -> npt.NDArra
 def _warnings(grid: Grid, head: float | None, sides: bool) -> tuple[str, ...]:
     warnings = []
     thick = max(grid.spacing_mm)
-    if thick >= THICK_SLICE_MM:
+    if is_thick(thick):
         warnings.append(f"Slices of {thick:g} mm: volumes and widths of PVS are overestimated, directions uncertain.")
     if not sides:
         warnings.append("Left and right are unknown: no estimated Potter scores of BG and CSO.")

@@ -13,6 +13,7 @@ import numpy as np
 from pvs_model.anatomy.regions import Anatomy, values_of
 from pvs_model.types import Affine, BoolArray, Float64Array, FloatArray
 from pvs_model.volume.components import FACES, filter_components, largest_component
+from pvs_model.volume.geometry import crop_to
 
 #: Names in tables and on pages.
 CSO, DEEP_WM = "CSO", "deep WM"
@@ -76,24 +77,22 @@ def white_matter_parts(anatomy: Anatomy, affine: Affine) -> WhiteMatterParts:
     """
     from scipy import ndimage
 
-    inside = np.nonzero(anatomy.labels)
-    if not len(inside[0]):
+    if not anatomy.labels.any():
         return WhiteMatterParts(None, None)
-    box = tuple(slice(int(index.min()), int(index.max()) + 1) for index in inside)
+    box = crop_to(anatomy.labels)
     placed = affine.astype(np.float64)
-    placed[:3, 3] += placed[:3, :3] @ [part.start for part in box]
-    cropped = Anatomy(anatomy.labels[box], anatomy.brain[box])
+    placed[:3, 3] += placed[:3, :3] @ [part.start for part in box.slices]
+    cropped = Anatomy(box.apply(anatomy.labels), box.apply(anatomy.brain))
     spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
     least = MIN_CORTEX_MM3 / float(np.prod(spacing_mm))
     cortex = filter_components(cropped.mask("CTX"), lambda sizes: sizes >= least, FACES)
     heights, height = _heights(cropped, placed), None
     if heights is not None:
         height = np.full(anatomy.labels.shape, -np.inf, np.float32)
-        height[box] = heights
+        height[box.slices] = heights
     deep = None
     if cortex.any():
-        deep = np.zeros(anatomy.labels.shape, bool)
-        deep[box] = ndimage.distance_transform_edt(~cortex, sampling=spacing_mm) >= DEEP_MM
+        deep = box.invert(ndimage.distance_transform_edt(~cortex, sampling=spacing_mm) >= DEEP_MM)
     return WhiteMatterParts(height, deep)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from pvs_model.batch import Reports, inputs, report_failures, report_interrupted
 from pvs_model.batch import run as run_folder
 from pvs_model.commands import report
-from pvs_model.config import InferenceConfig, default_weights
+from pvs_model.config import default_weights
 from pvs_model.errors import PVSError
 from pvs_model.layouts import Options
 from pvs_model.layouts.bids import REPORTS
@@ -46,8 +46,7 @@ def run(args: argparse.Namespace) -> int:
         bids_filter=args.bids_filter_file, participants=tuple(args.participant_label), ignore=tuple(args.ignore),
         sessions=tuple(args.session_label), derivative_of=args.bids_dir,
     )  # fmt: skip
-    names = InferenceConfig.__annotations__.keys() - {"workers"}
-    config = InferenceConfig(**{name: getattr(args, name) for name in names})
+    config = inputs.inference_config(args)
     reports = Reports(folder, args.probability, within_output=True, tables=False)
     if args.dry_run:
         return inputs.dry_run(args.bids_dir, args.output_dir, "bids", options, reports, args.resume, args.part)

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from pvs_model.batch import Reports, inputs, report_failures, report_interrupted
-from pvs_model.config import InferenceConfig, default_weights
+from pvs_model.config import default_weights
 from pvs_model.errors import PVSError
 
 
@@ -49,8 +49,7 @@ def run(args: argparse.Namespace) -> int:
         cluster = partial(clusters.existing, address=args.scheduler)
     elif args.slurm:
         cluster = partial(clusters.slurm, words=args.slurm)
-    names = InferenceConfig.__annotations__.keys() - {"workers"}
-    settings = InferenceConfig(**{name: getattr(args, name) for name in names})
+    settings = inputs.inference_config(args)
     reports = Reports(args.report, args.probability, viewer=args.viewer) if args.report else None
     options = inputs.options_from(args)
     if args.dry_run:

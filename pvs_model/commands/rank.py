@@ -56,10 +56,12 @@ def run(args: argparse.Namespace) -> int:
     from pvs_model.evaluation.score_tables import read_scores
     from pvs_model.evaluation.significance import significance
     from pvs_model.evaluation.stability import stability
-    from pvs_model.reports.ranking_plot import plot_stability
+    from pvs_model.reports.ranking_plot import check_format, plot_stability
 
     if args.bootstrap < 0:
         raise PVSError(f"--bootstrap: expected 0 or more, got {args.bootstrap}")
+    if args.plot:
+        check_format(args.plot)
     scores, problems = _scores_of_teams(args)
     for argument in args.scores:
         name, file = _named(argument, "--scores", "NAME[:PHASE]=FILE")

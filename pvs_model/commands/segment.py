@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pvs_model.batch import Reports, inputs, report_failures, report_interrupted
 from pvs_model.batch import run as run_folder
-from pvs_model.config import InferenceConfig, default_weights
+from pvs_model.config import default_weights
 from pvs_model.errors import PVSError
 
 #: Where grand-challenge.org puts an organiser's reference masks, to evaluate a submission with.
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         from pvs_model.evaluation.grand_challenge import evaluate_submission
 
         return evaluate_submission(args.input, args.output, args.ground_truth, args.sockets)
-    config = InferenceConfig(**{name: getattr(args, name) for name in InferenceConfig.__annotations__})
+    config = inputs.inference_config(args, args.workers)
     reports = Reports(args.report, args.probability, viewer=args.viewer) if args.report else None
     try:
         options = inputs.options_from(args)

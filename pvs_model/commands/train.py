@@ -131,7 +131,6 @@ def _add_training_arguments(parser: argparse.ArgumentParser) -> None:
         "--simulate-on", choices=SIMULATE_ON, default=default.simulate_on,
         help="device: simulate where the network is (other random numbers than on the CPU)",
     )  # fmt: skip
-    add("--shard-mib", type=float, help=argparse.SUPPRESS)  # ignored: the state is one file
     add("--device", choices=("auto", "cuda", "cpu"), default="auto")
 
 
@@ -248,7 +247,7 @@ def _load_data(args: argparse.Namespace, network: NetworkConfig) -> FoldData:
     cases: list[LabelledCase] = []
     held_out_cases: list[LabelledCase] = []
     if args.cases is not None:
-        usable = load_cases(args.cases, network, args.cache)
+        usable = load_cases(args.cases, network, args.cache, default_weights())
         cases, held_out_cases = split(usable, args.fold, args.folds, "labelled cases")
     scans = []
     if args.scans is not None:

@@ -12,7 +12,7 @@ from pvs_model import files
 from pvs_model.batch import Reports, inputs, report_interrupted
 from pvs_model.batch import run as run_folder
 from pvs_model.commands.evaluate import anatomy_weights
-from pvs_model.config import InferenceConfig, default_weights
+from pvs_model.config import default_weights
 from pvs_model.errors import LayoutError, VolumeError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         lines = [f"{case.name}: {', '.join((*case.images, *references.masks))}" for case, references in labelled]
         print("\n".join([*lines, f"cases without reference masks: {without}", *problems]))
         return 1 if problems else 0
-    config = InferenceConfig(**{n: getattr(args, n) for n in InferenceConfig.__annotations__ if n != "workers"})
+    config = inputs.inference_config(args)
     reports = Reports(args.report, args.probability, viewer=args.viewer) if args.report else None
     masks, output = args.output / "masks", args.output
     names = {case.name for case, _ in labelled}

@@ -13,6 +13,8 @@ from scipy import ndimage
 from pvs_model.simulation.head import INDEX, PARENCHYMA, TISSUES, fill_outer_csf, is_tissue
 from pvs_model.simulation.tissue_contrast import TISSUE_SIGNALS
 from pvs_model.types import SEQUENCES, Affine, FloatArray, Grid
+from pvs_model.volume.geometry import crop_to
+from pvs_model.volume.itk import itk_geometry, one_itk_thread, to_itk
 
 SEED = 20240101
 #: Margins around the brain, voxels.
@@ -43,14 +45,13 @@ class Registered:
 
 def make_atlas(name: str, tissues: npt.NDArray[np.uint8], affine: Affine) -> Atlas:
     """Skull-strips a tissue map: nothing outside the brain, CSF only in ventricles and sulci."""
-    from pvs_model.volume.geometry import crop_to
-
     brain = is_tissue(tissues, *PARENCHYMA, "ventricle")
     box = crop_to(brain, margin=ATLAS_MARGIN)
     kept = np.where(box.apply(brain), box.apply(tissues), np.uint8(INDEX["air"]))
     return Atlas(name, fill_outer_csf(kept), box.affine(affine))
 
 
+@one_itk_thread()
 def register(scan: FloatArray, grid: Grid, inside: npt.NDArray[np.bool_], sequence: str,
              atlases: Sequence[Atlas]) -> Registered:  # fmt: skip
     """Registers the best of some atlases to a scan; equal inputs give equal outputs.
@@ -63,32 +64,19 @@ def register(scan: FloatArray, grid: Grid, inside: npt.NDArray[np.bool_], sequen
         atlases: Brain only (``make_atlas``). All are moved by an affine map; the one with the highest mutual
             information is deformed.
     """
-    sitk = _sitk()
-    threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # the order of sums over threads varies
-    try:
-        return _register(scan, grid, inside, sequence, atlases)
-    finally:
-        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
-
-
-def _register(scan: FloatArray, grid: Grid, inside: npt.NDArray[np.bool_], sequence: str,
-              atlases: Sequence[Atlas]) -> Registered:  # fmt: skip
-    from pvs_model.volume.geometry import crop_to
-
     box = crop_to(inside, margin=SCAN_MARGIN)
     brain, top = box.apply(inside), float(np.percentile(scan[inside], 99.5))
     bounded = np.where(brain, np.clip(box.apply(scan) / top, 0, 1), 0).astype(np.float32)
-    image = _image(bounded, box.affine(grid.affine))
+    image = to_itk(bounded, itk_geometry(box.affine(grid.affine)))
     channel = SEQUENCES.index(sequence)
     prior = np.array([TISSUE_SIGNALS[name][channel] for name in TISSUES], np.float32)
     candidates = []
     for number, candidate in enumerate(atlases):
-        transform, metric = _affine(image, _image(prior[candidate.tissues], candidate.affine))
+        transform, metric = _affine(image, to_itk(prior[candidate.tissues], itk_geometry(candidate.affine)))
         candidates.append((metric, number, transform))
     _, number, transform = min(candidates)  # the metric is negative information
     chosen = atlases[number]
-    labels = _image(chosen.tissues, chosen.affine)
+    labels = to_itk(chosen.tissues, itk_geometry(chosen.affine))
     for spacing, iterations in zip(DEMONS_MM, DEMONS_ITERATIONS, strict=True):
         transform = _demons(image, labels, transform, prior, spacing, iterations)
     tissues = _array(_resample(labels, image, transform, nearest=True)).astype(np.uint8)
@@ -102,18 +90,6 @@ def _sitk() -> Any:
     import SimpleITK
 
     return SimpleITK
-
-
-def _image(array: npt.NDArray[Any], affine: Affine) -> Any:
-    """Converts an array (x, y, z) to a SimpleITK image."""
-    from pvs_model.volume.itk import itk_geometry
-
-    image = _sitk().GetImageFromArray(np.ascontiguousarray(array.transpose(2, 1, 0)))
-    spacing, origin, direction = itk_geometry(affine)
-    image.SetSpacing(spacing)
-    image.SetOrigin(origin)
-    image.SetDirection(direction)
-    return image
 
 
 def _array(image: Any) -> npt.NDArray[Any]:

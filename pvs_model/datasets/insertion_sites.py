@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from pvs_model.errors import VolumeError
 from pvs_model.simulation.head import PVS_TISSUES, is_tissue
 from pvs_model.types import SEQUENCES, BoolArray, Triple
 from pvs_model.volume.components import FACES, filter_components
@@ -60,11 +61,16 @@ def find_insertion_sites(
         tissues: (x, y, z), registered, index into ``TISSUES``.
         inside: (x, y, z), the brain.
         voxel_mm: Voxel spacing.
+
+    Raises:
+        VolumeError: There is no core of the ventricles or of white matter, whose signals are the scale of the contrast.
     """
     channels = [c for c in range(3) if present[c]]
     ventricles = core_of(is_tissue(tissues, "ventricle") & inside, 2)
     white = core_of(is_tissue(tissues, "white_matter") & inside, 1)
     cortex = is_tissue(tissues, "cortex") & inside
+    if not ventricles.any() or not white.any():
+        raise VolumeError("expected ventricles and white matter in the tissues of the scan, got none")
     t1w, t2w, flair = (float(np.median(images[c][ventricles])) if c in channels else 0.0 for c in range(3))
     sigma = [SMOOTH_MM / v for v in voxel_mm]
     smooth = {c: ndimage.gaussian_filter(corrected[c], sigma) for c in channels}

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import safe_open
-from safetensors.torch import save_file
 from scipy import ndimage
 
 from pvs_model.errors import VolumeError
-from pvs_model.files import write_atomically
+from pvs_model.files import write_tensors
 from pvs_model.simulation.head import BUILD_VERSION, HeadModel, build_head_model
 from pvs_model.volume.geometry import to_ras
 from pvs_model.volume.io import read
@@ -61,9 +60,9 @@ def load_head_model(path: Path, cache: Path | None = None) -> HeadModel:
 
 def save_cached(path: Path, head: HeadModel) -> None:
     """Writes a prepared head model as safetensors."""
-    tensors = {name: getattr(head, name).contiguous() for name in TENSORS}
+    tensors = {name: getattr(head, name) for name in TENSORS}
     metadata = {"name": head.name, "whole_head": str(int(head.whole_head))}
-    write_atomically(path, lambda part: save_file(tensors, part, metadata))
+    write_tensors(path, tensors, metadata)
 
 
 def load_cached(path: Path) -> HeadModel:

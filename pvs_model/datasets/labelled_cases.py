@@ -1,4 +1,4 @@
-"""Labelled cases from files, read and prepared exactly as for inference."""
+"""Labelled cases from files, read, aligned and prepared as for inference."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from pvs_model.config import SLICES, THICK_SLICE_MM, TRAINED_RANGE, NetworkConfig
+from pvs_model.anatomy.regions import Anatomy
+from pvs_model.config import SLICES, TRAINED_RANGE, NetworkConfig, is_thick
 from pvs_model.errors import VolumeError
-from pvs_model.files import write_atomically
+from pvs_model.files import sha256_of, write_tensors
+from pvs_model.inference.weights import ANATOMY, has_anatomy
 from pvs_model.layouts import choose
 from pvs_model.layouts.base import entries
 from pvs_model.layouts.labels import bids_mask, front_of, subject_of
 from pvs_model.layouts.names import front_and_rest, image_stem, sequence_of
+from pvs_model.preprocessing.alignment import align
 from pvs_model.preprocessing.network_grid import NetworkGrid, choose_configuration, network_image
-from pvs_model.preprocessing.prepare import Prepared, prepare, read
+from pvs_model.preprocessing.prepare import Prepared, estimate_anatomy, prepare, read
 from pvs_model.simulation.head import BASAL_GANGLIA, CENTRUM_SEMIOVALE
 from pvs_model.simulation.render import LABELLING_THRESHOLD, LABELLING_THRESHOLD_THICK
 from pvs_model.types import Case, Mask, Volume
@@ -35,7 +37,7 @@ from pvs_model.volume.masks import read_mask as read_stored
 log = logging.getLogger(__name__)
 
 #: Increased when the content of cached cases changes.
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 #: Values of the regions in ``LabelledCase.regions``.
 REGION_VALUES = {"basal ganglia": BASAL_GANGLIA, "centrum semiovale": CENTRUM_SEMIOVALE}
 #: Endings of the files of region masks.
@@ -71,7 +73,9 @@ class LabelledCase:
     points: Tensor
 
 
-def load_cases(folder: Path, config: NetworkConfig, cache: Path | None = None) -> list[LabelledCase]:
+def load_cases(
+    folder: Path, config: NetworkConfig, cache: Path | None = None, weights: Path | None = None
+) -> list[LabelledCase]:
     """Loads the labelled cases of a folder that one network can be trained on, sorted by name.
 
     A label lies beside the images of its case as ``<case>_PVS.nii.gz``, ``PVS.nii.gz`` or, in BIDS,
@@ -83,6 +87,8 @@ def load_cases(folder: Path, config: NetworkConfig, cache: Path | None = None) -
         folder: Folder in any layout that inference reads.
         config: Configuration of the network.
         cache: Folder for prepared cases, which are then memory-mapped.
+        weights: Weights folder with the anatomy network that strips the skull, as at inference; None for images as
+            they are.
 
     Raises:
         PVSError: A case cannot be read, a label does not fit, or no case is left.
@@ -103,7 +109,7 @@ def load_cases(folder: Path, config: NetworkConfig, cache: Path | None = None) -
             f"{folder}: expected a label <case>_PVS.nii.gz or PVS.nii.gz (BIDS: <case>_label-PVS_mask.nii.gz) beside "
             f"the images, got none in {len(cases)} cases"
         )
-    loaded = [_load(case, label, config, cache) for case, label in labelled]
+    loaded = [_load(case, label, config, cache, weights) for case, label in labelled]
     usable = [case for case in loaded if case is not None]
     if not usable:
         raise VolumeError(
@@ -152,12 +158,14 @@ def beside(case: Case, name: str) -> Path | None:
     return masks[0] if masks else None
 
 
-def _load(case: Case, label: Path, config: NetworkConfig, cache: Path | None) -> LabelledCase | None:
+def _load(
+    case: Case, label: Path, config: NetworkConfig, cache: Path | None, weights: Path | None
+) -> LabelledCase | None:
     """The case on the network's grid, from the cache if it is there; None for the other configuration."""
     masks = {region: path for region, ending in REGION_FILES.items() if (path := beside(case, ending)) is not None}
-    cached = cache / f"{_key(case, label, masks, config)}.safetensors" if cache is not None else None
+    cached = cache / f"{_key(case, label, masks, config, weights)}.safetensors" if cache is not None else None
     if cached is None or not cached.is_file():
-        prepared = _prepare(case, label, masks, config)
+        prepared = _prepare(case, label, masks, config, weights)
         if prepared is None or cached is None:
             return prepared
         _save(cached, prepared)
@@ -176,13 +184,14 @@ def _load(case: Case, label: Path, config: NetworkConfig, cache: Path | None) ->
 def _save(path: Path, case: LabelledCase) -> None:
     facts = {"present": case.present, "asked": case.asked, "thickness_mm": case.thickness_mm}
     tensors = {name: getattr(case, name) for name in TENSORS}
-    write_atomically(path, lambda part: save_file(tensors, part, metadata={"facts": json.dumps(facts)}))
+    write_tensors(path, tensors, {"facts": json.dumps(facts)})
 
 
-def _key(case: Case, label: Path, masks: Mapping[str, Path], config: NetworkConfig) -> str:
-    """A name in the cache that changes with the content of the files and with the grid of the network."""
+def _key(case: Case, label: Path, masks: Mapping[str, Path], config: NetworkConfig, weights: Path | None) -> str:
+    """A name in the cache that changes with the content of the files, the anatomy network and the network's grid."""
     configuration = f"{config.dimensions}d"
-    digest = hashlib.sha256(f"{CACHE_FORMAT} {configuration} {TRAINED_RANGE[configuration]}".encode())
+    anatomy = sha256_of(weights / ANATOMY) if weights is not None and has_anatomy(weights) else ""
+    digest = hashlib.sha256(f"{CACHE_FORMAT} {configuration} {TRAINED_RANGE[configuration]} {anatomy}".encode())
     for role, path in [*sorted(case.images.items()), ("PVS", label), *sorted(masks.items())]:
         try:
             content = path.read_bytes()
@@ -192,7 +201,9 @@ def _key(case: Case, label: Path, masks: Mapping[str, Path], config: NetworkConf
     return f"{Path(case.name).name}-{digest.hexdigest()[:12]}"
 
 
-def _prepare(case: Case, label: Path, masks: Mapping[str, Path], config: NetworkConfig) -> LabelledCase | None:
+def _prepare(
+    case: Case, label: Path, masks: Mapping[str, Path], config: NetworkConfig, weights: Path | None
+) -> LabelledCase | None:
     volumes = read(case)
     reference = volumes[geometry.choose_reference(volumes)]
     thickness_mm = max(reference.spacing_mm)
@@ -201,14 +212,15 @@ def _prepare(case: Case, label: Path, masks: Mapping[str, Path], config: Network
         log.info("%s: left out, its slices of %.2f mm are for the %s network", case.name, thickness_mm, configuration)
         return None
     pvs = read_mask(label, reference)
-    prepared = prepare(volumes)
-    for warning in prepared.warnings:
+    volumes, warnings, _ = align(volumes)
+    prepared = prepare(volumes, anatomy=_anatomy(case, volumes, weights))
+    for warning in (*warnings, *prepared.warnings):
         log.warning("%s: %s", case.name, warning)
     affine = prepared.grid.affine
     grid = NetworkGrid.create(prepared.foreground, affine, config.dimensions, *TRAINED_RANGE[configuration])
     image = network_image(prepared, grid)
     inside = grid.apply_mask(prepared.foreground)
-    coverage = LABELLING_THRESHOLD_THICK if max(prepared.grid.spacing_mm) >= THICK_SLICE_MM else LABELLING_THRESHOLD
+    coverage = LABELLING_THRESHOLD_THICK if is_thick(max(prepared.grid.spacing_mm)) else LABELLING_THRESHOLD
     marked = grid.apply_mask(pvs, coverage) * inside  # as at inference, which marks nothing outside the head
     if pvs.any() and not marked.any():
         raise VolumeError(f"{label}: expected PVS within the head that the images show, got none")
@@ -223,6 +235,16 @@ def _prepare(case: Case, label: Path, masks: Mapping[str, Path], config: Network
         thickness_mm=max(prepared.grid.spacing_mm),
         points=torch.from_numpy(np.argwhere(marked).astype(np.int32, order="C")),
     )
+
+
+def _anatomy(case: Case, volumes: dict[str, Volume], weights: Path | None) -> Anatomy | None:
+    if weights is None or not has_anatomy(weights):
+        return None
+    try:
+        return estimate_anatomy(volumes, weights, torch.device("cpu"))
+    except VolumeError as error:
+        log.warning("%s: no skull-stripping: %s", case.name, error)
+        return None
 
 
 def _regions(

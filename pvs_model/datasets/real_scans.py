@@ -15,7 +15,7 @@ from pvs_model.datasets.atlas_registration import Atlas, make_atlas, register
 from pvs_model.datasets.insertion_sites import find_insertion_sites
 from pvs_model.datasets.label_maps import find_label_maps
 from pvs_model.errors import LayoutError, VolumeError
-from pvs_model.files import write_atomically
+from pvs_model.files import write_tensors
 from pvs_model.layouts import choose
 from pvs_model.simulation.head import region_map, to_tissues
 from pvs_model.simulation.insertion import RealScan
@@ -104,7 +104,7 @@ class _TissueMap:
 def _cached(images: npt.NDArray[np.float32], present: tuple[bool, bool, bool], grid: Grid, name: str, aseg: Path | None,
           maps: Sequence[Path], cache: Path | None) -> _TissueMap:  # fmt: skip
     """Reads a tissue map from the cache, or makes it and caches it."""
-    from safetensors.numpy import load_file, save_file
+    from safetensors.numpy import load_file
 
     sha = hashlib.sha256(f"{CACHE_FORMAT} {images.shape} {grid.affine.tolist()}".encode())
     sha.update(np.ascontiguousarray(images).data)
@@ -121,8 +121,7 @@ def _cached(images: npt.NDArray[np.float32], present: tuple[bool, bool, bool], g
             "tissues": made.tissues, "regions": made.regions, "hosts": made.insertion_sites.astype(np.uint8),
             "fluid": np.array(made.csf_intensity),
         }  # fmt: skip
-        contiguous = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
-        write_atomically(path, lambda part: save_file(contiguous, part))
+        write_tensors(path, arrays)
     return made
 
 

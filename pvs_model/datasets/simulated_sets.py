@@ -91,7 +91,7 @@ def plan_simulated(
         seed: Seed of the first case.
         protocol: Name of one of ``PROTOCOLS``; "table2" for those of the challenge's Table 2 in turn; "random" for
             random ones; or a custom protocol.
-        heads: HeadModels to scan.
+        heads: Heads to scan.
         subject: "thin" for many thin PVS, "wide" for few wide ones; drawn when None.
         sequences: Sequences that are acquired, except under "random", which draws them.
 

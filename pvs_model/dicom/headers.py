@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +69,7 @@ class Series:
         repetition_ms, echo_ms, inversion_ms: Times of the sequence; None where unknown.
         agent: Contrast agent, or "".
         problem: Why its images are no volume; None if they are one.
+        part: Echo time or image type, where others of the same UID have another; else "".
     """
 
     uid: str
@@ -84,11 +85,12 @@ class Series:
     inversion_ms: float | None = None
     agent: str = ""
     problem: str | None = None
+    part: str = ""
 
     @property
     def label(self) -> str:
-        """Number, description and UID, for messages."""
-        return f"{self.number} {self.description!r} ({self.uid})"
+        """Number, description and UID, for messages; also the part, where it is one of several."""
+        return f"{self.number} {self.description!r} ({self.uid}{self.part and f', {self.part}'})"
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,8 @@ def read_studies(root: Path) -> list[Study]:
         stack.frames += frames_of(header)
     if not studies:
         raise LayoutError(f"{root}: expected DICOM images, got none")
-    return _named({uid: [_series(stack) for stack in stacks.values()] for uid, stacks in studies.items()}, studies)
+    series = {uid: _with_parts([_series(stack) for stack in stacks.values()]) for uid, stacks in studies.items()}
+    return _named(series, studies)
 
 
 def frames_of(header: Dataset) -> list[Frame]:
@@ -180,7 +183,9 @@ def _frame(items: list[Dataset]) -> Frame | None:
             values.append(np.array(next(item[keyword].value for item in items if keyword in item), np.float64))
         except (StopIteration, ValueError, TypeError):
             return None
-        if values[-1].shape != (count,) or not values[-1].any():
+        if values[-1].shape != (count,):
+            return None
+        if keyword != "ImagePositionPatient" and not values[-1].any():
             return None
     position, orientation, (between_rows, between_columns) = values
     return Frame(position, orientation[:3] * between_columns, orientation[3:] * between_rows)
@@ -255,6 +260,20 @@ def _series(stack: _Stack) -> Series:
         agent=str(header.get("ContrastBolusAgent") or ""),
         problem=_problem(stack.frames),
     )
+
+
+def _with_parts(series: list[Series]) -> list[Series]:
+    """Sets the part of series that share their UID."""
+    result = []
+    for each in series:
+        siblings = [other for other in series if other.uid == each.uid]
+        differences = []
+        if len({other.echo_ms for other in siblings}) > 1:
+            differences.append("no TE" if each.echo_ms is None else f"TE {each.echo_ms:g} ms")
+        if len({other.image_type for other in siblings}) > 1:
+            differences.append("\\".join(each.image_type))
+        result.append(replace(each, part=", ".join(differences)))
+    return result
 
 
 def _problem(frames: list[Frame]) -> str | None:

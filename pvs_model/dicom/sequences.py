@@ -41,11 +41,11 @@ class Selection:
 
     Attributes:
         chosen: Series by sequence.
-        reasons: Label of each series -> its sequence, or the reason why it is not used.
+        reasons: Sequence of each series, or the reason why it is not used.
     """
 
     chosen: Mapping[str, Series]
-    reasons: Mapping[str, str]
+    reasons: Mapping[Series, str]
 
 
 def recognise(series: Series) -> tuple[str | None, str]:
@@ -134,14 +134,14 @@ def select(study: Study, choices: Choices = ()) -> Selection:
             )
         if candidates:
             chosen[sequence] = candidates[0]
-    reasons = {series.label: f"{name} ({why})" if name else why for series, (name, why) in recognised.items()}
+    reasons = {series: f"{name} ({why})" if name else why for series, (name, why) in recognised.items()}
     for sequence, series in chosen.items():
         if series.problem is not None:
             raise LayoutError(f"expected a volume in series {series.label}, got {series.problem}")
         if recognised[series][0] != sequence:
-            reasons[series.label] = f"{sequence} (as chosen)"
+            reasons[series] = f"{sequence} (as chosen)"
     if not chosen:
-        listed = "; ".join(f"{label}: {why}" for label, why in reasons.items())
+        listed = "; ".join(f"{series.label}: {why}" for series, why in reasons.items())
         raise LayoutError(f"expected a T1w, T2w or FLAIR series, got {listed}: choose with --series T2w=UID")
     return Selection(chosen, reasons)
 

@@ -272,7 +272,7 @@ def all_sets(prediction: BoolArray, reference: BoolArray, spacing_mm: Triple) ->
 
 
 def penalty_scores(reference: BoolArray, spacing_mm: Triple) -> tuple[Overlap, dict[str, Values]]:
-    """Returns the scores of a missing prediction: those of an empty mask, and ``PENALTY`` where these have no value."""
+    """Returns the scores of a missing prediction: those in ``PENALTY``, and for the others those of an empty mask."""
     o, sets = all_sets(np.zeros_like(reference), reference, spacing_mm)
     return o, {name: {**values, **PENALTY[name]} for name, values in sets.items()}
 

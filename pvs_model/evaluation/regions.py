@@ -57,12 +57,10 @@ def regions_of(case: CaseFiles, reference: MaskImage, regions: Regions) -> Regio
     if case.regions:
         return RegionMasks({name: _on(reference, read_region(paths)) for name, paths in case.regions.items()})
     image = can_be_estimated(case, reference, regions)
-    if image is None:
+    if image is None or regions.weights is None:
         return RegionMasks({})
     from pvs_model.anatomy.inference import find_regions
 
-    if regions.weights is None:
-        return RegionMasks({})
     volume = io.read(image)
     anatomy = find_regions(volume, regions.weights)
     masks = {name: MaskImage(anatomy.mask(name), volume.grid, image) for name in CHALLENGE_REGIONS}

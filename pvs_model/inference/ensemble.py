@@ -39,11 +39,6 @@ class Group:
         return self.config.view
 
     @property
-    def in_channels(self) -> int:
-        """Channels of the image that the networks take."""
-        return self.config.in_channels
-
-    @property
     def regions(self) -> bool:
         """Whether the networks take a channel of basal ganglia and centrum semiovale after the sequences."""
         return self.config.regions

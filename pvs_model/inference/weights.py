@@ -141,7 +141,7 @@ class _Member(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _EnsembleEntry:
+class EnsembleEntry:
     """The entry of an ensemble in a manifest; raises ValueError for values that cannot be used."""
 
     members: list[_Member]
@@ -153,7 +153,7 @@ class _EnsembleEntry:
     combine: str
 
     @classmethod
-    def parse(cls, entry: Mapping[str, Any]) -> _EnsembleEntry:
+    def parse(cls, entry: Mapping[str, Any]) -> EnsembleEntry:
         return cls(
             members=[_Member.parse(member) for member in entry["members"]],
             threshold=float(entry["threshold"]),
@@ -166,7 +166,7 @@ class _EnsembleEntry:
 
     @property
     def problem(self) -> str | None:
-        """What is wrong with the values, if anything."""
+        """The rest of the sentence "expected an ensemble ..." if its values cannot be used."""
         if (
             not self.members
             or not 0 < self.threshold < 1
@@ -244,7 +244,7 @@ class Weights:
             )
         return TextEncoder(folder).encode([prompt])[0]
 
-    def _entry(self, configuration: str) -> _EnsembleEntry:
+    def _entry(self, configuration: str) -> EnsembleEntry:
         path, ensembles = self.manifest.path, self.manifest.content.get("ensembles")
         if isinstance(ensembles, dict) and configuration not in ensembles:
             raise WeightsError(
@@ -252,7 +252,7 @@ class Weights:
                 f"{' and '.join(sorted(ensembles)) or 'none'} alone: python -m pvs_model release adds one"
             )
         try:
-            entry = _EnsembleEntry.parse(self.manifest.content["ensembles"][configuration])
+            entry = EnsembleEntry.parse(self.manifest.content["ensembles"][configuration])
         except (KeyError, TypeError, ValueError) as error:
             raise WeightsError(f"{path}: expected a {configuration} ensemble, got {error!r}") from error
         if entry.problem is not None:

@@ -192,17 +192,17 @@ class Bids(Layout):
                 if not os.access(anat, os.R_OK | os.X_OK):
                     problem = f"{anat}: expected a folder of images, got one that cannot be read"
             chosen = {} if problem else {key: by_sequence[key][0] for key in SEQUENCES if key in by_sequence}
-            cases.append(self._case(root, below, chosen, problem))
+            cases.append(self._case(below, chosen, problem))
         for folder in [root, *(path for path, _ in _subjects(root) if not self._is_excluded(path))]:
             for path in _entries(folder):
                 if self.excludes(path):
                     continue
                 expected = path.name == "anat" or path.name.startswith(("sub-", "ses-"))
                 if expected and (problem := broken_link_problem(path)) is not None:
-                    cases.append(self._case(root, path.relative_to(root) / "anat", {}, problem))
+                    cases.append(self._case(path.relative_to(root) / "anat", {}, problem))
                 elif path.name.startswith("sub-") and path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
                     problem = f"{path}: expected a folder of images, got one that cannot be read"
-                    cases.append(self._case(root, path.relative_to(root) / "anat", {}, problem))
+                    cases.append(self._case(path.relative_to(root) / "anat", {}, problem))
         if not cases:
             raise LayoutError(f"{root}: expected {self.description}, got no image in any anat folder")
         return distinct(cases)
@@ -250,7 +250,7 @@ class Bids(Layout):
             by_sequence.setdefault(sequence, {}).setdefault(rank, []).append(path)
         return {sequence: by_rank[min(by_rank)] for sequence, by_rank in by_sequence.items()}
 
-    def _case(self, root: Path, below: Path, chosen: dict[str, Path], problem: str | None) -> Case:
+    def _case(self, below: Path, chosen: dict[str, Path], problem: str | None) -> Case:
         parts = [part for part in below.parts if part != "anat"]
         name = "_".join(parts)
         output = Path(*parts, "anat", f"{name}_space-orig_label-PVS_mask.nii.gz")

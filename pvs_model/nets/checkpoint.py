@@ -9,12 +9,11 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from pvs_model.config import NetworkConfig
 from pvs_model.errors import WeightsError
-from pvs_model.files import write_atomically
+from pvs_model.files import write_tensors
 from pvs_model.nets.base import SegmentationNet
 from pvs_model.nets.model import build
 
@@ -60,11 +59,7 @@ def save(path: Path | str, network: nn.Module, metadata: Mapping[str, str] | Non
 
     config: Any = network.config
 
-    def write(part: Path) -> None:
-        save_file(tensors, part, metadata={**(metadata or {}), CONFIG_KEY: config.to_json()})
-        part.chmod(0o644)  # safetensors makes it readable to its owner only; the container runs as another user
-
-    write_atomically(Path(path), write, WeightsError)
+    write_tensors(Path(path), tensors, {**(metadata or {}), CONFIG_KEY: config.to_json()}, WeightsError)
 
 
 def _to_half(tensor: torch.Tensor) -> torch.Tensor:

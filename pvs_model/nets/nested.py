@@ -107,8 +107,8 @@ class NestedUNet(nn.Module):
         for stage in self.encoder:
             feature = stage(feature)
             rows.append([feature])
-        if enhance is not None and self.levels == 2:  # the row of level 1 is its encoder stage alone
-            rows[1][0] = enhance(rows[1][0])
+        if enhance is not None and self.enhanced == self.levels - 1:  # a row of its encoder stage alone
+            rows[-1][0] = enhance(rows[-1][0])
         for column in range(1, self.levels):
             for level in self._rows(column):
                 key = f"{level}_{column}"

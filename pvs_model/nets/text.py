@@ -21,10 +21,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from pvs_model.errors import PromptError, WeightsError
+from pvs_model.files import write_tensors
 from pvs_model.types import REGIONS, SEQUENCES
 
 #: Classes of slice thickness (the largest voxel spacing, mm) in prompts.
@@ -179,11 +179,6 @@ class TextEncoder:
             raise PromptError(f"{self.folder}: the encoder's weights lack {len(missing)} tensors, e.g. {missing[0]}")
         self._model = model.eval().requires_grad_(False)
 
-    @property
-    def width(self) -> int:
-        """Width of the token embeddings."""
-        return int(self._model.config.hidden_size)
-
     @torch.inference_mode()
     def encode(self, prompts: Sequence[str]) -> list[Tensor]:
         """Returns the token embeddings of the last layer, float32 (T_i, width) per prompt, with the two end tokens.
@@ -212,8 +207,7 @@ def save_cache(path: Path | str, prompts: Sequence[str], embeddings: Sequence[Te
         "tokens": torch.cat(list(embeddings)).to("cpu", torch.float16).contiguous(),
         "lengths": torch.tensor([len(tokens) for tokens in embeddings], dtype=torch.int32),
     }
-    save_file(tensors, path, metadata={"prompts": json.dumps(list(prompts))})
-    Path(path).chmod(0o644)  # safetensors makes it readable to its owner only; the container runs as another user
+    write_tensors(Path(path), tensors, {"prompts": json.dumps(list(prompts))}, WeightsError)
 
 
 class TextCache:

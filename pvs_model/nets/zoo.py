@@ -26,7 +26,7 @@ class ModelSpec:
         config: Configuration of the network.
         description: System that the network is, or is part of.
         source: Paper that proposes the network or compares with it.
-        training: Settings of ``training.settings.TrainingConfig`` that differ from the defaults.
+        training: Settings of ``training.config.TrainingConfig`` that differ from the defaults.
         ablation: Whether this is the graph-fusion network with one change.
     """
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import threading
 
 from pvs_model.types import Volume
+from pvs_model.volume.itk import ITK_LOCK
 
 #: A sequence that covers a smaller share of the reference's field of view cannot belong to the same scan.
 MIN_OVERLAP = 0.05
-#: SimpleITK's number of threads is a setting of the process, which a registration sets to one while it runs.
-ITK_LOCK = threading.Lock()
 
 
 def align(volumes: dict[str, Volume], register: bool = False) -> tuple[dict[str, Volume], list[str], dict[str, float]]:

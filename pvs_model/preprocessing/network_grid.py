@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from pvs_model.config import THICK_SLICE_MM
+from pvs_model.config import is_thick
 from pvs_model.errors import VolumeError
 from pvs_model.preprocessing.prepare import Prepared
 from pvs_model.types import PLANES, Affine, AnyArray, BoolArray, FloatArray, Grid, Mask, Region, Triple, Volume
@@ -101,7 +101,7 @@ class NetworkGrid:
 
 def choose_configuration(grid: Grid) -> str:
     """Chooses "3d" below 2.5 mm slice thickness (the largest voxel spacing), "2d" otherwise."""
-    return "3d" if max(grid.spacing_mm) < THICK_SLICE_MM - 1e-4 else "2d"  # affines are stored as float32
+    return "2d" if is_thick(max(grid.spacing_mm)) else "3d"
 
 
 def target_spacing(spacing_mm: Triple, spatial_dims: int, in_plane_mm: Range, through_plane_mm: Range) -> Triple:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pvs_model.errors import VolumeError
-from pvs_model.preprocessing.alignment import ITK_LOCK, MIN_OVERLAP
+from pvs_model.preprocessing.alignment import MIN_OVERLAP
 from pvs_model.types import SEQUENCES, BoolArray, Case, FloatArray, Grid, Volume
+from pvs_model.volume.itk import ITK_LOCK
 
 if TYPE_CHECKING:
     from pvs_model.anatomy.regions import Anatomy

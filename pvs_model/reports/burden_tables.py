@@ -56,8 +56,7 @@ def score_of(score: EstimatedScore) -> dict[str, Any]:
         source += f", on axial slice {first}" if first == last else f", on axial slices {first} to {last}"
     if score.on_rated_section:
         source += f", on the section {RATED_MM / 10:g} cm above the roof of the lateral ventricle"
-    midbrain = score.region in ("midbrain", "MID")
-    scale = MIDBRAIN_SCALE if midbrain else SCALES.get(score.scale, score.scale)
+    scale = MIDBRAIN_SCALE if score.region == "midbrain" else SCALES.get(score.scale, score.scale)
     return {"region": name_of(score.region), "scale": scale, "score": score.score, "source": source}
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from pvs_model import __version__, files
 from pvs_model.burden.records import ALL, OTHER, Burden
 from pvs_model.burden.subregions import CSO
-from pvs_model.config import THICK_SLICE_MM
+from pvs_model.config import THICK_SLICE_MM, is_thick
 from pvs_model.reports.burden_tables import burden_rows, count_of, outside_of, score_of
 from pvs_model.reports.html import SCRIPT, VIEWER_SCRIPT, number, render
 from pvs_model.reports.regions import OTHER_WM, name_of, style_of
@@ -219,7 +219,7 @@ def _network(configuration: str, members: object, thickest_mm: float) -> str:
     sentence = name
     if isinstance(members, int) and members > 1:
         sentence += f", the mean of {members} networks"
-    thick = thickest_mm >= THICK_SLICE_MM - 1e-4
+    thick = is_thick(thickest_mm)
     if name == ("2D" if thick else "3D"):
         than = "is not below" if thick else "is below"
         sentence += f": the largest voxel spacing, {thickest_mm:.3g} mm, {than} {THICK_SLICE_MM:g} mm"

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from pvs_model import __version__, files
+from pvs_model.errors import escape_control_characters
 from pvs_model.evaluation.metrics import PAPERS, SETS
 from pvs_model.evaluation.results import MISSING, REFUSED, SCORED, Evaluation, Row, Summary, values_of
 from pvs_model.reports.figures import BOX_FROM, BoxRow, Dot, Scale, box_plots, scatter
-from pvs_model.reports.html import MM3, NO_VALUE, escape_control_characters, evenly_spaced, number, plural, render
+from pvs_model.reports.html import MM3, NO_VALUE, evenly_spaced, number, plural, render
 from pvs_model.reports.regions import NAMES, name_of, style_of
 
 #: Largest numbers of dots and sites drawn, and of cases, rows and sentences listed; the page says what it leaves out.

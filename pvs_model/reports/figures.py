@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
 
-from pvs_model.reports.html import escape_control_characters
+from pvs_model.errors import escape_control_characters
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -113,7 +113,7 @@ def distribution(name: str, description: str, scale: Scale, row: BoxRow, whisker
         whisker: Length of the whiskers at most, in box lengths.
     """
     with _drawing(460, 88, left=14, right=446, bottom=20, top=86) as (figure, axes):
-        titles = _box_row(axes, row, 0.0, 34.0, 20.0, 16.0, scale, whisker, size=4.6)
+        titles = _box_row(axes, row, 0.0, 20.0, 16.0, scale, whisker, size=4.6)
         _value_axis(axes, scale)
         axes.set_ylim(-34, 34)
     return _inline(figure, name, description, titles)
@@ -133,7 +133,7 @@ def box_plots(name: str, description: str, scale: Scale, rows: Sequence[BoxRow])
         for row, height in zip(rows, heights, strict=True):
             half = 6.5 if row.part else 9.0
             y += height / 2
-            titles |= _box_row(axes, row, y, height, half - 2, half, scale, 1.5, size=4.6 if row.part else 5.6)
+            titles |= _box_row(axes, row, y, half - 2, half, scale, 1.5, size=4.6 if row.part else 5.6)
             _row_label(axes, row, y)
             y += height / 2
     return _inline(figure, name, description, titles)
@@ -159,7 +159,6 @@ def _box_row(
     axes: Axes,
     row: BoxRow,
     y: float,
-    height: float,
     spread: float,
     half: float,
     scale: Scale,

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from markupsafe import Markup
 
+from pvs_model.errors import escape_control_characters
+
 if TYPE_CHECKING:
     from jinja2 import Environment
 
@@ -60,13 +62,6 @@ def finished(value: object) -> object:
     if not isinstance(value, str):
         raise TypeError(f"expected text or a count to put on the page, got {value!r}")
     return escape_control_characters(value)
-
-
-def escape_control_characters(text: str) -> str:
-    """Returns text with its unprintable and direction-changing characters spelt out."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def number(value: float | None, digits: int = 1) -> str:

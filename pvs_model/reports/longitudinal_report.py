@@ -8,7 +8,7 @@ from typing import Any
 
 from pvs_model import __version__, files
 from pvs_model.burden.change import GONE, NEW, OUTSIDE, STABLE, Change, Visit
-from pvs_model.config import THICK_SLICE_MM
+from pvs_model.config import is_thick
 from pvs_model.reports.cohort_index import relative_link
 from pvs_model.reports.html import NO_VALUE, number, plural, render
 from pvs_model.reports.regions import name_of, short_name_of
@@ -45,7 +45,7 @@ def warnings_of(visits: Sequence[Visit], errors_mm: Mapping[str, float]) -> list
     first, *others = visits
     sentences = []
     thickest = max(max(spacing_of(visit.affine)) for visit in visits)
-    if thickest >= THICK_SLICE_MM:
+    if is_thick(thickest):
         sentences.append(f"Slices of {thickest:.3g} mm: counts vary, and most PVS called new or gone are neither.")
     for visit in others:
         pairs = list(zip(spacing_of(first.affine), spacing_of(visit.affine), strict=True))

@@ -14,7 +14,13 @@ FORMATS = (".png", ".svg")
 
 
 class PlotError(PVSError):
-    """The file's ending is of no supported format."""
+    """The file's ending is of no supported format, or it cannot be written."""
+
+
+def check_format(target: Path) -> None:
+    """Raises ``PlotError`` unless a file's ending is one of ``FORMATS``."""
+    if target.suffix.lower() not in FORMATS:
+        raise PlotError(f"{target}: expected a name that ends in {' or '.join(FORMATS)}, got {target.suffix or 'none'}")
 
 
 def plot_stability(stability: Stability, target: Path) -> None:
@@ -24,10 +30,9 @@ def plot_stability(stability: Stability, target: Path) -> None:
     the share of resamples, a cross the position in the full ranking, a line the 95 % interval, independent of colour.
 
     Raises:
-        PlotError: another ending.
+        PlotError: Another ending, or the file cannot be written.
     """
-    if target.suffix.lower() not in FORMATS:
-        raise PlotError(f"{target}: expected a name that ends in {' or '.join(FORMATS)}, got {target.suffix or 'none'}")
+    check_format(target)
     import matplotlib
     from matplotlib.figure import Figure
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from pvs_model.types import AnyArray, BoolArray, FloatArray, Mask, Triple
 from pvs_model.volume.components import Labels, label_components, largest_component
-from pvs_model.volume.geometry import find_slice_axis
+from pvs_model.volume.geometry import crop_to, find_slice_axis
 
 Corner = tuple[int, int]
 
@@ -234,13 +234,7 @@ def choose_slices(
 
 def box_of(mask: BoolArray) -> tuple[slice, slice, slice] | None:
     """Returns the smallest box with all of a mask; None for an empty one."""
-    box = []
-    for axis in range(3):
-        hit = np.flatnonzero(mask.any(tuple(other for other in range(3) if other != axis)))
-        if not len(hit):
-            return None
-        box.append(slice(int(hit[0]), int(hit[-1]) + 1))
-    return box[0], box[1], box[2]
+    return crop_to(mask).slices if mask.any() else None
 
 
 def frame(region: BoolArray, within: BoolArray, spacing_mm: Triple) -> tuple[slice, slice, slice]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pvs_model.config import THICK_SLICE_MM
+from pvs_model.config import is_thick
 from pvs_model.simulation import artefacts
 from pvs_model.simulation.head import INDEX, INTRACRANIAL, TISSUES, tissue_ids
 from pvs_model.simulation.parameters import ScanParams
@@ -152,5 +152,5 @@ def _foreground(scene: Scene, params: ScanParams) -> Tensor:
         return torch.ones(shape, dtype=torch.bool, device=scene.pvs_fraction.device)
     inside = [*tissue_ids(*INTRACRANIAL), *range(len(TISSUES), len(scene.fractions))]
     share = scene.fractions[inside].sum(0, dtype=torch.int32).float() / 255
-    x, y, z = (0.0 if v >= THICK_SLICE_MM else params.mask_smooth_mm / v for v in scene.voxel_mm)
+    x, y, z = (0.0 if is_thick(v) else params.mask_smooth_mm / v for v in scene.voxel_mm)
     return artefacts.blur(share[None], (x, y, z))[0] >= params.mask_threshold

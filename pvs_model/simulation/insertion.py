@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
-from pvs_model.config import THICK_SLICE_MM
+from pvs_model.config import is_thick
 from pvs_model.simulation import artefacts
 from pvs_model.simulation.acquisition import MIN_NOISE
 from pvs_model.simulation.head import BASAL_GANGLIA, CENTRUM_SEMIOVALE, FIELD_MM, INDEX, pvs_directions
@@ -128,7 +128,7 @@ def insert_with(scan: RealScan, params: InsertionParams) -> InsertedCase:
         if not present:
             continue
         image = scan.images[channel]
-        x, y, z = (0.0 if v >= THICK_SLICE_MM else params.psf[channel] for v in scan.voxel_mm)
+        x, y, z = (0.0 if is_thick(v) else params.psf[channel] for v in scan.voxel_mm)
         share = artefacts.blur(torch.from_numpy(signal)[None], (x, y, z))[0].numpy()
         contrast = np.float32(scan.csf_intensity[channel]) - local_mean(image, scan.insertion_sites, scan.voxel_mm)
         images[channel] = np.where(share > 0, image + share * contrast, image)

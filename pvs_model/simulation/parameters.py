@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from pvs_model.config import THICK_SLICE_MM
+from pvs_model.config import is_thick
 from pvs_model.simulation.tissue_contrast import draw_signals
 from pvs_model.types import Triple
 
@@ -193,7 +193,7 @@ def draw_scene(
     d = _Draw(seed)
     whole = target == "whole"
     empty = d.chance(empty_share)
-    thin_share = 0.7 if max(voxel_mm) < THICK_SLICE_MM else 0.5  # thick slices show few thin ones
+    thin_share = 0.5 if is_thick(max(voxel_mm)) else 0.7  # thick slices show few thin ones
     subject = subject or d.pick(thin=thin_share, wide=1 - thin_share)
     thin = subject == "thin"
     crowded = 1.0 if whole or d.chance(0.5) else 2.5  # half of the patches contain more PVS

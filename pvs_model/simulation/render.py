@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pvs_model.config import THICK_SLICE_MM
+from pvs_model.config import is_thick
 from pvs_model.simulation import artefacts
 from pvs_model.simulation.head import BASAL_GANGLIA, CENTRUM_SEMIOVALE, FIELD_MM, TISSUES, VOXEL_MM, HeadModel
 from pvs_model.simulation.parameters import SceneParams
@@ -73,12 +73,12 @@ class Scene:
 
 def labelling_threshold(voxel_mm: Triple) -> float:
     """Returns the partial-volume fraction from which the coverage rule labels a voxel; lower for thick slices."""
-    return LABELLING_THRESHOLD_THICK if max(voxel_mm) >= THICK_SLICE_MM else LABELLING_THRESHOLD
+    return LABELLING_THRESHOLD_THICK if is_thick(max(voxel_mm)) else LABELLING_THRESHOLD
 
 
 def oversampling(voxel_mm: Triple) -> list[int]:
     """Returns the fine voxels per acquired voxel and axis; they are at most 0.56 mm, 0.75 mm across thick slices."""
-    return [math.ceil(v / (0.56 if v < THICK_SLICE_MM else 0.75)) for v in voxel_mm]
+    return [math.ceil(v / (0.75 if is_thick(v) else 0.56)) for v in voxel_mm]
 
 
 def rotation(degrees: Triple) -> Tensor:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pvs_model.config import THICK_SLICE_MM
+from pvs_model.config import is_thick
 from pvs_model.simulation.acquisition import acquire
 from pvs_model.simulation.head import BASAL_GANGLIA, CENTRUM_SEMIOVALE, VOXEL_MM, HeadModel
 from pvs_model.simulation.parameters import ScanParams, SceneParams, draw_scan, draw_scene
@@ -74,7 +74,7 @@ def whole_scene(
     """Draws a scene of the whole brain with PVS in all regions; ``subject`` as for ``draw_scene``."""
     params = draw_scene(seed, (8, 8, 8), voxel_mm, plane, target="whole", empty_share=0.0, subject=subject)
     where = torch.nonzero(head.regions[::4, ::4, ::4]).cpu()
-    extent = (where.amax(0) - where.amin(0) + 1) * 4 * VOXEL_MM * torch.tensor(params.scale)[list(PLANES["axial"])]
+    extent = (where.amax(0) - where.amin(0) + 1) * 4 * VOXEL_MM * torch.tensor(params.scale)
     axes = PLANES[plane]
     shape = [int((float(extent[a]) + 2 * margin_mm) / v) for a, v in zip(axes, voxel_mm, strict=True)]
     return replace(params, shape=(shape[0], shape[1], shape[2]))
@@ -98,7 +98,7 @@ def simulate(
         >>> case = simulate(make_phantom(0), seed=1, voxel_mm=(1.0, 1.0, 3.0))  # doctest: +SKIP
     """
     scene = scene or whole_scene(head, seed, voxel_mm, plane)
-    scan = scan or draw_scan(seed, 2 if max(voxel_mm) >= THICK_SLICE_MM else 3, complete=True)
+    scan = scan or draw_scan(seed, 2 if is_thick(max(voxel_mm)) else 3, complete=True)
     return acquire_case(render(scene, head), scene, scan)
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pvs_model.config import THICK_SLICE_MM
+from pvs_model.config import is_thick
 
 #: Contrast-to-noise ratios: from ``VISIBLE`` all annotators mark a PVS, up to ``HIDDEN`` none does.
 VISIBLE, HIDDEN = 2.5, 1.0
@@ -33,7 +33,7 @@ def neighbourhood(voxel_mm: tuple[float, float, float]) -> tuple[int, int, int]:
     >>> neighbourhood((0.5, 0.5, 6.0))
     (7, 7, 1)
     """
-    x, y, z = (1 if v >= THICK_SLICE_MM else 2 * max(1, int(NEIGHBOURHOOD_MM / 2 / v + 1e-6)) + 1 for v in voxel_mm)
+    x, y, z = (1 if is_thick(v) else 2 * max(1, int(NEIGHBOURHOOD_MM / 2 / v + 1e-6)) + 1 for v in voxel_mm)
     return x, y, z
 
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pvs_model.errors import WeightsError
-from pvs_model.files import write_atomically
+from pvs_model.files import write_tensors
 from pvs_model.nets.checkpoint import fill, tensors_of
 
 STATE = "state.safetensors"
@@ -102,12 +102,7 @@ class TrainingState:
             WeightsError: It cannot be written.
         """
         metadata = {"facts": json.dumps(asdict(self.progress))}
-
-        def write(part: Path) -> None:
-            save_file(self.tensors(), part, metadata=metadata)
-            part.chmod(0o644)  # safetensors makes it readable to its owner only
-
-        write_atomically(folder / STATE, write, WeightsError)
+        write_tensors(folder / STATE, self.tensors(), metadata, WeightsError)
         for old in [folder / SHARDS, *folder.glob("state-*.safetensors")]:
             old.unlink(missing_ok=True)
 

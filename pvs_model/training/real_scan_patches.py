@@ -25,10 +25,11 @@ from torch import Tensor
 
 from pvs_model.anatomy.inference import find_regions
 from pvs_model.anatomy.regions import CLASS, STRUCTURES, Anatomy
-from pvs_model.config import THICK_SLICE_MM, NetworkConfig
+from pvs_model.config import NetworkConfig, is_thick
 from pvs_model.datasets.insertion_sites import find_insertion_sites
 from pvs_model.errors import PVSError, VolumeError
-from pvs_model.files import write_atomically
+from pvs_model.files import sha256_of, write_tensors
+from pvs_model.inference.weights import ANATOMY
 from pvs_model.layouts.base import entries
 from pvs_model.layouts.names import group
 from pvs_model.nets.slices import stack_slices
@@ -147,7 +148,9 @@ def load_unlabelled_scan(images: dict[str, Path], weights: Path, cache: Path | N
             stack[channel] = resample_onto(volumes[name], grid).data
     present = (SEQUENCES[0] in volumes, SEQUENCES[1] in volumes, SEQUENCES[2] in volumes)
     name = images[reference].name
-    digest = hashlib.sha256(f"{CACHE_FORMAT} {reference}".encode())
+    network = weights / ANATOMY
+    checksum = sha256_of(network) if network.is_file() else ""  # the regions are those of this network
+    digest = hashlib.sha256(f"{CACHE_FORMAT} {reference} {checksum}".encode())
     for sequence in sorted(images):
         digest.update(images[sequence].read_bytes())
     cached = cache / f"scan-{name}-{digest.hexdigest()[:12]}.safetensors" if cache is not None else None
@@ -161,15 +164,12 @@ def load_unlabelled_scan(images: dict[str, Path], weights: Path, cache: Path | N
 
 
 def _to_cache(path: Path, scan: UnlabelledScan) -> None:
-    from safetensors.numpy import save_file
-
     part, masks = scan.background, {name: getattr(scan, name) for name in ("certain", "head", "brain")}
     arrays = {
         "tissues": part.tissues, "regions": part.regions, "insertion_sites": part.insertion_sites.astype(np.uint8),
         "fluid": np.array(part.csf_intensity), "levels": scan.levels,
     } | {name: mask.astype(np.uint8) for name, mask in masks.items()}  # fmt: skip
-    content = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    write_atomically(path, lambda file: save_file(content, file))
+    write_tensors(path, arrays)
 
 
 def _from_cache(
@@ -200,7 +200,7 @@ def unlabelled_scan(
         VolumeError: There is no insertion site, or thick slices are not axial.
     """
     spacing = reference.spacing_mm
-    if max(spacing[:2]) >= THICK_SLICE_MM:
+    if is_thick(max(spacing[:2])):
         raise VolumeError(f"{name}: expected axial slices where they are thick, got a spacing of {spacing}")
     tissues = np.full(anatomy.labels.shape, INDEX["other"], np.uint8)
     may_hold = np.zeros(anatomy.labels.shape, bool)
@@ -221,7 +221,7 @@ def unlabelled_scan(
     sites = find_insertion_sites(images, corrected, present, tissues, brain & anatomy.brain, spacing)
     if not sites.mask.any():
         raise VolumeError(f"{name}: expected white matter or deep nuclei that PVS can be inserted into, got none")
-    distance = ndimage.distance_transform_edt(~may_hold, sampling=[s if s < THICK_SLICE_MM else 1e3 for s in spacing])
+    distance = ndimage.distance_transform_edt(~may_hold, sampling=[1e3 if is_thick(s) else s for s in spacing])
     levels = np.zeros((2, 3, 2))
     for row, mask in enumerate((head, brain)):
         for channel in np.flatnonzero(present):
@@ -247,7 +247,7 @@ class RealScanPatches:
         Raises:
             VolumeError: The network can use none of the scans.
         """
-        self.scans = [s for s in scans if config.dimensions == 2 or s.thickness_mm < THICK_SLICE_MM]
+        self.scans = [s for s in scans if config.dimensions == 2 or not is_thick(s.thickness_mm)]
         if not self.scans:
             raise VolumeError("--scans: expected scans with slices below 2.5 mm for a 3D network, got none")
         self.config, self.patch, self.seed = config, patch, seed
@@ -260,7 +260,7 @@ class RealScanPatches:
         available = [c for c in range(3) if scan.background.present[c]]
         present = rng.sample(available, rng.randint(1, len(available))) if rng.random() < DROPPED else available
         spacing, merged = scan.background.voxel_mm, 1
-        if self.config.dimensions == 2 and spacing[2] < THICK_SLICE_MM:
+        if self.config.dimensions == 2 and not is_thick(spacing[2]):
             merged = max(2, round(rng.uniform(*SLABS_MM) / spacing[2]))
         side = self.patch + 2 * MARGIN
         sides = (side, side, SLICES * merged if self.config.dimensions == 2 else side)
@@ -346,11 +346,11 @@ class RealScanPatches:
         ratio = rng.uniform(1.2, 2.0) if rng.random() < 0.2 else 1.0
         for c in present:
             image = part.images[c]
-            blur = tuple(0.0 if v >= THICK_SLICE_MM else psf[c] for v in part.voxel_mm)
+            blur = tuple(0.0 if is_thick(v) else psf[c] for v in part.voxel_mm)
             share = artefacts.blur(torch.from_numpy(signal)[None], blur)  # type: ignore[arg-type]
             contrast = np.float32(part.csf_intensity[c]) - local_mean(image, part.insertion_sites, part.voxel_mm)
             layers = merge(torch.cat([torch.from_numpy(image)[None], share * torch.from_numpy(contrast)]))
-            in_plane = (worse, worse, 0.0 if voxel[2] >= THICK_SLICE_MM else worse)
+            in_plane = (worse, worse, 0.0 if is_thick(voxel[2]) else worse)
             layers = artefacts.blur(layers, in_plane)
             layers = artefacts.regrid(layers, ratio, ratio / 2, 0)
             scale = float(np.median(np.abs(contrast[part.insertion_sites]))) if part.insertion_sites.any() else 0.0

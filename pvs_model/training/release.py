@@ -14,7 +14,7 @@ from pvs_model.anatomy.network import load as load_anatomy_network
 from pvs_model.config import MANIFEST, SLICES, TRAINED_RANGE, NetworkConfig, shipped_weights
 from pvs_model.errors import WeightsError
 from pvs_model.files import sha256_of, write_atomically, write_text
-from pvs_model.inference.weights import ANATOMY, COMBINE, FORMAT
+from pvs_model.inference.weights import ANATOMY, COMBINE, FORMAT, EnsembleEntry
 from pvs_model.nets import checkpoint
 
 #: Embeddings of the standard prompts, beside the shipped weights.
@@ -84,7 +84,8 @@ def release(
 
     Raises:
         ValueError: There is not one group per network, or ``combine`` is unknown.
-        WeightsError: A file holds no trained network, or one for other scans.
+        WeightsError: A file holds no trained network, or one for other scans; a network would be overwritten before it
+            is copied; a value cannot be used. Nothing is copied then.
     """
     if groups is not None and len(groups) != len(networks):
         raise ValueError(f"groups must be one per network, got {len(groups)} for {len(networks)}")
@@ -92,15 +93,17 @@ def release(
         raise ValueError(f"combine must be one of {COMBINE}, got {combine!r}")
     metadata = [_read(source) for source in networks]
     _check_configuration(configuration, networks, [config for config, _, _ in metadata])
+    targets = [folder / f"{configuration}_fold{fold}.safetensors" for fold in range(len(networks))]
+    for fold, source in enumerate(networks):
+        if source.resolve() in [target.resolve() for target in targets[:fold]]:
+            raise WeightsError(f"{source}: expected a network that no other one overwrites: copy it elsewhere first")
     manifest = _manifest(folder)
     members = []
     for fold, (source, (config, training, facts)) in enumerate(zip(networks, metadata, strict=True)):
-        target = folder / f"{configuration}_fold{fold}.safetensors"
-        _copy(source, target)
         members.append(
             {
-                "file": target.name,
-                "sha256": sha256_of(target),
+                "file": targets[fold].name,
+                "sha256": sha256_of(source),
                 "network": json.loads(config.to_json()),
                 "steps": int(facts["steps"]),
                 **{name: training[name] for name in TRAINING_KEYS},
@@ -123,6 +126,10 @@ def release(
     }
     if combine != "mean":
         manifest["ensembles"][configuration]["combine"] = combine
+    if problem := EnsembleEntry.parse(manifest["ensembles"][configuration]).problem:
+        raise WeightsError(f"{folder}: expected a {configuration} ensemble {problem}")
+    for source, target in zip(networks, targets, strict=True):
+        _copy(source, target)
     text = folder / SHIPPED_TEXT.name
     if not text.is_file():  # a new folder: the prompts are the same for every network
         _copy(SHIPPED_TEXT, text)

@@ -251,10 +251,6 @@ class Crop:
         shift[:3, 3] = [part.start for part in self.slices]
         return affine @ shift
 
-    def volume(self, volume: Volume) -> Volume:
-        """Crops a volume to the box, keeping its position in space."""
-        return Volume(self.apply(volume.data), self.affine(volume.affine), volume.source)
-
 
 def crop_to(mask: AnyArray, margin: int | tuple[int, int, int] = 0) -> Crop:
     """Returns the bounding box of the non-zero voxels of a mask.

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,9 @@ NOTE = "MadeFrom"
 
 #: RAS+ to LPS+ and back.
 LPS = np.diag([-1.0, -1.0, 1.0])
+
+#: SimpleITK's number of threads is a setting of the process, which a registration sets to one. Re-entrant.
+ITK_LOCK = threading.RLock()
 
 
 def _sitk() -> Any:
@@ -90,6 +96,34 @@ def itk_geometry(affine: Affine) -> tuple[list[float], list[float], list[float]]
     return list(spacing), [float(o) for o in origin], [float(d) for d in direction.ravel()]
 
 
+def to_itk(voxels: AnyArray, geometry: tuple[list[float], list[float], list[float]]) -> Any:
+    """Returns a SimpleITK image of voxels (x, y, z) with (spacing, origin, direction) in LPS+."""
+    import SimpleITK
+
+    sitk: Any = SimpleITK
+    image = sitk.GetImageFromArray(np.ascontiguousarray(voxels.transpose(2, 1, 0)))
+    spacing, origin, direction = geometry
+    image.SetSpacing(spacing)
+    image.SetOrigin(origin)
+    image.SetDirection(direction)
+    return image
+
+
+@contextmanager
+def one_itk_thread() -> Iterator[None]:
+    """Limits SimpleITK to one thread, as the order of sums over several varies; holds ``ITK_LOCK``."""
+    import SimpleITK
+
+    process: Any = SimpleITK.ProcessObject
+    with ITK_LOCK:
+        threads = process.GetGlobalDefaultNumberOfThreads()
+        process.SetGlobalDefaultNumberOfThreads(1)
+        try:
+            yield
+        finally:
+            process.SetGlobalDefaultNumberOfThreads(threads)
+
+
 def write_itk(
     path: Path,
     voxels: AnyArray,
@@ -102,11 +136,7 @@ def write_itk(
         VolumeError: The file cannot be written.
     """
     sitk = _sitk()
-    image = sitk.GetImageFromArray(np.ascontiguousarray(voxels.transpose(2, 1, 0)))
-    spacing, origin, direction = geometry
-    image.SetSpacing(spacing)
-    image.SetOrigin(origin)
-    image.SetDirection(direction)
+    image = to_itk(voxels, geometry)
     if note:
         image.SetMetaData(NOTE, note)
     write_atomically(

@@ -16,6 +16,7 @@ import numpy as np
 
 from pvs_model.types import Affine, BoolArray, Float64Array, FloatArray, Grid, Volume
 from pvs_model.volume import geometry
+from pvs_model.volume.itk import itk_geometry, one_itk_thread, to_itk
 
 #: Spacing of the comparison, mm: sufficient for gross shifts, at a cost of seconds.
 GRID_MM = 4.0
@@ -137,8 +138,8 @@ def register(fixed: Volume, moving: Volume) -> RigidFit:
     grid, fixed_data, _ = _coarse(fixed)
     small = geometry.block_average(moving, _factors(moving))
     before = _agreement_at(fixed_data, small, grid, np.eye(4))
-    fixed_image = _image(geometry.block_average(fixed, _factors(fixed, 2.0)))
-    moving_image = _image(geometry.block_average(moving, _factors(moving, 2.0)))
+    finer = [geometry.block_average(volume, _factors(volume, 2.0)) for volume in (fixed, moving)]
+    fixed_image, moving_image = (to_itk(volume.data, itk_geometry(volume.affine)) for volume in finer)
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(_BINS)
     method.SetMetricSamplingStrategy(method.REGULAR)
@@ -155,13 +156,8 @@ def register(fixed: Volume, moving: Volume) -> RigidFit:
     middle = [(n - 1) / 2 for n in fixed_image.GetSize()]
     start.SetCenter(fixed_image.TransformContinuousIndexToPhysicalPoint(middle))
     method.SetInitialTransform(start, inPlace=True)
-    # One thread for deterministic sums; the metric only respects the global number of threads.
-    threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-    try:
+    with one_itk_thread():  # the metric only respects the global number of threads
         method.Execute(fixed_image, moving_image)
-    finally:
-        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
     # SimpleITK maps points of the fixed image to the moving one, in LPS+.
     flip = np.diag([-1.0, -1.0, 1.0, 1.0])
     pull = np.eye(4)
@@ -233,20 +229,6 @@ def _largest_displacement(transform: Affine, grid: Grid) -> float:
     corners[:, :3] *= np.array(grid.shape) - 1
     points = corners @ grid.affine.T
     return float(np.linalg.norm((points @ transform.T - points)[:, :3], axis=1).max())
-
-
-def _image(volume: Volume) -> Any:
-    import SimpleITK
-
-    from pvs_model.volume.itk import itk_geometry
-
-    sitk: Any = SimpleITK
-    image = sitk.GetImageFromArray(np.ascontiguousarray(volume.data.transpose(2, 1, 0)))
-    spacing, origin, direction = itk_geometry(volume.affine)
-    image.SetSpacing(spacing)
-    image.SetOrigin(origin)
-    image.SetDirection(direction)
-    return image
 
 
 @dataclass(frozen=True)

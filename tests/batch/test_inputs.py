@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import logging
 import os
@@ -19,8 +20,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pvs_model import cli
-from pvs_model.batch import Part
-from pvs_model.commands import segment
+from pvs_model.batch import Part, inputs
+from pvs_model.commands import cohort, segment, validate
+from pvs_model.config import InferenceConfig
 from tests import processes
 
 ROOT = Path(__file__).parents[2]
@@ -30,6 +32,16 @@ WriteBody = Callable[..., dict[str, Path]]
 def run(source: Path, output: Path, weights: Path, *more: str) -> int:
     given = ["--input", str(source), "--output", str(output), "--weights", str(weights), "--device", "cpu"]
     return segment.main([*given, "--backend", "torch", *more])
+
+
+def test_options_of_the_inference_are_those_given(tmp_path: Path) -> None:
+    for command, positional in ((segment, []), (cohort, ["IN", "OUT"]), (validate, ["IN"])):
+        parser = argparse.ArgumentParser()
+        command.add_arguments(parser)
+        options = ["--weights", str(tmp_path), "--no-anatomy", "--n4", "--resume", "--workers", "3"]
+        args = parser.parse_args([*positional, *options])
+        assert inputs.inference_config(args) == InferenceConfig(tmp_path, anatomy=False, n4=True, resume=True)
+        assert inputs.inference_config(args, args.workers).workers == 3
 
 
 def hashes(folder: Path) -> dict[str, str]:

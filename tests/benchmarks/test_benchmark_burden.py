@@ -31,6 +31,12 @@ def test_a_cohort_goes_from_none_to_many() -> None:
     assert len(set(basal)) == 20 and max(basal) == pytest.approx(BASAL[1]) and basal != sorted(basal)
 
 
+@pytest.mark.parametrize("cases", [2, 3, 8, 15, 36])
+def test_every_case_of_a_cohort_has_its_own_densities(cases: int) -> None:
+    pairs = [densities(k, cases) for k in range(cases)]
+    assert [len({pair[region] for pair in pairs}) for region in range(2)] == [cases, cases]
+
+
 def test_a_subject_averaged_onto_larger_voxels_keeps_its_amounts(anatomy: HeadModel) -> None:
     scene = render(replace(whole_scene(anatomy, 3, (2.0, 2.0, 2.0)), shape=(32, 30, 28)), anatomy)
     thick = averaged(scene, (1, 1, 4))

@@ -412,6 +412,8 @@ def test_fluid_is_summed_over_each_pvs_and_the_voxels_around_it() -> None:
     # Across thick slices the next voxel is another place: 9 voxels of 3 mm3.
     thick = measure(mask, {}, THICK, pvs_fraction=pvs_fraction)
     assert [p.fluid_mm3 for p in thick.pvs] == pytest.approx([3 * (1.0 + 4), 3 * (0.8 + 4)])
+    rounded = measure(mask, {}, np.diag([1.0, 1.0, 2.49995, 1.0]), pvs_fraction=pvs_fraction)  # 2.5 mm in float32
+    assert [p.fluid_mm3 for p in rounded.pvs] == pytest.approx([2.5 * (1.0 + 4), 2.5 * (0.8 + 4)], rel=1e-3)
     # At the edge of the image there are fewer neighbours, and two that touch share their surroundings once.
     corner = empty()
     corner[0, 0, 0] = True

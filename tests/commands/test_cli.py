@@ -13,6 +13,7 @@ from pvs_model.cli import main
 from pvs_model.commands.demo import AGREED, FALSE, MISSED, overlay
 from pvs_model.layouts import choose
 from pvs_model.volume.io import read_grid, write_volume
+from tests.processes import Python
 
 
 @pytest.fixture
@@ -42,6 +43,23 @@ def test_simulate_writes_cases_that_the_container_reads(
         assert record["source"] in ("a.nii.gz", "b.nii.gz") and record["protocol"] == "1.5 x 1.5 x 3 mm"
     assert "2 cases made, 0 already present" in capsys.readouterr().out
     assert (output / "contact_sheet.png").is_file()
+
+
+#: Runs ``python -m pvs_model`` with a command that is stopped while a thread preprocesses without end.
+STOPPED = """
+import runpy, threading
+from concurrent.futures import ThreadPoolExecutor
+from pvs_model import cli
+ThreadPoolExecutor(1).submit(threading.Event().wait)
+cli.main = lambda: 130
+runpy.run_module("pvs_model", run_name="__main__")
+"""
+
+
+def test_a_stopped_command_does_not_wait_for_preprocessing() -> None:
+    with Python(STOPPED, []) as ran:
+        ran.process.join(30)
+        assert ran.process.exitcode == 130
 
 
 def test_errors_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

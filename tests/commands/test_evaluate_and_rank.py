@@ -79,6 +79,7 @@ def test_the_challenges_tables(capsys: pytest.CaptureFixture[str]) -> None:
         (["--scores", "x"], "--scores: expected NAME[:PHASE]=FILE, got x"),
         (["--truth", "c", "--truth", "d", "--team", "a=b"], "expected a unique name for each of several phases"),
         (["--bootstrap", "-1"], "--bootstrap: expected 0 or more, got -1"),
+        (["--team", "b", "--plot", "x.gif"], "x.gif: expected a name that ends in .png or .svg, got .gif"),
         (["--table", str(ROOT / "docs" / "challenge_table_6_7.csv"), "--plot", "x.png"], "expected scores per case"),
     ],
 )

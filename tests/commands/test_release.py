@@ -67,6 +67,27 @@ def test_settings_follow_from_the_networks(tmp_path: Path, capsys: Any, tiny: di
     assert settings(folds[0], "--threshold", "0.5", "--window", "96")["3d"] == (0.5, 96)
 
 
+def test_networks_that_would_overwrite_each_other_are_refused(tmp_path: Path, capsys: Any) -> None:
+    folder = tmp_path / "mine"
+    words = ["--weights", str(folder), "--threshold", "0.5", "--window", "96", "--network", "3d"]
+    assert cli.main(["release", *(str(SHIPPED / f"3d_fold{k}.safetensors") for k in (0, 1)), *words]) == 0
+    files = [folder / f"3d_fold{k}.safetensors" for k in (0, 1)]
+    before = [path.read_bytes() for path in files]
+    assert cli.main(["release", str(files[1]), str(files[0]), *words]) == 2
+    assert "3d_fold0.safetensors: expected a network that no other one overwrites" in capsys.readouterr().err
+    assert [path.read_bytes() for path in files] == before
+    assert cli.main(["release", str(files[1]), *words]) == 0  # moves down: nothing is lost
+    assert files[0].read_bytes() == before[1]
+
+
+@pytest.mark.parametrize("wrong", [("--threshold", "1.5"), ("--window", "50"), ("--overlap", "1")])
+def test_values_that_no_run_could_use_are_refused(tmp_path: Path, capsys: Any, wrong: tuple[str, str]) -> None:
+    words = ["--threshold", "0.5", "--network", "3d", "--weights", str(tmp_path / "mine"), *wrong]
+    assert cli.main(["release", str(SHIPPED / "3d_fold0.safetensors"), *words]) == 2
+    assert "mine: expected a 3d ensemble with members, a threshold within 0 to 1" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
 def test_a_file_without_the_settings_of_its_training_is_refused(
     tmp_path: Path, capsys: Any, tiny: dict[str, NetworkConfig]
 ) -> None:  # fmt: skip

@@ -66,6 +66,14 @@ def test_insertion_sites_are_tissue_with_its_intensity(brain: npt.NDArray[np.uin
         assert sites.csf_intensity[channel] == pytest.approx(500 * TISSUE_SIGNALS["ventricle"][channel], rel=0.1), name
 
 
+@pytest.mark.parametrize("tissue", ["ventricle", "white_matter"])
+def test_scans_without_the_scale_of_contrast_are_refused(brain: npt.NDArray[np.uint8], tissue: str) -> None:
+    scans = np.stack([scan_of(brain, channel) for channel in range(3)])
+    slab = np.where(is_tissue(brain, tissue), INDEX["putamen"], brain).astype(np.uint8)
+    with pytest.raises(VolumeError, match="ventricles and white matter"):
+        sites_of(slab, scans)
+
+
 def test_errors_of_the_map_are_no_insertion_sites(brain: npt.NDArray[np.uint8]) -> None:
     # The map says white matter, the scan shows grey matter in a block, and fluid in another.
     scans = np.stack([scan_of(brain, channel) for channel in range(3)])

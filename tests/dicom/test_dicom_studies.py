@@ -5,8 +5,10 @@ Geometry is computed by hand from the headers (``scanner.world_mm``), or read by
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from scanner import LPS, references, uid, world_mm, write_multiframe, write_seri
 from pvs_model.burden.measure import measure  # noqa: E402
 from pvs_model.cli import main  # noqa: E402
 from pvs_model.dicom.convert import convert  # noqa: E402
-from pvs_model.dicom.headers import read_studies  # noqa: E402
+from pvs_model.dicom.headers import frames_of, read_studies  # noqa: E402
 from pvs_model.dicom.report import build_report  # noqa: E402
 from pvs_model.dicom.segmentation import build_segmentation, read_headers, write_dicom  # noqa: E402
 from pvs_model.errors import VolumeError  # noqa: E402
@@ -150,6 +152,18 @@ def test_what_headers_lack_and_frames_of_one_file(small: Any, weights: Path, tmp
         np.testing.assert_allclose(places[frames.index(3), 0, 0], (volume.affine @ [0, 0, 2, 1])[:3], atol=1e-3)
 
 
+@pytest.mark.parametrize("write", [write_series, write_multiframe])
+def test_a_slice_at_the_origin_is_kept(small: Any, tmp_path: Path, write: Callable[..., str]) -> None:
+    volume = small.volume("T2w", **GRIDS["thick"])
+    volume.affine[:3, 3] = 0
+    write(tmp_path / "in", volume, "T2w")
+    ((series,),) = (study.series for study in read_studies(tmp_path / "in"))
+    assert series.problem is None
+    assert sum(len(frames_of(header)) for header in read_headers(series)) == volume.data.shape[2]
+    convert(series, tmp_path / "T2w.nii")
+    assert nib.load(tmp_path / "T2w.nii").shape[2] == volume.data.shape[2]
+
+
 def test_a_file_that_pydicom_cannot_read_is_named(small: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Its number of rows is stored as two bytes of a number of four."""
     write_series(tmp_path, small.volume("T2w", **GRIDS["thick"]), "T2w")
@@ -197,6 +211,17 @@ def test_other_studies_go_on(small: Any, weights: Path, tmp_path: Path, capsys: 
     assert f"expected study {uid('another')}, got {uid('whole')}" in capsys.readouterr().err
 
 
+def test_a_complete_study_without_a_report_is_run_again(small: Any, weights: Path, tmp_path: Path) -> None:
+    write_series(tmp_path / "in", small.volume("T2w", **GRIDS["thick"]), "T2w")
+    words = (tmp_path / "in", tmp_path / "out", "--weights", weights, "--resume")
+    assert run(*words) == 0
+    for state in ("written", "complete"):
+        assert run(*words, "--report", tmp_path / "report") == 0
+        record = json.loads((tmp_path / "report" / "run.json").read_text())
+        assert record["state"] == "complete" and [case["state"] for case in record["cases"]] == [state]
+        assert "P-1_20240102,all," in (tmp_path / "report" / "burden.csv").read_text()
+
+
 def test_a_dry_run_lists_every_series(small: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     volume = small.volume("T2w", **GRIDS["thick"])
     write_series(tmp_path, volume, "T2w", number=3, description="t2_space")
@@ -211,6 +236,23 @@ def test_a_dry_run_lists_every_series(small: Any, tmp_path: Path, capsys: pytest
     assert run(tmp_path, tmp_path / "out", "--dry-run", "--series", "T2w=1.2.3") == 2
     assert capsys.readouterr().err == ("error: --series T2w=1.2.3: expected a series of the input, got no such UID\n")
     assert not (tmp_path / "out").exists()
+
+
+def test_echoes_of_one_series_are_listed_with_their_own_reasons(
+    small: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    volume = small.volume("T2w", **GRIDS["thick"])
+    shared = write_series(tmp_path / "a", volume, "T2w", EchoTime=90.0)
+    write_series(tmp_path / "b", volume, "T2w", series="density", EchoTime=15.0)
+    for path in (tmp_path / "b").iterdir():
+        image = pydicom.dcmread(path)
+        image.SeriesInstanceUID = shared
+        image.save_as(path)
+    assert run(tmp_path, tmp_path / "out", "--dry-run") == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        f"  -     1 '' ({shared}, TE 15 ms): the timing (TR 3200 ms, TE 15 ms) is that of no such sequence",
+        f"  T2w   1 '' ({shared}, TE 90 ms): T2w (TR 3200 ms, TE 90 ms)",
+    ]
 
 
 def test_what_holds_no_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

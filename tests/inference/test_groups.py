@@ -322,7 +322,7 @@ def test_views_and_volumes_belong_to_both_kinds(own_weights: Path, tiny: dict[st
     views = [(replace(tiny["2d"], view=view), view) for view in VIEW_AXIS]
     put(own_weights, kind, [*views, (tiny["3d"], "3d"), views[1]])
     ensemble = Weights(own_weights).ensemble(kind)
-    assert [(g.name, g.dimensions, g.view, g.in_channels, len(g.networks)) for g in ensemble.groups] == [
+    assert [(g.name, g.dimensions, g.view, g.config.in_channels, len(g.networks)) for g in ensemble.groups] == [
         ("axial", 2, "axial", 9, 1), ("coronal", 2, "coronal", 9, 2), ("sagittal", 2, "sagittal", 9, 1),
         ("3d", 3, "", 3, 1),
     ]  # fmt: skip

@@ -158,6 +158,19 @@ def test_grid_that_is_nested_below_full_resolution_is_wired_as_drawn() -> None:
         torch.testing.assert_close(mine, its)
 
 
+@pytest.mark.parametrize("level", [0, 1])
+def test_either_level_of_two_is_enhanced_once(level: int) -> None:
+    net = NestedUNet(2, 1, (2, 3), enhanced=level)
+    widths: list[int] = []
+
+    def enhance(feature: Tensor) -> Tensor:
+        widths.append(feature.shape[1])
+        return feature
+
+    net(torch.randn(1, 1, 8, 8), enhance)
+    assert widths == [(2, 3)[level]]
+
+
 def test_plain_unet_is_wired_as_drawn() -> None:
     torch.manual_seed(0)
     net = NestedUNet(2, 2, (2, 3, 4, 5), nested_from=2)

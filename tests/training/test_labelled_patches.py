@@ -15,8 +15,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from pvs_model.anatomy.regions import Anatomy, values_of
 from pvs_model.cli import main
 from pvs_model.config import NETWORK_2D, NETWORK_3D, NetworkConfig
+from pvs_model.datasets import labelled_cases
 from pvs_model.datasets.labelled_cases import LabelledCase, beside, load_cases
 from pvs_model.datasets.simulated_cases import write_case
 from pvs_model.errors import VolumeError
@@ -25,14 +27,14 @@ from pvs_model.nets.slices import stack_slices
 from pvs_model.nets.text import TEMPLATES, TRAINING_TEMPLATES, TextCache, prompt
 from pvs_model.nets.zoo import MODELS
 from pvs_model.preprocessing.network_grid import CROP_MARGIN
-from pvs_model.preprocessing.prepare import prepare, read
+from pvs_model.preprocessing.prepare import Prepared, prepare, read
 from pvs_model.simulation.head import BASAL_GANGLIA, CENTRUM_SEMIOVALE, HeadModel
 from pvs_model.training import loop, segmentation
 from pvs_model.training.batch import Batch
 from pvs_model.training.distributed import DistributedContext
 from pvs_model.training.labelled_patches import LabelledPatches
 from pvs_model.training.sampling import MixedSampler, split
-from pvs_model.types import SEQUENCES
+from pvs_model.types import SEQUENCES, Volume
 from pvs_model.volume import geometry, io
 
 ROOT = Path(__file__).parents[2]
@@ -119,6 +121,29 @@ def test_a_cached_case_is_the_same_and_changes_with_its_files(own: Path, tmp_pat
     io.write_volume(label, volume.data, volume.affine)
     (changed,) = load_cases(own, NETWORK_2D, cache)
     assert len(changed.points) == len(plain.points) - 1 and len(list(cache.iterdir())) == 2
+
+
+def test_the_skull_is_stripped_as_at_inference(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    anatomies: list[Anatomy | None] = []
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "anatomy.safetensors").write_bytes(b"network")
+
+    def estimate(volumes: dict[str, Volume], weights: Path, device: torch.device) -> Anatomy:
+        grid, _ = geometry.to_ras_grid(volumes[geometry.choose_reference(volumes)].grid)
+        brain = np.zeros(grid.shape, bool)
+        brain[: grid.shape[0] // 2] = True
+        return Anatomy(brain.astype(np.uint8) * values_of("CSO")[0], brain)
+
+    def note(volumes: dict[str, Volume], anatomy: Anatomy | None = None) -> Prepared:
+        anatomies.append(anatomy)
+        return prepare(volumes, anatomy=anatomy)
+
+    monkeypatch.setattr(labelled_cases, "estimate_anatomy", estimate)
+    monkeypatch.setattr(labelled_cases, "prepare", note)
+    for weights in (tmp_path / "weights", None):
+        load_cases(own, NETWORK_2D, tmp_path / "cache", weights)
+    assert anatomies[0] is not None and anatomies[1] is None
+    assert len(list((tmp_path / "cache").iterdir())) == 2, "a case of another anatomy network is another one"
 
 
 def test_labels_are_found_beside_the_images(simulated: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -22,7 +23,6 @@ from pvs_model.inference.weights import Weights
 from pvs_model.nets import checkpoint
 from pvs_model.nets.text import TextCache, prompt, thickness_class
 from pvs_model.simulation.head import HeadModel
-from pvs_model.training import checkpoint as state_file
 from pvs_model.training import loop, segmentation
 from pvs_model.training.batch import Batch
 from pvs_model.training.checkpoint import SHARDS, STATE, Progress, read_state
@@ -212,12 +212,20 @@ def test_a_run_killed_while_it_saves_resumes_exactly(
     run_on_case(noise_case, tiny["2d"], tmp_path / "whole")
     run_on_case(noise_case, tiny["2d"], tmp_path / "cut", steps=2)
 
-    def dies(*words: Any, **_: Any) -> None:
-        Path(words[1] if moment == "state" else tmp_path / "rest").write_bytes(b"half a file")
+    def dies(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    def dies_halfway(tensors: Any, path: Path, metadata: Any) -> None:
+        if path.name != STATE:
+            return save_file(tensors, path, metadata)
+        path.write_bytes(b"half a file")
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(*((state_file, "save_file") if moment == "state" else (checkpoint, "save")), dies)
+        if moment == "state":
+            patch.setattr(safetensors.torch, "save_file", dies_halfway)
+        else:
+            patch.setattr(checkpoint, "save", dies)
         run_on_case(noise_case, tiny["2d"], tmp_path / "cut")
     assert read_state(tmp_path / "cut")[0].step == 2
     run_on_case(noise_case, tiny["2d"], tmp_path / "cut")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import threading
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+import SimpleITK
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
@@ -14,6 +16,7 @@ from scipy import ndimage
 from pvs_model.preprocessing.alignment import align
 from pvs_model.types import Volume
 from pvs_model.volume import registration
+from pvs_model.volume.itk import ITK_LOCK, one_itk_thread
 from pvs_model.volume.registration import (
     RigidFit,
     agreement,
@@ -131,6 +134,18 @@ def test_a_symmetric_fit_is_the_middle_of_both_directions(monkeypatch: pytest.Mo
 
 def test_a_fit_that_does_not_help_is_not_kept() -> None:
     assert not register(FIRST, SECOND).accepted
+
+
+def test_one_thread_is_limited_to_its_block_and_excludes_others() -> None:
+    threads = SimpleITK.ProcessObject.GetGlobalDefaultNumberOfThreads
+    before, acquired = threads(), []
+    with pytest.raises(RuntimeError, match="within"), one_itk_thread(), one_itk_thread():  # re-entrant
+        assert threads() == 1
+        other = threading.Thread(target=lambda: acquired.append(ITK_LOCK.acquire(blocking=False)))
+        other.start()
+        other.join()
+        raise RuntimeError("within")
+    assert threads() == before and acquired == [False]
 
 
 # ---- in the pipeline -----------------------------------------------------------------------------------------------

@@ -125,7 +125,7 @@ def add_face(head: LabelMap) -> LabelMap:
     frame = _frame(head)
     signal = head.signal.clone()
     for label, name in BECOMES.items():
-        signal[head.signal == _signal(label)] = FACE[name]
+        signal[head.signal == signal_of(label)] = FACE[name]
     none = torch.zeros(len(FACE), dtype=torch.uint8)
     head = replace(
         head,
@@ -136,7 +136,7 @@ def add_face(head: LabelMap) -> LabelMap:
         frame=torch.from_numpy(frame.astype(np.float32)),
     )
     _continue_neck(head, codes)
-    near_skin = ndimage.maximum_filter(_is(head, _signal(511))[codes], 2 * UNDER_SKIN_MM + 1)
+    near_skin = ndimage.maximum_filter(_is(head, signal_of(511))[codes], 2 * UNDER_SKIN_MM + 1)
     codes[near_skin & _is(head, FACE["soft_tissue"])[codes]] = _code(head, "under_skin")
     return head
 
@@ -206,7 +206,8 @@ def add_fat(image: Tensor, signal: Tensor, mean: Tensor, seed: int, spacing_mm: 
     return torch.where(mixed, image + share * (mean[FACE["fat"]] - mean[FACE["soft_tissue"]]), image)
 
 
-def _signal(label: int) -> int:
+def signal_of(label: int) -> int:
+    """Returns the index of the signal of a label outside the brain."""
     return len(INDEX) + EXTRA_CEREBRAL.index(label)
 
 
@@ -225,8 +226,8 @@ def _frame(head: LabelMap) -> npt.NDArray[np.float64]:
     Without eyes in the map, they are 60 mm apart, 8 mm behind the front of the brain, at a third of its height.
     """
     codes = head.codes.numpy()
-    eyes = np.argwhere(_is(head, _signal(506))[codes])
-    orbit = np.argwhere(_is(head, _signal(508), _signal(530))[codes])
+    eyes = np.argwhere(_is(head, signal_of(506))[codes])
+    orbit = np.argwhere(_is(head, signal_of(508), signal_of(530))[codes])
     if len(eyes) < 500:
         brain = np.argwhere((head.target > 0).numpy()[codes])
         low, high = brain.min(0), brain.max(0)

@@ -17,8 +17,8 @@ from pvs_model.anatomy.regions import CLASS
 from pvs_model.simulation.artefacts import blur, regrid, rician, smooth_noise
 from pvs_model.simulation.head import INDEX, TISSUES
 from pvs_model.simulation.tissue_contrast import TISSUE_SIGNALS
-from pvs_model.training.anatomy.face import add_fat, draw_face, face_signals, paint_face
-from pvs_model.training.anatomy.label_maps import EXTRA_CEREBRAL, LEFT, NO_SIDE, RIGHT, SIGNALS, LabelMap
+from pvs_model.training.anatomy.face import add_fat, draw_face, face_signals, paint_face, signal_of
+from pvs_model.training.anatomy.label_maps import LEFT, NO_SIDE, RIGHT, SIGNALS, LabelMap
 from pvs_model.types import SEQUENCES, Triple
 
 #: Groups of tissues with correlated signals.
@@ -31,7 +31,7 @@ ALIKE = (
 
 @dataclass(frozen=True)
 class ScanParams:
-    """Parameters of one scan of one label_map. Lengths in mm, fractions 0 to 1.
+    """Parameters of one scan of one label map. Lengths in mm, fractions 0 to 1.
 
     Attributes:
         seed: Seed of every random field and signal.
@@ -267,19 +267,15 @@ def _signals(params: ScanParams, g: torch.Generator) -> tuple[Tensor, Tensor]:
             uniform(0, 1, SIGNALS - outside.start) < 0.5, uniform(0, 1.3, SIGNALS - outside.start), mean[outside]
         )
         for name, extra in (("soft_tissue", 507), ("skin", 511), ("bone", 515), ("marrow", 516)):
-            mean[_extra(extra)] = prior[INDEX[name]] * uniform(0.3, 2.0)
+            mean[signal_of(extra)] = prior[INDEX[name]] * uniform(0.3, 2.0)
     mean[INDEX["air"]] = uniform(0, 0.1) if float(uniform(0, 1)) < 0.2 else 0.0
     if float(uniform(0, 1)) < 0.2:  # fat saturation
-        mean[_extra(511)] *= 0.2
-        mean[_extra(516)] *= 0.2
+        mean[signal_of(511)] *= 0.2
+        mean[signal_of(516)] *= 0.2
     spread = uniform(0, 0.06, SIGNALS)
     spread[outside] += uniform(0, 0.2, SIGNALS - outside.start)  # muscle, fat and vessels share a label
     spread[INDEX["air"]] = 0.0
     return mean.clamp(0, 1.6), spread
-
-
-def _extra(label: int) -> int:
-    return len(INDEX) + EXTRA_CEREBRAL.index(label)
 
 
 def _lesions(image: Tensor, target: Tensor, params: ScanParams, spacing_mm: float, g: torch.Generator) -> Tensor:
