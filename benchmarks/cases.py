@@ -28,7 +28,7 @@ from pvs_model.files import write_text
 from pvs_model.inference import postprocess
 from pvs_model.inference.weights import has_anatomy
 from pvs_model.layouts import choose
-from pvs_model.preprocessing.prepare import Prepared, estimate_anatomy, prepare, read
+from pvs_model.preprocessing.prepare import PreparedImages, estimate_anatomy, prepare, read
 from pvs_model.types import SEQUENCES, FloatArray, Volume
 from pvs_model.volume import io
 from pvs_model.volume.geometry import to_ras
@@ -55,7 +55,7 @@ class LabelledCase:
 
     name: str
     volumes: dict[str, Volume]
-    prepared: Prepared
+    prepared: PreparedImages
     reference: Bool
     ignore: Bool
     regions: dict[str, Bool]
@@ -143,7 +143,7 @@ def box_around(region: Bool, spacing_mm: Sequence[float], side_mm: float) -> Boo
     return box
 
 
-def mask_of(prepared: Prepared, probability: FloatArray, threshold: float) -> Bool:
+def mask_of(prepared: PreparedImages, probability: FloatArray, threshold: float) -> Bool:
     """The mask that the pipeline makes of a probability."""
     mask, _ = postprocess.mask_of(probability, threshold, prepared.foreground, prepared.voxel_mm3, prepared.parenchyma)
     return mask > 0

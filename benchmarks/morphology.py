@@ -59,7 +59,7 @@ class Tube:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredTube:
     """A tube with one cluster, the cluster, and its shape."""
 
     tube: Tube
@@ -100,19 +100,19 @@ def draw(seed: int, voxel_mm: Triple, form: str) -> Tube:
     )
 
 
-def measured(tube: Tube, voxel_mm: Triple) -> Measured | int:
+def measured(tube: Tube, voxel_mm: Triple) -> MeasuredTube | int:
     """Measures the cluster of a tube; returns the number of clusters where it is not 1."""
     labels, count = ndimage.label(tube.label, np.ones((3, 3, 3)))
     if count != 1:
         return int(count)
     cluster = labels[ndimage.find_objects(labels)[0]] == 1
     affine = np.diag([*voxel_mm, 1.0])
-    return Measured(tube, cluster, affine, shape_of(cluster, affine))
+    return MeasuredTube(tube, cluster, affine, shape_of(cluster, affine))
 
 
 # ---- errors of one measured tube, None where there is no value -------------------
 
-Error = Callable[[Measured], float | None]
+Error = Callable[[MeasuredTube], float | None]
 
 
 def degrees(direction: Sequence[float] | Floats | None, tube: Tube) -> float | None:
@@ -122,35 +122,35 @@ def degrees(direction: Sequence[float] | Floats | None, tube: Tube) -> float | N
     return math.degrees(math.acos(min(1.0, abs(float(np.dot(direction, tube.direction))))))
 
 
-def positions(m: Measured) -> Floats:
+def positions(m: MeasuredTube) -> Floats:
     """Voxel centres in mm, (N, 3)."""
     return np.argwhere(m.cluster) @ m.affine[:3, :3].T
 
 
-def main_axis(m: Measured, voxels: float) -> Floats:
+def main_axis(m: MeasuredTube, voxels: float) -> Floats:
     """Main axis of the voxel centres, with a multiple of the moments of a voxel added."""
     spread = np.cov(positions(m).T, bias=True) if m.cluster.sum() > 1 else np.zeros((3, 3))
     return np.linalg.eigh(spread + voxels * m.affine[:3, :3] ** 2 / 12)[1][:, 2]
 
 
-def skeleton_steps(m: Measured) -> float:
+def skeleton_steps(m: MeasuredTube) -> float:
     """Length of the skeleton's longest path, from voxel to voxel."""
     return float(np.linalg.norm(np.diff(centre_line(m.cluster, m.affine[:3, :3]), axis=0), axis=1).sum())
 
 
-def extent(m: Measured) -> float:
+def extent(m: MeasuredTube) -> float:
     """Extent of the voxels along the main axis."""
     axis = main_axis(m, 1.0)
     return float(np.ptp(positions(m) @ axis) + 1 / np.abs(axis / np.diag(m.affine)[:3]).max())
 
 
-def moments(m: Measured) -> float:
+def moments(m: MeasuredTube) -> float:
     """Length of the box with the same variance along the main axis."""
     axis = main_axis(m, 1.0)
     return math.sqrt(12 * float((positions(m) @ axis).var() + ((m.affine[:3, :3] @ axis) ** 2).sum() / 12))
 
 
-def through_distances(m: Measured) -> float:
+def through_distances(m: MeasuredTube) -> float:
     """Twice the mean distance to the background along the skeleton."""
     spacing = np.diag(m.affine)[:3]
     distance = ndimage.distance_transform_edt(np.pad(m.cluster, 1), sampling=spacing)
@@ -158,7 +158,7 @@ def through_distances(m: Measured) -> float:
     return 2 * float(distance[tuple(at.T)].mean())
 
 
-def ends(m: Measured) -> Floats:
+def ends(m: MeasuredTube) -> Floats:
     """Unit vector from one end of the skeleton to the other; 0 for a single point."""
     line = centre_line(m.cluster, m.affine[:3, :3])
     return (line[-1] - line[0]) / max(float(np.linalg.norm(line[-1] - line[0])), 1e-9)
@@ -189,7 +189,7 @@ ALTERNATIVES: dict[str, Error] = {
 }
 
 
-def table(errors: dict[str, Error], tubes: dict[tuple[str, str], list[Measured]]) -> None:
+def table(errors: dict[str, Error], tubes: dict[tuple[str, str], list[MeasuredTube]]) -> None:
     """Prints a line per measure and form, a column per voxel size: mean error (bias); median (quartiles)."""
     print(f"| error of | tubes | {' | '.join(VOXELS)} |")
     print(f"| --- | --- |{' ---: |' * len(VOXELS)}")
@@ -232,14 +232,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         speed()
         return
     torch.set_num_threads(1)
-    measured_tubes: dict[tuple[str, str], list[Measured]] = {}
+    measured_tubes: dict[tuple[str, str], list[MeasuredTube]] = {}
     print("| voxels | tubes | drawn | no cluster | several | no direction | empty skeleton |")
     print("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
     for voxels, voxel_mm in VOXELS.items():
         for form in FORMS:
             tubes = [draw(args.seed + k, voxel_mm, form) for k in range(args.tubes)]
             all_measured = [measured(tube, voxel_mm) for tube in tubes]
-            good = measured_tubes[voxels, form] = [m for m in all_measured if isinstance(m, Measured)]
+            good = measured_tubes[voxels, form] = [m for m in all_measured if isinstance(m, MeasuredTube)]
             lost = sum(m == 0 for m in all_measured)
             broken = args.tubes - len(good) - lost
             undirected = sum(m.shape.direction is None for m in good)

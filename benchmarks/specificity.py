@@ -47,7 +47,7 @@ from pvs_model.layouts import choose
 from pvs_model.layouts.base import entries
 from pvs_model.layouts.names import image_stem, is_image, sequence_of
 from pvs_model.pipeline import Segmenter
-from pvs_model.preprocessing.prepare import Prepared
+from pvs_model.preprocessing.prepare import PreparedImages
 from pvs_model.reports.slices import AXIAL, box_of, clusters, window
 from pvs_model.types import SEQUENCES, BoolArray, Case
 from pvs_model.volume.geometry import dilate_mm
@@ -144,7 +144,7 @@ def row(first: list[str], before: Values, after: Values) -> str:
     return "| " + " | ".join([*first, *cells]) + " |"
 
 
-def montage(path: Path, prepared: Prepared, brain: BoolArray, before: BoolArray, after: BoolArray) -> None:
+def montage(path: Path, prepared: PreparedImages, brain: BoolArray, before: BoolArray, after: BoolArray) -> None:
     """Draws six axial slices from the base of the brain to its vertex, with outlines, and their centre at 2x."""
     import matplotlib
 

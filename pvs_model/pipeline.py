@@ -21,7 +21,7 @@ from pvs_model.inference.runtime import Runtime
 from pvs_model.inference.weights import has_anatomy
 from pvs_model.preprocessing.alignment import align
 from pvs_model.preprocessing.network_grid import NetworkGrid, choose_configuration, network_image, target_spacing
-from pvs_model.preprocessing.prepare import Prepared, estimate_anatomy, prepare, read
+from pvs_model.preprocessing.prepare import PreparedImages, estimate_anatomy, prepare, read
 from pvs_model.types import Case, FloatArray, Mask, Volume
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class PreprocessedCase:
     """
 
     case: Case
-    prepared: Prepared
+    prepared: PreparedImages
     agreements: dict[str, float]
     seconds: dict[str, float]
 
@@ -90,7 +90,7 @@ class SegmentationResult:
     probability: FloatArray
     reference: str
     metadata: dict[str, Any]
-    prepared: Prepared
+    prepared: PreparedImages
     canonical_mask: Mask
     pvs_fraction: FloatArray | None = None
 
@@ -253,14 +253,14 @@ class Segmenter:
 
 
 def predict_probability(
-    prepared: Prepared, ensemble: Ensemble, text: Tensor, device: torch.device, **options: Any
+    prepared: PreparedImages, ensemble: Ensemble, text: Tensor, device: torch.device, **options: Any
 ) -> FloatArray:
     """Predicts the probability (x, y, z) on the prepared grid: the first map of ``predict_maps``, with its options."""
     return predict_maps(prepared, ensemble, text, device, **options)[0]
 
 
 def predict_maps(
-    prepared: Prepared,
+    prepared: PreparedImages,
     ensemble: Ensemble,
     text: Tensor,
     device: torch.device,
@@ -341,7 +341,7 @@ def _metadata(prediction: Prediction, voxels: int, removed: int) -> dict[str, An
     }
 
 
-def _with_warnings(prepared: Prepared, warnings: list[str]) -> Prepared:
+def _with_warnings(prepared: PreparedImages, warnings: list[str]) -> PreparedImages:
     return replace(prepared, warnings=tuple(warnings))
 
 

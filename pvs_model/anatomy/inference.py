@@ -283,7 +283,7 @@ def _filled(brain: BoolArray) -> BoolArray:
 
 
 @dataclass(frozen=True)
-class Written:
+class RegionFiles:
     """Files written by ``write_regions``; ``tables`` as of ``write_label_tables``."""
 
     brain: Path
@@ -291,7 +291,7 @@ class Written:
     tables: dict[str, Path]
 
 
-def write_regions(scan: Path, folder: Path, weights: Path, device: torch.device | str = "cpu") -> Written:
+def write_regions(scan: Path, folder: Path, weights: Path, device: torch.device | str = "cpu") -> RegionFiles:
     """Estimates the regions of a scan in a file and writes them on its exact grid.
 
     Writes ``<name>_brain.nii.gz`` (0 and 1), ``<name>_regions.nii.gz`` (values of the table) and its label table
@@ -315,7 +315,7 @@ def write_regions(scan: Path, folder: Path, weights: Path, device: torch.device 
     brain, regions = (folder / f"{name}_{end}.nii.gz" for end in ("brain", "regions"))
     write_mask(brain, anatomy.brain, scan)
     write_labels(regions, anatomy.labels, scan)
-    return Written(brain, regions, write_label_tables(folder, f"{name}_regions"))
+    return RegionFiles(brain, regions, write_label_tables(folder, f"{name}_regions"))
 
 
 def _bare_name(path: Path) -> str:

@@ -35,7 +35,7 @@ class Atlas:
 
 
 @dataclass(frozen=True)
-class Registered:
+class RegisteredAtlas:
     """Atlas on the grid of a scan; ``similarity`` is the correlation of the scan and the image made from it."""
 
     atlas: str
@@ -53,7 +53,7 @@ def make_atlas(name: str, tissues: npt.NDArray[np.uint8], affine: Affine) -> Atl
 
 @one_itk_thread()
 def register(scan: FloatArray, grid: Grid, inside: npt.NDArray[np.bool_], sequence: str,
-             atlases: Sequence[Atlas]) -> Registered:  # fmt: skip
+             atlases: Sequence[Atlas]) -> RegisteredAtlas:  # fmt: skip
     """Registers the best of some atlases to a scan; equal inputs give equal outputs.
 
     Args:
@@ -83,7 +83,7 @@ def register(scan: FloatArray, grid: Grid, inside: npt.NDArray[np.bool_], sequen
     made = _means(bounded, tissues, prior)[tissues]
     both = brain & (tissues > 0)
     similarity = float(np.corrcoef(made[both], bounded[both])[0, 1])
-    return Registered(chosen.name, box.invert(tissues), similarity)
+    return RegisteredAtlas(chosen.name, box.invert(tissues), similarity)
 
 
 def _sitk() -> Any:

@@ -26,7 +26,7 @@ from pvs_model.layouts.labels import bids_mask, front_of, subject_of
 from pvs_model.layouts.names import front_and_rest, image_stem, sequence_of
 from pvs_model.preprocessing.alignment import align
 from pvs_model.preprocessing.network_grid import NetworkGrid, choose_configuration, network_image
-from pvs_model.preprocessing.prepare import Prepared, estimate_anatomy, prepare, read
+from pvs_model.preprocessing.prepare import PreparedImages, estimate_anatomy, prepare, read
 from pvs_model.simulation.head import BASAL_GANGLIA, CENTRUM_SEMIOVALE
 from pvs_model.simulation.render import LABELLING_THRESHOLD, LABELLING_THRESHOLD_THICK
 from pvs_model.types import Case, Mask, Volume
@@ -248,7 +248,7 @@ def _anatomy(case: Case, volumes: dict[str, Volume], weights: Path | None) -> An
 
 
 def _regions(
-    masks: Mapping[str, Path], reference: Volume, prepared: Prepared, grid: NetworkGrid
+    masks: Mapping[str, Path], reference: Volume, prepared: PreparedImages, grid: NetworkGrid
 ) -> npt.NDArray[np.uint8]:
     """Values of ``REGION_VALUES`` on the network's grid; where masks overlap, the last one counts."""
     labels = np.zeros(prepared.grid.shape, np.uint8)

@@ -29,7 +29,7 @@ class Correlation:
 
 
 @dataclass(frozen=True)
-class Variance:
+class AnovaResult:
     """One-way analysis of variance: F, its degrees of freedom, p. ``kind`` is "equal variances" or "Welch"."""
 
     kind: str
@@ -50,7 +50,7 @@ class PairTest:
 
 
 @dataclass(frozen=True)
-class Intraclass:
+class IntraclassCorrelation:
     """An intraclass correlation of single measurements, its 95 % interval, and the F test against 0.
 
     Attributes:
@@ -86,7 +86,7 @@ def spearman(volumes: Sequence[float], scores: Sequence[float]) -> Correlation:
     return Correlation(n, float(result.statistic), _finite(result.pvalue))
 
 
-def variance_tests(groups: Sequence[Sequence[float]]) -> tuple[Variance, Variance]:
+def variance_tests(groups: Sequence[Sequence[float]]) -> tuple[AnovaResult, AnovaResult]:
     """Computes the one-way analysis of variance of two groups or more, with equal variances and Welch's.
 
     Raises:
@@ -99,17 +99,17 @@ def variance_tests(groups: Sequence[Sequence[float]]) -> tuple[Variance, Varianc
         raise ValueError(f"expected two groups or more of two values or more, got sizes {sizes}")
     varying = [_varies(group) for group in groups]
     df: tuple[float, float] = (k - 1, sum(sizes) - k)
-    classic = Variance("equal variances", None, None, None)
+    classic = AnovaResult("equal variances", None, None, None)
     if any(varying):
         test = f_oneway(*groups)
-        classic = Variance("equal variances", float(test.statistic), df, float(test.pvalue))
-    welch = Variance("Welch", None, None, None)
+        classic = AnovaResult("equal variances", float(test.statistic), df, float(test.pvalue))
+    welch = AnovaResult("Welch", None, None, None)
     if all(varying):
         test = f_oneway(*groups, equal_var=False)
         weights = np.array([n / np.var(group, ddof=1) for n, group in zip(sizes, groups, strict=True)])
         spread = ((1 - weights / weights.sum()) ** 2 / (np.array(sizes) - 1)).sum()
         df = (k - 1, float((k**2 - 1) / (3 * spread)))
-        welch = Variance("Welch", float(test.statistic), df, float(test.pvalue))
+        welch = AnovaResult("Welch", float(test.statistic), df, float(test.pvalue))
     return classic, welch
 
 
@@ -183,7 +183,7 @@ def studentized_max_modulus_sf(x: float, comparisons: int, df: float) -> float:
     return min(1.0, float(tail))
 
 
-def intraclass(table: npt.ArrayLike) -> tuple[Intraclass, ...]:
+def intraclass(table: npt.ArrayLike) -> tuple[IntraclassCorrelation, ...]:
     """Computes ICC(1,1), ICC(2,1) and ICC(3,1) of a table (subjects, repeats), two or more of each.
 
     Values, F tests and intervals as in ``pingouin.intraclass_corr``; differences that are rounding alone count as 0.
@@ -209,22 +209,22 @@ def intraclass(table: npt.ArrayLike) -> tuple[Intraclass, ...]:
     f, df, p = _f_test(between, error, (n - 1, (n - 1) * (k - 1)))
     return (
         _one_way("ICC(1,1)", between, within, k, (n - 1, n * (k - 1))),
-        Intraclass("ICC(2,1)", absolute, low, high, f, df, p),
+        IntraclassCorrelation("ICC(2,1)", absolute, low, high, f, df, p),
         _one_way("ICC(3,1)", between, error, k, (n - 1, (n - 1) * (k - 1))),
     )
 
 
-def _one_way(form: str, between: float, left: float, k: int, df: tuple[int, int]) -> Intraclass:
+def _one_way(form: str, between: float, left: float, k: int, df: tuple[int, int]) -> IntraclassCorrelation:
     """(MSB - MS) / (MSB + (k - 1) MS), and the interval that follows from F = MSB / MS."""
     from scipy.stats import f as f_distribution
 
     value = _ratio(between - left, between + (k - 1) * left)
     f, _, p = _f_test(between, left, df)
     if f is None:
-        return Intraclass(form, value, value, value, f, df, p)
+        return IntraclassCorrelation(form, value, value, value, f, df, p)
     lower = f / float(f_distribution.ppf(_LEVEL, *df))
     upper = f * float(f_distribution.ppf(_LEVEL, *df[::-1]))
-    return Intraclass(form, value, (lower - 1) / (lower + k - 1), (upper - 1) / (upper + k - 1), f, df, p)
+    return IntraclassCorrelation(form, value, (lower - 1) / (lower + k - 1), (upper - 1) / (upper + k - 1), f, df, p)
 
 
 def _absolute_interval(

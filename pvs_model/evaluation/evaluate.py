@@ -36,7 +36,7 @@ ABOVE_ONE = "the challenge's precision passes 1: a predicted cluster touches sev
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredCase:
     """The rows of one case, and its problems in a sentence each."""
 
     rows: tuple[Row, ...] = ()
@@ -110,7 +110,7 @@ def score_cases(cases: Sequence[CaseFiles], regions: Regions = AS_GIVEN, workers
     return Evaluation(tuple(rows), summarise(rows), tuple(problems), tuple(data_errors), tuple(warnings))
 
 
-def score_case(case: CaseFiles, regions: Regions = AS_GIVEN) -> Scored:
+def score_case(case: CaseFiles, regions: Regions = AS_GIVEN) -> ScoredCase:
     """Reads one case's masks and scores it in every region."""
     if case.data_error is not None:
         return _not_scored(f"{case.label}: not scored: {case.data_error}")
@@ -168,14 +168,14 @@ def score_case(case: CaseFiles, regions: Regions = AS_GIVEN) -> Scored:
                 notes=tuple(notes),
             )
         )
-    return Scored(tuple(rows), (*problems, *data_errors), tuple(data_errors))
+    return ScoredCase(tuple(rows), (*problems, *data_errors), tuple(data_errors))
 
 
-def _not_scored(sentence: str) -> Scored:
-    return Scored((), (sentence,), (sentence,))
+def _not_scored(sentence: str) -> ScoredCase:
+    return ScoredCase((), (sentence,), (sentence,))
 
 
-def _each(cases: Sequence[CaseFiles], regions: Regions, workers: int) -> Iterator[tuple[int, Scored]]:
+def _each(cases: Sequence[CaseFiles], regions: Regions, workers: int) -> Iterator[tuple[int, ScoredCase]]:
     """Yields (index, result) of every case as they come, with a progress bar on a terminal."""
     from tqdm import tqdm
 
@@ -185,12 +185,12 @@ def _each(cases: Sequence[CaseFiles], regions: Regions, workers: int) -> Iterato
             yield entry
 
 
-def _serial(cases: Iterable[CaseFiles], regions: Regions) -> Iterator[tuple[int, Scored]]:
+def _serial(cases: Iterable[CaseFiles], regions: Regions) -> Iterator[tuple[int, ScoredCase]]:
     for place, case in enumerate(cases):
         yield place, _guarded(case, regions)
 
 
-def _parallel(cases: Sequence[CaseFiles], regions: Regions, workers: int) -> Iterator[tuple[int, Scored]]:
+def _parallel(cases: Sequence[CaseFiles], regions: Regions, workers: int) -> Iterator[tuple[int, ScoredCase]]:
     """Scores in several processes; if a process dies (such as out of memory), only its case is lost."""
     left = dict(enumerate(cases))
     # Not forked: a forked copy of a process with threads can hang.
@@ -214,7 +214,7 @@ def _parallel(cases: Sequence[CaseFiles], regions: Regions, workers: int) -> Ite
                 )
 
 
-def _guarded(case: CaseFiles, regions: Regions) -> Scored:
+def _guarded(case: CaseFiles, regions: Regions) -> ScoredCase:
     """Scores a case as ``score_case``; an unexpected error costs this case only."""
     try:
         return score_case(case, regions)

@@ -18,10 +18,10 @@ import numpy as np
 
 from pvs_model.errors import PVSError
 from pvs_model.evaluation.agreement_statistics import (
+    AnovaResult,
     Correlation,
-    Intraclass,
+    IntraclassCorrelation,
     PairTest,
-    Variance,
     dunnett_t3,
     intraclass,
     spearman,
@@ -89,7 +89,7 @@ class ScoreGroup:
 
 
 @dataclass(frozen=True)
-class Against:
+class ScoreAgreement:
     """Volumes against visual scores, in one region, group and repeat."""
 
     region: str
@@ -97,12 +97,12 @@ class Against:
     repeat: str
     correlation: Correlation
     groups: tuple[ScoreGroup, ...]
-    variances: tuple[Variance, ...]
+    variances: tuple[AnovaResult, ...]
     pairs: tuple[PairTest, ...]
 
 
 @dataclass(frozen=True)
-class Repeats:
+class RepeatAgreement:
     """Agreement between repeats, in one region and group.
 
     Attributes:
@@ -118,15 +118,15 @@ class Repeats:
     repeats: tuple[str, ...]
     n: int
     left_out: tuple[str, ...]
-    correlations: tuple[Intraclass, ...]
+    correlations: tuple[IntraclassCorrelation, ...]
 
 
 @dataclass(frozen=True)
 class Agreement:
     """Volumes against scores, and between repeats; each empty where there are no scores or no repeats."""
 
-    against: tuple[Against, ...]
-    repeats: tuple[Repeats, ...]
+    against: tuple[ScoreAgreement, ...]
+    repeats: tuple[RepeatAgreement, ...]
     warnings: tuple[str, ...] = ()
 
     def text(self) -> str:
@@ -241,7 +241,7 @@ def read_measurements(path: Path, groups: Sequence[str] = (), volume: str | None
     return list(measurements.values())
 
 
-def _against_ratings(place: tuple[str, str, str], rated: pd.DataFrame, notes: list[str]) -> Against:
+def _against_ratings(place: tuple[str, str, str], rated: pd.DataFrame, notes: list[str]) -> ScoreAgreement:
     correlation = spearman(rated["volume"].tolist(), rated["score"].tolist())
     by_score = {score: members["volume"].tolist() for score, members in rated.groupby("score")}
     groups = tuple(
@@ -263,23 +263,23 @@ def _against_ratings(place: tuple[str, str, str], rated: pd.DataFrame, notes: li
         )
     if len(kept) < 2:
         notes.append(f"{where}: no two score groups of {SMALLEST_GROUP} subjects, so none are compared")
-        return Against(*place, correlation, groups, (), ())
-    return Against(*place, correlation, groups, variance_tests(list(kept.values())), dunnett_t3(kept))
+        return ScoreAgreement(*place, correlation, groups, (), ())
+    return ScoreAgreement(*place, correlation, groups, variance_tests(list(kept.values())), dunnett_t3(kept))
 
 
-def _repeated(region: str, group: str, names: list[str], members: pd.DataFrame, notes: list[str]) -> Repeats:
+def _repeated(region: str, group: str, names: list[str], members: pd.DataFrame, notes: list[str]) -> RepeatAgreement:
     volumes = members.pivot(index="subject", columns="repeat", values="volume")[names]
     complete = volumes.dropna()
     lost = tuple(volumes.index[volumes.isna().any(axis=1)])
     where = _named(region, group)
     if lost:
         notes.append(f"{where}: {len(lost)} of {len(volumes)} subjects lack a repeat and are left out: {listed(lost)}")
-    correlations: tuple[Intraclass, ...] = ()
+    correlations: tuple[IntraclassCorrelation, ...] = ()
     if len(complete) > 1:
         correlations = intraclass(complete.to_numpy())
     else:
         notes.append(f"{where}: fewer than 2 subjects have all repeats, so there is no intraclass correlation")
-    return Repeats(region, group, tuple(names), len(complete), lost, correlations)
+    return RepeatAgreement(region, group, tuple(names), len(complete), lost, correlations)
 
 
 def _subgroups(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -312,19 +312,19 @@ def _show_p(p: float | None) -> str:
     return "-" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def _against_table(against: Sequence[Against]) -> str:
+def _against_table(against: Sequence[ScoreAgreement]) -> str:
     header = ["region", "group", "repeat", "n", "Spearman's rho", "p", "ANOVA F", "p", "Welch F", "p"]
     lines = []
     for a in against:
         line = [a.region, a.group, a.repeat, str(a.correlation.n), fixed(a.correlation.rho), _show_p(a.correlation.p)]
-        for test in a.variances or (Variance("", None, None, None),) * 2:
+        for test in a.variances or (AnovaResult("", None, None, None),) * 2:
             df = "" if test.df is None else f" ({test.df[0]:g}, {test.df[1]:.4g})"
             line += [fixed(test.f, ".2f") + df, _show_p(test.p)]
         lines.append(line)
     return markdown(header, lines)
 
 
-def _groups_table(against: Sequence[Against]) -> str:
+def _groups_table(against: Sequence[ScoreAgreement]) -> str:
     header = ["region", "group", "repeat", "score", "n", "mean", "SD", "compared"]
     return markdown(
         header,
@@ -337,7 +337,7 @@ def _groups_table(against: Sequence[Against]) -> str:
     )  # fmt: skip
 
 
-def _pairs_table(against: Sequence[Against]) -> str:
+def _pairs_table(against: Sequence[ScoreAgreement]) -> str:
     header = ["region", "group", "repeat", "scores", "difference", "t", "df", "p"]
     return markdown(
         header,
@@ -350,7 +350,7 @@ def _pairs_table(against: Sequence[Against]) -> str:
     )  # fmt: skip
 
 
-def _repeats_table(repeats: Sequence[Repeats]) -> str:
+def _repeats_table(repeats: Sequence[RepeatAgreement]) -> str:
     header = ["region", "group", "repeats", "n", "form", "ICC", "95 % interval", "F", "p"]
     lines = []
     for r in repeats:

@@ -56,7 +56,7 @@ def regions_of(case: CaseFiles, reference: MaskImage, regions: Regions) -> Regio
         )
     if case.regions:
         return RegionMasks({name: _on(reference, read_region(paths)) for name, paths in case.regions.items()})
-    image = can_be_estimated(case, reference, regions)
+    image = image_for_regions(case, reference, regions)
     if image is None or regions.weights is None:
         return RegionMasks({})
     from pvs_model.anatomy.inference import find_regions
@@ -67,7 +67,7 @@ def regions_of(case: CaseFiles, reference: MaskImage, regions: Regions) -> Regio
     return RegionMasks({name: _on(reference, mask) for name, mask in masks.items()}, image)
 
 
-def can_be_estimated(case: CaseFiles, reference: MaskImage, regions: Regions) -> Path | None:
+def image_for_regions(case: CaseFiles, reference: MaskImage, regions: Regions) -> Path | None:
     """Returns the image of a case on the grid of its reference mask, where there are weights to estimate regions."""
     if regions.weights is None:
         return None

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from pvs_model.config import is_thick
 from pvs_model.errors import VolumeError
-from pvs_model.preprocessing.prepare import Prepared
+from pvs_model.preprocessing.prepare import PreparedImages
 from pvs_model.types import PLANES, Affine, AnyArray, BoolArray, FloatArray, Grid, Mask, Region, Triple, Volume
 from pvs_model.volume.geometry import Crop, Respacing, crop_to, find_slice_axis, resample_onto, respacing
 
@@ -127,7 +127,7 @@ def axis_order(spacing_mm: Triple, spatial_dims: int) -> tuple[int, int, int]:
     return SLICE_AXIS_LAST[find_slice_axis(spacing_mm)]
 
 
-def network_image(prepared: Prepared, grid: NetworkGrid, regions: bool = False) -> FloatArray:
+def network_image(prepared: PreparedImages, grid: NetworkGrid, regions: bool = False) -> FloatArray:
     """The image that a network sees: float32 (channels, X, Y, Z).
 
     Args:
@@ -144,7 +144,7 @@ def network_image(prepared: Prepared, grid: NetworkGrid, regions: bool = False) 
     return np.stack(channels)
 
 
-def _region_channel(prepared: Prepared) -> BoolArray:
+def _region_channel(prepared: PreparedImages) -> BoolArray:
     if prepared.anatomy is None:
         raise VolumeError(
             "expected a parcellation of the brain, which these networks use, got none: they need "

@@ -28,7 +28,7 @@ MIN_BRAIN_COVERAGE = 0.8
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedImages:
     """A case on its reference grid in RAS+ orientation, standardised for the network.
 
     Attributes:
@@ -103,7 +103,7 @@ def estimate_anatomy(volumes: dict[str, Volume], weights: Path, device: Any = "c
     return find_regions(volumes[thinnest], weights, device, grid)
 
 
-def prepare(volumes: dict[str, Volume], n4: bool = False, anatomy: Anatomy | None = None) -> Prepared:
+def prepare(volumes: dict[str, Volume], n4: bool = False, anatomy: Anatomy | None = None) -> PreparedImages:
     """Resamples, skull-strips and standardises the sequences of a case.
 
     Args:
@@ -158,7 +158,9 @@ def prepare(volumes: dict[str, Volume], n4: bool = False, anatomy: Anatomy | Non
         if name == reference:
             raise VolumeError(f"{volume.source}: expected contrast within the head, got a single value throughout")
         warnings.append(f"{name} has a single value throughout the head and was left out")
-    return Prepared(image, foreground, canonical.grid, reference, restore_grid, tuple(warnings), anatomy, skull_removed)
+    return PreparedImages(
+        image, foreground, canonical.grid, reference, restore_grid, tuple(warnings), anatomy, skull_removed
+    )
 
 
 def has_skull(foreground: BoolArray, anatomy: Anatomy) -> bool:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.morphology import Measured, draw, measured
+from benchmarks.morphology import MeasuredTube, draw, measured
 from pvs_model.burden.morphology import MIN_LINEARITY, Shape, centre_line, shape_of, tube_width
 
 Bool = npt.NDArray[np.bool_]
@@ -218,7 +218,7 @@ def test_turning_the_scanner_turns_the_direction_alone(mask: Bool, angle: float)
 def test_painted_tubes_come_out_as_long_and_wide_as_they_are() -> None:
     voxel = (1.0, 1.0, 1.0)
     measurements = [
-        m for seed in range(7000, 7012) if isinstance(m := measured(draw(seed, voxel, "curved"), voxel), Measured)
+        m for seed in range(7000, 7012) if isinstance(m := measured(draw(seed, voxel, "curved"), voxel), MeasuredTube)
     ]
     assert len(measurements) >= 9
     lengths = [m.shape.length_mm - m.tube.length_mm for m in measurements]

@@ -12,7 +12,7 @@ import pytest
 from pvs_model.cli import main
 from pvs_model.errors import VolumeError
 from pvs_model.pipeline import SegmentationResult, Segmenter
-from pvs_model.preprocessing.prepare import Prepared
+from pvs_model.preprocessing.prepare import PreparedImages
 from pvs_model.types import Case, Volume
 from pvs_model.volume import registration
 from pvs_model.volume.geometry import to_ras
@@ -43,7 +43,7 @@ def visits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         image = np.zeros((3, *SHAPE), np.float32)
         image[1] = canonical.data
         mask = (image[1] > 9).astype(np.uint8)
-        prepared = Prepared(image, image[1] != 0, canonical.grid, "T2w", restore_grid, ())
+        prepared = PreparedImages(image, image[1] != 0, canonical.grid, "T2w", restore_grid, ())
         return SegmentationResult(mask, mask.astype(np.float32), "T2w", {}, prepared, mask)
 
     def register(fixed: Volume, moving: Volume) -> registration.SymmetricFit:

@@ -21,11 +21,11 @@ def seen(own_weights: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, 
     (own_weights / "anatomy.safetensors").write_bytes(b"stands in")
     calls: list[tuple[str, Path]] = []
 
-    def write(scan: Path, folder: Path, weights: Path, device: Any) -> inference.Written:
+    def write(scan: Path, folder: Path, weights: Path, device: Any) -> inference.RegionFiles:
         if scan.read_bytes() == b"broken":
             raise VolumeError(f"{scan}: expected a complete image, got a damaged one")
         calls.append((scan.name, folder))
-        return inference.Written(folder / "brain", folder / "regions", {})
+        return inference.RegionFiles(folder / "brain", folder / "regions", {})
 
     monkeypatch.setattr(inference, "write_regions", write)
     return calls

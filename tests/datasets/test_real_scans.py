@@ -12,7 +12,7 @@ import pytest
 from scipy import ndimage
 
 from pvs_model.datasets import real_scans
-from pvs_model.datasets.atlas_registration import Registered, make_atlas, register
+from pvs_model.datasets.atlas_registration import RegisteredAtlas, make_atlas, register
 from pvs_model.datasets.insertion_sites import (
     core_of,
     find_insertion_sites,
@@ -208,7 +208,7 @@ def test_a_label_map_that_does_not_fit_is_refused(
     (folder / "one_T1w.nii.gz").symlink_to(labelled / "one" / "one_T1w.nii.gz")
     write_volume(tmp_path / "maps" / "a.nii.gz", small_labels, np.eye(4))
     with monkeypatch.context() as patch:
-        poor = Registered("a.nii.gz", np.zeros(small_labels.shape, np.uint8), 0.2)
+        poor = RegisteredAtlas("a.nii.gz", np.zeros(small_labels.shape, np.uint8), 0.2)
         patch.setattr(real_scans, "register", lambda *_: poor)
         with pytest.raises(VolumeError, match=r"one: expected a skull-stripped brain that one of 1 label maps fits"):
             load_real_scans(tmp_path / "scans", tmp_path / "maps")

@@ -192,7 +192,7 @@ def test_the_pipeline_says_which_axis_is_which(body: Any, thick: int) -> None:
 # ---- regions -------------------------------------------------------------------------------------------------------
 
 
-def with_regions(prepared: pipeline.Prepared) -> pipeline.Prepared:
+def with_regions(prepared: pipeline.PreparedImages) -> pipeline.PreparedImages:
     """Putamen, thalamus, white matter and hippocampus in boxes of a third of the grid."""
     labels = np.zeros(prepared.grid.shape, np.uint8)
     x, y, z = (n // 3 for n in labels.shape)

@@ -27,7 +27,7 @@ from pvs_model.nets.slices import stack_slices
 from pvs_model.nets.text import TEMPLATES, TRAINING_TEMPLATES, TextCache, prompt
 from pvs_model.nets.zoo import MODELS
 from pvs_model.preprocessing.network_grid import CROP_MARGIN
-from pvs_model.preprocessing.prepare import Prepared, prepare, read
+from pvs_model.preprocessing.prepare import PreparedImages, prepare, read
 from pvs_model.simulation.head import BASAL_GANGLIA, CENTRUM_SEMIOVALE, HeadModel
 from pvs_model.training import loop, segmentation
 from pvs_model.training.batch import Batch
@@ -134,7 +134,7 @@ def test_the_skull_is_stripped_as_at_inference(own: Path, tmp_path: Path, monkey
         brain[: grid.shape[0] // 2] = True
         return Anatomy(brain.astype(np.uint8) * values_of("CSO")[0], brain)
 
-    def note(volumes: dict[str, Volume], anatomy: Anatomy | None = None) -> Prepared:
+    def note(volumes: dict[str, Volume], anatomy: Anatomy | None = None) -> PreparedImages:
         anatomies.append(anatomy)
         return prepare(volumes, anatomy=anatomy)
 

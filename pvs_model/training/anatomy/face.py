@@ -22,10 +22,7 @@ from pvs_model.errors import VolumeError
 from pvs_model.simulation.artefacts import smooth_noise
 from pvs_model.simulation.head import INDEX
 from pvs_model.training.anatomy.label_maps import EXTRA_CEREBRAL, SIGNALS, LabelMap
-from pvs_model.types import SEQUENCES, Triple
-
-Floats = npt.NDArray[np.float32]
-Mask = npt.NDArray[np.bool_]
+from pvs_model.types import SEQUENCES, BoolArray, FloatArray, Triple
 
 #: Typical signals (T1w, T2w, FLAIR) as in ``TISSUE_SIGNALS``; muscle and fat were measured in a raw T1w and T2w.
 FACE_SIGNALS = {
@@ -215,7 +212,7 @@ def _code(head: LabelMap, name: str) -> int:
     return len(head.signal) - len(FACE) + FACE[name] - SIGNALS
 
 
-def _is(head: LabelMap, *signals: int) -> Mask:
+def _is(head: LabelMap, *signals: int) -> BoolArray:
     """Whether a code has one of the signals."""
     return np.isin(head.signal.numpy(), signals)
 
@@ -269,7 +266,7 @@ def _continue_neck(head: LabelMap, codes: npt.NDArray[np.uint8]) -> None:
         codes[:, :, z] = ndimage.affine_transform(below, [scale, scale], centre * (1 - scale), order=0)
 
 
-def _around(head: LabelMap, centre: Floats, reach: Triple) -> tuple[tuple[slice, ...], Floats]:
+def _around(head: LabelMap, centre: FloatArray, reach: Triple) -> tuple[tuple[slice, ...], FloatArray]:
     """Box of voxels around a point, and their position from it: (3, x, y, z) mm, right, forward, up like the point."""
     assert head.frame is not None
     frame = head.frame.numpy()
@@ -285,7 +282,7 @@ def _around(head: LabelMap, centre: Floats, reach: Triple) -> tuple[tuple[slice,
     return tuple(slice(a, b) for a, b in zip(low, high, strict=True)), position.astype(np.float32)
 
 
-def _air_inside(codes: npt.NDArray[np.uint8], box: tuple[slice, ...]) -> Mask:
+def _air_inside(codes: npt.NDArray[np.uint8], box: tuple[slice, ...]) -> BoolArray:
     """Air in a box with tissue in front of it."""
     tissue = codes[box[0], box[1].start :, box[2]] > 0
     covered = np.logical_or.accumulate(tissue[:, ::-1], axis=1)[:, ::-1]
