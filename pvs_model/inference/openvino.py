@@ -34,9 +34,9 @@ log = logging.getLogger(__name__)
 SPLIT_TERMS = 3
 #: Number of compiled graphs that are cached, one per window shape.
 _CACHED_SHAPES = 3
-#: Side of the window on which a new graph is compared with PyTorch in float32, and the largest accepted difference of
-#: probabilities: bfloat16 itself differs by 0.05 on noise, the hardest input; a wrong operator by 0.3 and more.
-_CHECK_SIDE, _MAX_DIFFERENCE = 32, 0.15
+#: Side of the window of noise on which a new graph is compared with PyTorch in float32, and the largest accepted
+#: ``relative_error`` of its probabilities: bfloat16 itself has up to 0.09, a graph that ignores the prompt 0.4 to 0.8.
+_CHECK_SIDE, _MAX_ERROR = 32, 0.2
 
 
 class _Probability(nn.Module):
@@ -235,9 +235,17 @@ def _check(graph: Any, network: SegmentationNet, terms: int) -> None:
             expected = network.eval()(image, text).sigmoid()
         image = _split_image(image, terms)
         actual = _run(_request(graph, tuple(image.shape[1:]), tuple(text.shape[1:]), exact), image, text)
-        difference = float((actual - expected).abs().max())
-        if not difference < _MAX_DIFFERENCE:  # also for NaN
-            raise RuntimeError(f"its probabilities differ from PyTorch's by up to {difference:.2g} on a test window")
+        error = relative_error(actual, expected)
+        if not error < _MAX_ERROR:  # also for NaN
+            raise RuntimeError(f"its probabilities differ from PyTorch's by {error:.0%} on a test window")
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """Root mean square of the difference, relative to that of what is expected.
+
+    The largest difference would depend on single voxels, and be small wherever all probabilities are.
+    """
+    return float((actual - expected).square().mean().sqrt() / expected.square().mean().sqrt().clamp_min(1e-12))
 
 
 def _joined(graphs: list[Any]) -> Any:
