@@ -238,6 +238,7 @@ def _prepare(
 
 
 def _anatomy(case: Case, volumes: dict[str, Volume], weights: Path | None) -> Anatomy | None:
+    """The anatomy of a case; None without an anatomy network, or if that detects no brain."""
     if weights is None or not has_anatomy(weights):
         return None
     try:

@@ -153,7 +153,10 @@ def _make(images: npt.NDArray[np.float32], present: tuple[bool, bool, bool], gri
                 f"of {registered.similarity:.2f} with the best of them"
             )
         tissues = registered.tissues
-    sites = find_insertion_sites(images, corrected, present, tissues, inside, grid.spacing_mm)
+    try:
+        sites = find_insertion_sites(images, corrected, present, tissues, inside, grid.spacing_mm)
+    except VolumeError as error:
+        raise VolumeError(f"{name}: {error}") from error
     return _TissueMap(tissues, _regions(tissues, grid.spacing_mm), sites.mask, sites.csf_intensity)
 
 

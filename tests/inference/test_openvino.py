@@ -258,6 +258,7 @@ def test_short_prompts_mean_the_same_in_openvino(kind: str) -> None:
         said = words[None, :count]
         with torch.inference_mode():
             expected = networks[0](windows, said).sigmoid()
-        assert openvino.relative_error(graph(windows, said), expected) < openvino._MAX_ERROR  # bfloat16: up to 0.09
+        error = openvino.relative_error(graph(windows, said), expected)
+        assert error < openvino._MAX_ERROR  # bfloat16: up to 0.09
         other = networks[0](windows, torch.randn_like(said)).sigmoid()
-        assert openvino.relative_error(other, expected) > openvino._MAX_ERROR / 2, "another prompt is another answer"
+        assert openvino.relative_error(other, expected) > 3 * error, "another prompt is another answer"
