@@ -143,9 +143,11 @@ def box_around(region: Bool, spacing_mm: Sequence[float], side_mm: float) -> Boo
     return box
 
 
-def mask_of(prepared: PreparedImages, probability: FloatArray, threshold: float) -> Bool:
-    """The mask that the pipeline makes of a probability."""
-    mask, _ = postprocess.mask_of(probability, threshold, prepared.foreground, prepared.voxel_mm3, prepared.parenchyma)
+def mask_of(prepared: PreparedImages, probability: FloatArray, threshold: float, region: str = "brain") -> Bool:
+    """The mask that the pipeline makes of a probability, after a prompt for a region."""
+    mask, _ = postprocess.mask_of(
+        probability, threshold, prepared.foreground, prepared.voxel_mm3, prepared.region(region)
+    )
     return mask > 0
 
 

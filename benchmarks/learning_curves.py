@@ -46,6 +46,13 @@ from pvs_model.training.validation import THRESHOLDS, validate
 from pvs_model.training.workers import SampleWorkers
 
 _PLAIN = {"text": False, "graph": False, "cross_attention": False, "fusion": False, "nested_from": 0, "fluid": False}
+#: Rows of Table 2 of the cross-modal paper: the backbone, then one module more each; the last is the whole network.
+_ABLATION: dict[str, dict[str, object]] = {
+    "backbone": {"text": False, "graph": False, "cross_attention": False, "fusion": False},
+    "text": {"graph": False, "cross_attention": False, "fusion": False},
+    "graph": {"cross_attention": False, "fusion": False},
+    "attention": {"fusion": False},
+}
 #: Changes of the released configuration by name.
 CANDIDATES: dict[str, dict[str, dict[str, object]]] = {
     "3d": {
@@ -56,7 +63,7 @@ CANDIDATES: dict[str, dict[str, dict[str, object]]] = {
         "nested-24-192": {"widths": (24, 48, 96, 192)},
         "guided-at-2": {"guided_level": 2},
         "residual": {"residual": True},
-        "backbone": {"text": False, "graph": False, "cross_attention": False, "fusion": False},
+        **_ABLATION,
         "plain-16-128": {"architecture": "dynunet", **_PLAIN},
         "plain-32-256": {"architecture": "dynunet", "widths": (32, 64, 128, 256), **_PLAIN},
     },
@@ -67,7 +74,7 @@ CANDIDATES: dict[str, dict[str, dict[str, object]]] = {
         "nested-48-384": {"widths": (48, 96, 192, 384)},
         "guided-at-2": {"guided_level": 2},
         "residual": {"residual": True},
-        "backbone": {"text": False, "graph": False, "cross_attention": False, "fusion": False},
+        **_ABLATION,
         "plain-32-256": {"architecture": "dynunet", **_PLAIN},
     },
 }

@@ -3,7 +3,8 @@
     python -m benchmarks.prompts [NAME=]SETS/NAME ... [--weights DIR]
 
 Per set and region: Dice of the answer to the region's prompt and of the answer to "the whole brain", both without
-limiting the mask to the region, and the fraction of the region's answer that lies inside the region.
+limiting the mask to the region, and the fraction of the region's answer that lies inside the region; then both for the
+mask of a run, which keeps the components inside the region of the anatomy network.
 """
 
 from __future__ import annotations
@@ -29,24 +30,28 @@ def main() -> None:
     weights, device = Weights(args.weights), choose_device(args.device)
     lines = []
     for name, folder in parse_sets(args.sets).items():
-        values: dict[str, list[tuple[float, float, float]]] = {short: [] for short in REGIONS}
+        values: dict[str, list[tuple[float, ...]]] = {short: [] for short in REGIONS}
         for case in load_cases(folder, args.count, anatomy_weights=args.weights):
             ensemble = weights.ensemble(choose_configuration(case.prepared.grid))
-            masks = {}
+            masks, limited = {}, {}
             for short, region in {"brain": "brain", **REGIONS}.items():
                 text = weights.embed(prompt(case.sequences, case.thickness_mm, region))
                 probability = predict_probability(case.prepared, ensemble, text, device, backend="auto")
                 masks[short] = mask_of(case.prepared, probability, ensemble.threshold)
+                limited[short] = mask_of(case.prepared, probability, ensemble.threshold, region)
             for short, rows in values.items():
-                reference = case.reference & case.regions[short]
+                inside = case.regions[short]
+                reference = case.reference & inside
                 if reference.any():
-                    answer = masks[short]
-                    inside = np.count_nonzero(answer & case.regions[short]) / max(1, np.count_nonzero(answer))
-                    rows.append((dice(answer, reference), dice(masks["brain"], reference), inside))
+                    answers = (masks[short], limited[short])
+                    shares = [np.count_nonzero(x & inside) / max(1, np.count_nonzero(x)) for x in answers]
+                    scores = [dice(x, reference) for x in (masks[short], masks["brain"], limited[short])]
+                    rows.append((*scores[:2], shares[0], scores[2], shares[1]))
         for short, rows in values.items():
-            cells = [format_score(mean(row[k] for row in rows)) for k in range(3)]
+            cells = [format_score(mean(row[k] for row in rows)) for k in range(5)]
             lines.append([name, REGIONS[short], str(len(rows)), *cells])
-    print(markdown(["set", "region", "cases", "its prompt", "the whole brain's prompt", "inside the region"], lines))
+    columns = ["its prompt", "the whole brain's prompt", "inside the region", "mask of a run", "of it inside"]
+    print(markdown(["set", "region", "cases", *columns], lines))
 
 
 if __name__ == "__main__":

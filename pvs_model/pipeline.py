@@ -204,13 +204,18 @@ class Segmenter:
         )
 
     def postprocess(self, prediction: Prediction) -> SegmentationResult:
-        """Derives the mask from the probability, in the stored orientation of the reference file."""
+        """Derives the mask from the probability, in the stored orientation of the reference file.
+
+        Components outside the parenchyma are removed, and those outside the region that the prompt asks for.
+        """
         from pvs_model.inference.postprocess import mask_of
+        from pvs_model.nets.text import region_of
 
         prepared, ensemble = prediction.preprocessed.prepared, prediction.ensemble
         mask, removed = mask_of(
-            prediction.probability, ensemble.threshold, prepared.foreground, prepared.voxel_mm3, prepared.parenchyma
-        )
+            prediction.probability, ensemble.threshold, prepared.foreground, prepared.voxel_mm3,
+            prepared.region(region_of(prediction.prompt)),
+        )  # fmt: skip
         return SegmentationResult(
             prepared.restore_grid(mask),
             prepared.restore_grid(prediction.probability),
@@ -334,7 +339,7 @@ def _metadata(prediction: Prediction, voxels: int, removed: int) -> dict[str, An
         "voxels": voxels,
         "anatomy": prepared.anatomy is not None,
         "skull_taken_off": prepared.skull_removed,
-        "removed_outside_parenchyma": removed,
+        "removed_outside": removed,
         "warnings": list(prepared.warnings),
         "seconds": {name.split(" ")[0]: round(value, 2) for name, value in preprocessed.seconds.items()},
         "version": __version__,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from pvs_model.commands import segment
 from pvs_model.config import InferenceConfig
 from pvs_model.errors import VolumeError
 from pvs_model.inference.postprocess import remove_components_outside, remove_small_components, to_mask
+from pvs_model.nets.text import prompt as standard_prompt
 from pvs_model.pipeline import Segmenter
 from pvs_model.preprocessing.prepare import prepare
 from pvs_model.types import Case, Grid, Volume
@@ -256,10 +258,40 @@ def test_pvs_outside_the_parenchyma_are_removed_where_the_anatomy_knows_most_of_
     if removes:
         expected, dropped = remove_components_outside(plain, known[0])
     assert np.array_equal(segmentation.canonical_mask, expected)
-    assert segmentation.metadata["removed_outside_parenchyma"] == dropped
+    assert segmentation.metadata["removed_outside"] == dropped
     unreliable = [warning for warning in segmentation.metadata["warnings"] if "regions are unreliable" in warning]
     assert len(unreliable) == (0 if removes else 1)
     assert all("Brain mask covers only 70 % of the foreground" in text for text in unreliable)
+
+
+@pytest.mark.parametrize("region", ["basal ganglia", "centrum semiovale", "brain"])
+def test_a_mask_lies_in_the_region_that_its_prompt_asks_for(
+    write_body: WriteBody, with_anatomy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, region: str
+) -> None:
+    """White matter to the left of the middle, putamen to the right."""
+    anatomies = []
+
+    def find(volumes: dict[str, Volume], weights: Path, device: Any = "cpu") -> Anatomy:
+        reference = volumes[choose_reference(volumes)]
+        grid, turn = to_ras_grid(reference.grid)
+        anatomy = anatomy_on(grid.shape, turn.apply(intensity.foreground(reference.data)))
+        anatomy.labels[anatomy.labels == values_of("R-CSO")[0]] = values_of("R-PUT")[0]
+        anatomies.append(anatomy)
+        return anatomy
+
+    path = write_body(tmp_path / "in" / "a" / "a_{}.nii.gz", ("T2w",))["T2w"]
+    segmenter = Segmenter(InferenceConfig(with_anatomy, "cpu"))
+    monkeypatch.setattr(pipeline, "estimate_anatomy", find)
+    prediction = segmenter.predict(segmenter.preprocess(Case("a", {"T2w": path}, Path("a.nii.gz"))))
+    foreground = prediction.preprocessed.prepared.foreground
+    probability = np.where(np.indices(foreground.shape).sum(0) % 7 == 0, 1, 0).astype(np.float32)
+    probability[:, ::3] = 0  # many components
+    prediction = replace(prediction, probability=probability, prompt=standard_prompt(["T2w"], 1.0, region))
+    segmentation = segmenter.postprocess(prediction)
+    inside = anatomies[0].mask({"basal ganglia": "BG", "centrum semiovale": "CSO", "brain": "parenchyma"}[region])
+    expected, dropped = remove_components_outside(to_mask(probability, 0.5, foreground), inside)
+    assert np.array_equal(segmentation.canonical_mask, expected) and expected.any()
+    assert segmentation.metadata["removed_outside"] == dropped and (dropped > 0) == (region != "brain")
 
 
 def test_an_anatomy_network_that_does_not_fit_the_gpu_runs_on_the_cpu(

@@ -35,7 +35,7 @@ def read_headers(series: Series) -> list[Dataset]:
     Attributes that every image must have but that anonymisation removes are empty.
 
     Raises:
-        VolumeError: A file cannot be read, or has no frame of reference.
+        VolumeError: A file cannot be read, or has no frame of reference or no place in it.
     """
     from pydicom import dcmread
 
@@ -49,6 +49,8 @@ def read_headers(series: Series) -> list[Dataset]:
             setattr(headers[-1], keyword, "")
         if not headers[-1].get("FrameOfReferenceUID"):
             raise VolumeError(f"{path}: expected a frame of reference, as a segmentation needs one, got none")
+        if not frames_of(headers[-1]):
+            raise VolumeError(f"{path}: expected position, orientation and spacing, as a segmentation needs, got none")
     first = frames_of(headers[0])[0]
     normal = np.cross(first.along_row, first.along_column)
     headers.sort(key=lambda header: float(frames_of(header)[0].position_mm @ normal / np.linalg.norm(normal)))

@@ -12,22 +12,22 @@ MIN_COMPONENT_MM3 = 0.5
 
 
 def mask_of(
-    probability: FloatArray, threshold: float, foreground: BoolArray, voxel_mm3: float, parenchyma: BoolArray | None
+    probability: FloatArray, threshold: float, foreground: BoolArray, voxel_mm3: float, region: BoolArray | None
 ) -> tuple[Mask, int]:
-    """The mask of a case: what reaches the threshold, is large enough, and lies in the parenchyma where that is known.
+    """The mask of a case: what reaches the threshold, is large enough, and lies in the region that is asked for.
 
     Args:
         probability: (x, y, z), 0 to 1.
         threshold: 0 to 1.
         foreground: bool (x, y, z), head or brain.
         voxel_mm3: Volume of a voxel.
-        parenchyma: bool (x, y, z); None if it is not known well enough.
+        region: bool (x, y, z), the parenchyma or the region that the prompt asks for; None if not known well enough.
 
     Returns:
-        uint8 (x, y, z), 0 and 1, and the number of components removed because they lie outside the parenchyma.
+        uint8 (x, y, z), 0 and 1, and the number of components removed because they lie outside the region.
     """
     mask = remove_small_components(to_mask(probability, threshold, foreground), voxel_mm3)
-    return (mask, 0) if parenchyma is None else remove_components_outside(mask, parenchyma)
+    return (mask, 0) if region is None else remove_components_outside(mask, region)
 
 
 def to_mask(probability: FloatArray, threshold: float, foreground: BoolArray) -> Mask:

@@ -90,6 +90,17 @@ def prompt(sequences: Sequence[str], thickness_mm: float, region: str = "brain",
     )
 
 
+def region_of(prompt: str) -> str:
+    """Returns the region of ``types.REGIONS`` that a prompt asks for; "brain" if it names none, or several.
+
+    Example:
+        >>> region_of("Perivascular spaces in the basal ganglia, T2w MRI, 1 mm slices.")
+        'basal ganglia'
+    """
+    named = [region for region in REGIONS if region != "brain" and region in prompt.lower()]
+    return named[0] if len(named) == 1 else "brain"
+
+
 def standard_prompts() -> list[str]:
     """Lists all prompts of the standard wording: 7 sets of sequences x 5 thickness classes x 3 regions."""
     subsets = [subset for size in range(1, len(SEQUENCES) + 1) for subset in itertools.combinations(SEQUENCES, size)]

@@ -10,7 +10,7 @@ import numpy as np
 
 from pvs_model.errors import VolumeError
 from pvs_model.preprocessing.alignment import MIN_OVERLAP
-from pvs_model.types import SEQUENCES, BoolArray, Case, FloatArray, Grid, Volume
+from pvs_model.types import SEQUENCES, BoolArray, Case, FloatArray, Grid, Region, Volume
 from pvs_model.volume.itk import ITK_LOCK
 
 if TYPE_CHECKING:
@@ -68,6 +68,21 @@ class PreparedImages:
             return None
         reliable = self.skull_removed or brain_coverage(self.anatomy, self.foreground) >= MIN_BRAIN_COVERAGE
         return self.anatomy.mask("parenchyma") if reliable else None
+
+    def region(self, name: str) -> BoolArray | None:
+        """Where the answer to a prompt lies, bool (x, y, z): of the parenchyma, the region that the prompt asks for.
+
+        Args:
+            name: One of ``types.REGIONS``; "brain" for the whole parenchyma.
+
+        Returns:
+            None where ``parenchyma`` is None.
+        """
+        parenchyma = self.parenchyma
+        if parenchyma is None or name == "brain":
+            return parenchyma
+        assert self.anatomy is not None  # else there is no parenchyma
+        return self.anatomy.mask(next(region.value for region in Region if region.full_name == name))
 
     @property
     def searched(self) -> BoolArray:

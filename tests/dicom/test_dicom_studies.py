@@ -317,6 +317,17 @@ def test_a_mask_on_other_voxels_is_refused(small: Any, tmp_path: Path) -> None:
             build_segmentation(headers, np.zeros(shape, np.uint8), affine)
 
 
+@pytest.mark.parametrize("number", [0, 5])
+def test_an_image_without_a_place_is_refused(small: Any, tmp_path: Path, number: int) -> None:
+    write_series(tmp_path, small.volume("T2w"), "T2w")
+    series = read_studies(tmp_path)[0].series[0]
+    image = pydicom.dcmread(series.files[number])
+    del image.ImagePositionPatient
+    image.save_as(series.files[number])
+    with pytest.raises(VolumeError, match=f"{series.files[number].name}: expected position, orientation and spacing"):
+        read_headers(series)
+
+
 def evidence(sr: Any) -> list[Any]:
     series = [s for study in sr.CurrentRequestedProcedureEvidenceSequence for s in study.ReferencedSeriesSequence]
     return [item for s in series for item in s.ReferencedSOPSequence]

@@ -49,6 +49,25 @@ def test_prompts_of_distinct_conditions_are_distinct_in_every_wording() -> None:
     assert len({text.prompt(*case) for case in cases}) == len(cases) == 7 * 5 * 3 * len(text.TEMPLATES)
 
 
+@pytest.mark.parametrize("template", range(len(text.TEMPLATES)))
+@pytest.mark.parametrize("region", REGIONS)
+def test_the_region_of_every_wording_is_read_from_the_prompt(region: str, template: int) -> None:
+    assert text.region_of(text.prompt(["T2w"], 1.0, region, template)) == region
+
+
+@pytest.mark.parametrize(
+    ("prompt", "region"),
+    [
+        ("PVS of the Basal Ganglia", "basal ganglia"),
+        ("PVS in the centrum semiovale and the basal ganglia", "brain"),
+        ("PVS", "brain"),
+        ("", "brain"),
+    ],
+)
+def test_the_region_of_a_free_prompt(prompt: str, region: str) -> None:
+    assert text.region_of(prompt) == region
+
+
 def test_standard_prompts_are_all_conditions_of_the_first_wording() -> None:
     prompts = text.standard_prompts()
     assert len(prompts) == len(set(prompts)) == 7 * 5 * 3
