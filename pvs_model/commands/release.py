@@ -21,7 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--network", choices=("3d", "2d"), help="scans that it is for (default: those that the networks read)")
     add("--weights", type=Path, default=Path("weights"))
     add("--threshold", type=float, help="probability from which a voxel is PVS (default: mean of the networks' own)")
-    add("--window", type=int, help="side of the sliding window (default: that of the training patches)")
+    add(
+        "--window",
+        type=int,
+        help="side of the sliding window (default: 64 in 3D, 192 in 2D, or larger training patches)",
+    )
     add("--overlap", type=float, help="of neighbouring windows (default: 0.125 in 3D, 0.25 in 2D)")
     add(
         "--groups", nargs="+", metavar="NAME",

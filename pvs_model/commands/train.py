@@ -18,6 +18,7 @@ from pvs_model.training.config import (
     FINE_TUNING_RATE,
     LEARNING_RATE,
     LOSSES,
+    PATCH,
     SCHEDULES,
     SIMULATE_ON,
     TrainingConfig,
@@ -81,8 +82,8 @@ def _add_training_arguments(parser: argparse.ArgumentParser) -> None:
         help="weights to begin from, such as weights/3d_fold0.safetensors to fine-tune",
     )  # fmt: skip
     add("--steps", type=int, default=default.steps)
-    add("--batch", type=int, default=default.batch, help="samples per step and process; 8 or more with --start")
-    add("--patch", type=int, default=default.patch, help="side of a patch in voxels, a multiple of 8 or more")
+    add("--batch", type=int, default=default.batch, help="samples per step and process (default: %(default)s)")
+    add("--patch", type=int, help=f"side of a patch in voxels (default: {PATCH[3]} in 3D, {PATCH[2]} in 2D)")
     add(
         "--case-share", type=float, default=default.case_share, metavar="SHARE",
         help="with --cases and --anatomies: fraction of the samples from --cases (default: %(default)s)",
@@ -169,17 +170,23 @@ def _training_config(args: argparse.Namespace, model: ModelSpec) -> TrainingConf
     """The user's options, and what the network prescribes."""
     prescribed: dict[str, Any] = dict(model.training) | (FINE_TUNING if args.start else {})
     options = {f.name: getattr(args, f.name) for f in fields(TrainingConfig) if hasattr(args, f.name)}
+    options["patch"] = _patch(args, model.config)
     if options.pop("learning_rate") is not None:
         prescribed["learning_rate"] = args.learning_rate
     return TrainingConfig(**{**options, **prescribed})
 
 
+def _patch(args: argparse.Namespace, network: NetworkConfig) -> int:
+    return PATCH[network.dimensions] if args.patch is None else int(args.patch)
+
+
 def _check(args: argparse.Namespace, network: NetworkConfig) -> None:
+    patch = _patch(args, network)
     divisor = 16 if network.architecture != "graph_fusion" else 2 ** (len(network.widths) - 1)
-    if args.patch < 2 * divisor or args.patch % divisor or args.batch < 1 or args.steps < 1:
+    if patch < 2 * divisor or patch % divisor or args.batch < 1 or args.steps < 1:
         raise PVSError(
             f"--patch, --batch, --steps: expected a multiple of {divisor} that is at least {2 * divisor}, and at "
-            f"least 1 for the others, got {args.patch}, {args.batch}, {args.steps}"
+            f"least 1 for the others, got {patch}, {args.batch}, {args.steps}"
         )
     if not 0 <= args.case_share <= 1 or not 0 <= args.scan_share < 1 or args.workers < 0:
         raise PVSError(

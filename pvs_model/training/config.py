@@ -16,6 +16,8 @@ PROMPTS = ("varied", "constant")
 
 #: Learning rates from random weights and from trained ones, which large steps would spoil.
 LEARNING_RATE, FINE_TUNING_RATE = 1.5e-3, 3e-4
+#: Default sides of patches by dimensions. Many small patches teach far more per second than few large ones.
+PATCH = {3: 32, 2: 96}
 #: Defaults of a training that begins from trained weights: they need no curriculum, and know what a prompt is.
 FINE_TUNING: dict[str, Any] = {"learning_rate": FINE_TUNING_RATE, "clear_samples": 0, "region_warmup": 0}
 
@@ -94,7 +96,8 @@ class TrainingConfig(LoopConfig):
         ValueError: For an unknown choice.
     """
 
-    patch: int = 48
+    batch: int = 8
+    patch: int = PATCH[3]
     scene_buffer: int = 300
     refresh_interval: int = 3
     region_share: float = 0.2

@@ -19,6 +19,8 @@ from pvs_model.nets import checkpoint
 
 #: Embeddings of the standard prompts, beside the shipped weights.
 SHIPPED_TEXT = shipped_weights() / "text.safetensors"
+#: Smallest default sides of windows by dimensions: larger than the patches of the training, for less border.
+WINDOW = {3: 64, 2: 192}
 #: Settings of the training that the manifest repeats.
 TRAINING_KEYS = ("batch", "patch", "seed")
 
@@ -30,7 +32,7 @@ class ReleaseSettings:
     Attributes:
         configuration: "2d" if a network reads slices as acquired, else "3d".
         threshold: Mean of the best thresholds of their validations; None if a file holds none.
-        roi_size: Side of their largest training patch.
+        roi_size: Side of the window: ``WINDOW``, or the largest side of their training patches if that is larger.
     """
 
     configuration: str
@@ -51,7 +53,8 @@ def settings_of(networks: Sequence[Path]) -> ReleaseSettings:
     as_acquired = any(config.dimensions == 2 and not config.view for config in configs)
     thresholds = [values.get("threshold") for values in facts]
     threshold = None if None in thresholds else round(statistics.fmean(thresholds), 3)
-    return ReleaseSettings("2d" if as_acquired else "3d", threshold, max(values["patch"] for values in trainings))
+    sides = [max(values["patch"], WINDOW[c.dimensions]) for c, values in zip(configs, trainings, strict=True)]
+    return ReleaseSettings("2d" if as_acquired else "3d", threshold, max(sides))
 
 
 def release(

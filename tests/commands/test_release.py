@@ -56,14 +56,15 @@ def test_settings_follow_from_the_networks(tmp_path: Path, capsys: Any, tiny: di
         manifest = json.loads((tmp_path / "mine" / MANIFEST).read_text())
         return {name: (entry["threshold"], entry["window"]) for name, entry in manifest["ensembles"].items()}
 
-    folds = write("a", tiny["3d"], 32, threshold=0.6), write("b", tiny["3d"], 16, threshold=0.7)
-    assert settings(*folds) == {"3d": (0.65, 32)}
-    assert settings(write("c", tiny["2d"], 64, threshold=0.4)) == {"3d": (0.65, 32), "2d": (0.4, 64)}
+    folds = write("a", tiny["3d"], 32, threshold=0.6), write("b", tiny["3d"], 80, threshold=0.7)
+    assert settings(*folds) == {"3d": (0.65, 80)}
+    assert settings(folds[0]) == {"3d": (0.6, 64)}, "windows are larger than small patches"
+    assert settings(write("c", tiny["2d"], 96, threshold=0.4)) == {"3d": (0.6, 64), "2d": (0.4, 192)}
     view = write("d", replace(tiny["2d"], view="sagittal"), 48)  # planes of thin-sliced scans
     assert cli.main(["release", view, "--weights", str(tmp_path / "mine")]) == 2
     message = "error: --threshold: expected a probability, since the files of the networks hold none\n"
     assert capsys.readouterr().err.endswith(message)
-    assert settings(view, "--threshold", "0.3") == {"3d": (0.3, 48), "2d": (0.4, 64)}
+    assert settings(view, "--threshold", "0.3") == {"3d": (0.3, 192), "2d": (0.4, 192)}
     assert settings(folds[0], "--threshold", "0.5", "--window", "96")["3d"] == (0.5, 96)
 
 

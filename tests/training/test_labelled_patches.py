@@ -523,7 +523,20 @@ def test_cases_and_anatomies_together(
         "validation_batches",
         lambda data, config, training, cache: real_batches(data, config, replace(training, validation_patches=2)),
     )
-    words = ["--cases", own, "--anatomies", tmp_path / "maps", "--folds", 2, "--network", "2d", "--steps", 4]
+    words = [
+        "--cases",
+        own,
+        "--anatomies",
+        tmp_path / "maps",
+        "--folds",
+        2,
+        "--network",
+        "2d",
+        "--batch",
+        1,
+        "--steps",
+        4,
+    ]
     assert train(*words, "--case-share", 0.25, "--cache", tmp_path / "cache") == 0
     assert taken == ["thick2"], "one sample in four, of the case that is not held out"
     assert len(checked) == 4, "two patches of the held-out head, two of the held-out case"
