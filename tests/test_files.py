@@ -95,7 +95,7 @@ def _report_cases(folder: str, number: int) -> int:
     burden = measure(mask, {}, np.eye(4)).as_json()
     for case in range(4):
         report = Report(Path(folder))
-        report._write_case(f"{number}-{case}", {"facts": None, "burden": burden, "problem": None})
+        report._write_case(f"{number}-{case}", {"metadata": None, "burden": burden, "problem": None})
         report.finish()
     return 0
 

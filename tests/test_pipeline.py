@@ -26,12 +26,12 @@ def test_a_case_from_files_to_facts(
         result = Segmenter(InferenceConfig(weights, "cpu")).segment(Case("a", paths, Path("a.nii.gz")))
     assert result.mask.dtype == np.uint8 and result.mask.any()
     assert result.reference == "T2w" and result.probability.shape == result.mask.shape
-    facts = result.metadata
-    assert (facts["network"], facts["members"], facts["threshold"]) == ("3d", 2, 0.5)
-    assert facts["prompt"] == "Perivascular spaces in the whole brain, T1w and T2w MRI, 1 mm slices."
-    assert facts["sequences"] == ["T1w", "T2w"] and facts["spacing_mm"] == [1.0, 1.0, 1.0]
-    assert facts["voxels"] == int(result.mask.sum()) and facts["warnings"] == []
-    assert list(facts["seconds"]) == ["read", "align", "prepare", "load", "predict"]
+    metadata = result.metadata
+    assert (metadata["network"], metadata["members"], metadata["threshold"]) == ("3d", 2, 0.5)
+    assert metadata["prompt"] == "Perivascular spaces in the whole brain, T1w and T2w MRI, 1 mm slices."
+    assert metadata["sequences"] == ["T1w", "T2w"] and metadata["spacing_mm"] == [1.0, 1.0, 1.0]
+    assert metadata["voxels"] == int(result.mask.sum()) and metadata["warnings"] == []
+    assert list(metadata["seconds"]) == ["read", "align", "prepare", "load", "predict"]
     assert [m.split(" ")[1] for m in caplog.messages] == ["read", "align", "prepare", "load", "predict"]
 
 
@@ -50,10 +50,10 @@ def test_the_prompt_names_what_the_network_sees(body: Any, weights: Path, monkey
     flat = body.volume("T1w", spacing_mm=(1, 1, 4))
     flat = replace(flat, data=(flat.data > 0).astype(np.float32))
     monkeypatch.setattr(pipeline, "read", lambda case: {"T1w": flat, "T2w": body.volume("T2w", spacing_mm=(1, 1, 4))})
-    facts = Segmenter(InferenceConfig(weights, "cpu")).segment(Case("a", {}, Path("a.nii.gz"))).metadata
-    assert facts["prompt"] == "Perivascular spaces in the whole brain, T2w MRI, 3 mm slices."
-    assert facts["sequences"] == ["T2w"] and facts["network"] == "2d"
-    assert len(facts["warnings"]) == 1 and "T1w" in facts["warnings"][0]
+    metadata = Segmenter(InferenceConfig(weights, "cpu")).segment(Case("a", {}, Path("a.nii.gz"))).metadata
+    assert metadata["prompt"] == "Perivascular spaces in the whole brain, T2w MRI, 3 mm slices."
+    assert metadata["sequences"] == ["T2w"] and metadata["network"] == "2d"
+    assert len(metadata["warnings"]) == 1 and "T1w" in metadata["warnings"][0]
 
 
 def test_a_case_with_a_problem_is_not_read(weights: Path) -> None:

@@ -191,7 +191,7 @@ def test_reports_of_a_run(write_body: WriteBody, with_anatomy: Path, tmp_path: P
         np.testing.assert_allclose(probability.affine, mask.affine, atol=1e-5)
         assert (np.asarray(mask.dataobj) <= (probability.get_fdata() >= 0.5)).all()
     entry = json.loads((report / "cases" / "s1" / "a.json").read_text())
-    assert entry["page"] == "cases/s1/a.html" and (report / entry["page"]).is_file() and entry["facts"]["anatomy"]
+    assert entry["page"] == "cases/s1/a.html" and (report / entry["page"]).is_file() and entry["metadata"]["anatomy"]
     failed = json.loads((report / "cases" / "s1" / "c.json").read_text())
     assert failed["burden"] is None and failed["page"] is None and "c_T2w.nii.gz" in failed["problem"]
     index = (report / "index.html").read_text()

@@ -21,7 +21,7 @@ from pvs_model.config import InferenceConfig
 from pvs_model.layouts import Layout
 
 #: What the record of a case takes from its report.
-_FACTS = ("network", "members", "backend", "threshold", "prompt", "reference", "spacing_mm", "warnings")
+_METADATA = ("network", "members", "backend", "threshold", "prompt", "reference", "spacing_mm", "warnings")
 
 
 def write_run_record(
@@ -81,9 +81,9 @@ def _case_records(writer: ResultWriter, output: Path) -> list[dict[str, Any]]:
         if state == "failed":
             record["problem"] = writer.failures[case.name]
         if state in ("written", "complete") and writer.report is not None:
-            facts = writer.report.facts(case.name)
+            metadata = writer.report.metadata(case.name)
             record["mask"] = str(output / case.output)
-            record |= {name: facts[name] for name in _FACTS if name in facts}
+            record |= {name: metadata[name] for name in _METADATA if name in metadata}
         if state == "written":
             record |= dataclasses.asdict(writer.results[case.name])
         records.append(record)

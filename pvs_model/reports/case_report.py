@@ -69,8 +69,8 @@ class CaseView:
         regions: bool by name ("CSO", "BG", "midbrain", or any other); may be empty.
         spacing_mm: Voxel size.
         burden: Measurement, or None.
-        facts: Provenance of the mask from the pipeline; anything missing is left out.
-        warnings: Sentences, besides those of the facts and of the burden.
+        metadata: Provenance of the mask from the pipeline; anything missing is left out.
+        warnings: Sentences, besides those of the metadata and of the burden.
         affine: (4, 4), voxel index to RAS mm, for positions in the scanner; None where it is unknown.
         embed_volume: Whether the page holds the volume for its viewer, about 1.4 MB per sequence at 1 mm.
 
@@ -84,7 +84,7 @@ class CaseView:
     regions: Mapping[str, BoolArray]
     spacing_mm: tuple[float, float, float]
     burden: Burden | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
     warnings: Sequence[str] = ()
     affine: Affine | None = None
     embed_volume: bool = True
@@ -170,16 +170,16 @@ def sentences(values: object) -> tuple[str, ...]:
 def _warnings(view: CaseView) -> list[str]:
     """Returns every warning once."""
     own = () if view.burden is None else view.burden.warnings
-    return list(dict.fromkeys((*sentences(view.facts.get("warnings")), *view.warnings, *own)))
+    return list(dict.fromkeys((*sentences(view.metadata.get("warnings")), *view.warnings, *own)))
 
 
 def _provenance(
     view: CaseView, sequences: Sequence[str], named: Mapping[str, BoolArray]
 ) -> list[tuple[str, list[str]]]:
     """Returns terms and sentences on how the mask was made."""
-    facts = view.facts
-    used = list(sentences(facts.get("sequences"))) or list(sequences)
-    reference = str(facts.get("reference") or "")
+    metadata = view.metadata
+    used = list(sentences(metadata.get("sequences"))) or list(sequences)
+    reference = str(metadata.get("reference") or "")
     missing = [name for name in SEQUENCES if name not in used]
     terms: dict[str, list[str]] = {"Sequences": [f"{', '.join(used)}."]}
     if missing:
@@ -191,21 +191,21 @@ def _provenance(
             terms["Reference"].append(f"{' and '.join(others)} {were} resampled onto it.")
     spacing = _BY.join(f"{mm:.3g}" for mm in view.spacing_mm)
     terms["Grid"] = [f"{_BY.join(map(str, view.mask.shape))} voxels of {spacing} mm (x, y, z).", *_respaced(view)]
-    if configuration := str(facts.get("network") or ""):
-        terms["Network"] = [_network(configuration, facts.get("members"), max(view.spacing_mm))]
-    threshold = facts.get("threshold")
+    if configuration := str(metadata.get("network") or ""):
+        terms["Network"] = [_network(configuration, metadata.get("members"), max(view.spacing_mm))]
+    threshold = metadata.get("threshold")
     if isinstance(threshold, int | float):
         terms["Threshold"] = [f"Voxels are marked at a probability of {threshold:.3g} or more."]
-    if facts.get("prompt"):
-        terms["Prompt"] = [f"\N{LEFT DOUBLE QUOTATION MARK}{facts['prompt']}\N{RIGHT DOUBLE QUOTATION MARK}"]
+    if metadata.get("prompt"):
+        terms["Prompt"] = [f"\N{LEFT DOUBLE QUOTATION MARK}{metadata['prompt']}\N{RIGHT DOUBLE QUOTATION MARK}"]
     terms["Regions"] = [", ".join(name_of(name) for name in named) or "None: the whole image is shown as one."]
-    terms["Made by"] = [f"pvs_model {facts.get('version') or __version__}{_seconds(facts.get('seconds'))}"]
+    terms["Made by"] = [f"pvs_model {metadata.get('version') or __version__}{_seconds(metadata.get('seconds'))}"]
     return list(terms.items())
 
 
 def _respaced(view: CaseView) -> list[str]:
     """Returns a sentence where the network's grid had another spacing."""
-    spacing = view.facts.get("network_spacing_mm")
+    spacing = view.metadata.get("network_spacing_mm")
     if not isinstance(spacing, list | tuple) or [isinstance(mm, int | float) for mm in spacing] != [True] * 3:
         return []
     if all(abs(mm - own) <= 0.001 * own for mm, own in zip(spacing, view.spacing_mm, strict=True)):

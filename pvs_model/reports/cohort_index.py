@@ -57,28 +57,28 @@ def summary_of(case_json: Mapping[str, Any]) -> CaseSummary:
     """Returns the summary of a case from its JSON.
 
     Args:
-        case_json: "case"; "facts" (the pipeline's, or null); "burden" (``Burden.as_json()``, or null); "page" (path of
+        case_json: "case"; "metadata" (the pipeline's, or null); "burden" (``Burden.as_json()``, or null); "page" (path of
             the case's report relative to the index, or null); "problem" (a sentence, or null).
 
     Raises:
         PVSError: the values are not of this form.
     """
     try:
-        facts, burden = case_json.get("facts") or {}, case_json.get("burden") or {}
+        metadata, burden = case_json.get("metadata") or {}, case_json.get("burden") or {}
         rows = {row["region"]: row for row in burden.get("regions", ()) if row["hemisphere"] == BOTH}
         problem = case_json.get("problem")
         return CaseSummary(
             case=str(case_json["case"]),
             page=str(case_json.get("page") or ""),
-            sequences=sentences(facts.get("sequences")),
-            network=str(facts.get("network") or "").upper(),
+            sequences=sentences(metadata.get("sequences")),
+            network=str(metadata.get("network") or "").upper(),
             counts={str(region): int(row["pvs_count"]) for region, row in rows.items()},
             volumes_mm3={str(region): _finite(row["pvs_volume_mm3"]) for region, row in rows.items()},
             scores={
                 (str(score["scale"]), str(score["region"])): int(score["estimated_score"])
                 for score in burden.get("estimated_scores", ())
             },
-            warnings=tuple(dict.fromkeys((*sentences(facts.get("warnings")), *sentences(burden.get("warnings"))))),
+            warnings=tuple(dict.fromkeys((*sentences(metadata.get("warnings")), *sentences(burden.get("warnings"))))),
             problem=None if problem is None else str(problem),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:

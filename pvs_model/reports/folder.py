@@ -50,12 +50,12 @@ class Report:
         page = self._place(view.name, ".html")
         write_case_report(page, view)
         burden = None if view.burden is None else view.burden.as_json()
-        self._write_case(view.name, {"facts": dict(view.facts), "burden": burden, "problem": None})
+        self._write_case(view.name, {"metadata": dict(view.metadata), "burden": burden, "problem": None})
 
     def fail(self, case: str, problem: str) -> None:
         """Records the problem of a failed case."""
         self._place(case, ".html").unlink(missing_ok=True)
-        self._write_case(case, {"facts": None, "burden": None, "problem": problem})
+        self._write_case(case, {"metadata": None, "burden": None, "problem": problem})
 
     def has(self, case: str) -> bool:
         """Whether a successful case is reported."""
@@ -64,10 +64,10 @@ class Report:
         except (OSError, ValueError, AttributeError):
             return False
 
-    def facts(self, case: str) -> dict[str, Any]:
+    def metadata(self, case: str) -> dict[str, Any]:
         """Returns how the mask of a case was made; nothing if it has failed or has no report."""
         try:
-            return dict(json.loads(self._place(case, ".json").read_text(encoding="utf-8"))["facts"] or {})
+            return dict(json.loads(self._place(case, ".json").read_text(encoding="utf-8"))["metadata"] or {})
         except (OSError, ValueError, KeyError, TypeError):
             return {}
 
@@ -146,7 +146,7 @@ def view_of(
     mask: Mask,
     grid: Grid,
     anatomy: Anatomy | None,
-    facts: Mapping[str, Any],
+    metadata: Mapping[str, Any],
     pvs_fraction: FloatArray | None = None,
 ) -> CaseView:
     """Measures a case and returns the data of its report. All arrays (x, y, z) lie on the grid, in RAS+ order."""
@@ -164,6 +164,6 @@ def view_of(
         regions=regions,
         spacing_mm=grid.spacing_mm,
         burden=burden_of(mask, grid.affine, anatomy, pvs_fraction, parts),
-        facts=facts,
+        metadata=metadata,
         affine=grid.affine,
     )

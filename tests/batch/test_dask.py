@@ -55,8 +55,8 @@ def contents(folder: Path) -> dict[str, Any]:
         name = path.relative_to(folder).as_posix()
         if path.suffix == ".json":
             files[name] = json.loads(path.read_text())
-            for facts in (files[name], files[name].get("facts") or {}):
-                facts.pop("seconds", None)
+            for metadata in (files[name], files[name].get("metadata") or {}):
+                metadata.pop("seconds", None)
         elif path.suffix == ".html":
             files[name] = re.sub(r"\d+(\.\d+)? s\b", "", path.read_text())
         else:

@@ -140,8 +140,8 @@ def without_seconds(path: Path) -> str:
     if path.suffix != ".json":
         return path.read_text()
     content = json.loads(path.read_text())
-    if content["facts"]:
-        content["facts"].pop("seconds")
+    if content["metadata"]:
+        content["metadata"].pop("seconds")
     return json.dumps(content)
 
 

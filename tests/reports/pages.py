@@ -26,7 +26,7 @@ HOSTILE = (
     "javascript:alert(1) https://example.org/x",
     "right\u202eleft\u2066 \x00\x1b[31m\nnext\udc80",
 )
-FACTS = {
+METADATA = {
     "network": "3d",
     "members": 2,
     "threshold": 0.3,
@@ -66,7 +66,7 @@ def view(
     images = {name: np.where(inside, rng.normal(0, 0.3, shape) + 2 * mask, 0).astype(np.float32) for name in sequences}
     regions = {"CSO": inside & ~box, "BG": inside & box}
     hemispheres = np.broadcast_to(np.where(np.arange(shape[0]) < shape[0] // 2, 1, 2)[:, None, None], shape)
-    given = {"regions": regions, "facts": FACTS, **given}
+    given = {"regions": regions, "metadata": METADATA, **given}
     burden = measure(mask, given["regions"], np.diag([*spacing_mm, 1.0]), inside, hemispheres)
     return CaseView(
         **{"name": "sub-01", "images": images, "mask": mask, "spacing_mm": spacing_mm, "burden": burden, **given}

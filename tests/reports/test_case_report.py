@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from pages import (
-    FACTS,
     HOSTILE,
+    METADATA,
     Bool,
     Seen,
     between,
@@ -129,7 +129,7 @@ def test_planes_lie_as_a_radiologist_hangs_them(plane: slices.Plane) -> None:
 
 
 def test_voxels_keep_their_shape() -> None:
-    html = case_report(view((48, 60, 12), (0.45, 0.45, 6.0), facts={**FACTS, "network": "2d"}))
+    html = case_report(view((48, 60, 12), (0.45, 0.45, 6.0), metadata={**METADATA, "network": "2d"}))
     for figure in figures(html, "basal ganglia (BG)"):
         assert 'transform="scale(0.45 0.45)"' in figure
         width, height = map(float, between(figure, 'viewBox="0 0 ', '"').split())
@@ -178,7 +178,7 @@ def test_the_slices_with_most_pvs_lie_apart() -> None:
 
 def test_another_spacing_of_the_network_is_told() -> None:
     for seen, warned in (((1.0, 1.0, 1.0), False), ((1.0, 1.0, 1.6), True), ("nonsense", False)):
-        page = case_report(view(facts={"network_spacing_mm": seen}))
+        page = case_report(view(metadata={"network_spacing_mm": seen}))
         assert ("its probabilities were resampled back" in page) == warned
 
 
@@ -196,14 +196,14 @@ def test_what_was_assumed_is_told(usual: str) -> None:
 
 
 def test_every_warning_is_shown_once() -> None:
-    made = view(warnings=["a of the caller", FACTS["warnings"][0]])  # type: ignore[index]
+    made = view(warnings=["a of the caller", METADATA["warnings"][0]])  # type: ignore[index]
     assert made.burden is not None
     made = replace(made, burden=replace(made.burden, warnings=("one of the burden",)))
     notice = between(case_report(made), 'class="notice warning"', "</section>")
     assert "Warnings (3)" in notice
     for sentence in ("T1w covers only 60% of the field of view of T2w", "a of the caller", "one of the burden"):
         assert notice.count(f"<li><bdi>{sentence}</bdi></li>") == 1
-    assert case_report(view(facts={}, burden=None)).count("No warnings.") == 1
+    assert case_report(view(metadata={}, burden=None)).count("No warnings.") == 1
 
 
 def test_the_table_holds_the_burden(usual: str) -> None:
@@ -230,9 +230,9 @@ def test_scores_are_always_called_estimated(usual: str) -> None:
         {"marked": [], "regions": {}},
         {"regions": {"BG": head()[1]}},
         {"sequences": ("FLAIR",)},
-        {"burden": None, "facts": {}},
+        {"burden": None, "metadata": {}},
         {"regions": {"BG": head()[1], "HIP": head()[1] & False, "L-own <b>": head()[0]}},
-        {"facts": {"warnings": None, "sequences": None, "seconds": "?", "threshold": None, "network": "9d"}},
+        {"metadata": {"warnings": None, "sequences": None, "seconds": "?", "threshold": None, "network": "9d"}},
     ],
     ids=[
         "no region",
@@ -242,7 +242,7 @@ def test_scores_are_always_called_estimated(usual: str) -> None:
         "one sequence",
         "bare",
         "an empty region",
-        "odd facts",
+        "odd metadata",
     ],
 )
 def test_whatever_is_missing_the_page_stands(given: dict[str, Any]) -> None:
@@ -314,10 +314,10 @@ def test_hostile_names_add_no_element_and_no_attribute(name: str) -> None:
     inside, box = head()
 
     def made_of(text: str) -> str:
-        facts = {**FACTS, "warnings": [text], "prompt": text, "version": text, "reference": text, "network": text}
+        metadata = {**METADATA, "warnings": [text], "prompt": text, "version": text, "reference": text, "network": text}
         regions = {"BG": box, f"r{text}": inside}
         return case_report(
-            view(name=text, facts={**facts, "sequences": [text]}, warnings=[f"{text}2"], regions=regions)
+            view(name=text, metadata={**metadata, "sequences": [text]}, warnings=[f"{text}2"], regions=regions)
         )
 
     plain, hostile = Seen(made_of("x")), Seen(made_of(name))
@@ -393,7 +393,7 @@ def test_a_head_of_a_millimetre_is_light(tmp_path: Path) -> None:
         {"CSO": inside & ~box, "BG": box & inside},
         (1.0, 1.0, 1.0),
         measure(mask, {"CSO": inside & ~box, "BG": box & inside}, np.eye(4)),
-        FACTS,
+        METADATA,
     )
     write_case_report(tmp_path / "page.html", replace(made, embed_volume=False))
     assert (tmp_path / "page.html").stat().st_size < 3_000_000

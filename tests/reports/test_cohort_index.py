@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from pages import (
-    FACTS,
     HOSTILE,
+    METADATA,
     Seen,
     between,
     check_accessible,
@@ -34,7 +34,9 @@ def case_json(case: str = "sub-01", factor: float = 1.0, **given: Any) -> dict[s
     for row in content["regions"]:
         row["pvs_volume_mm3"] *= factor
     return json.loads(
-        json.dumps({"case": case, "facts": FACTS, "burden": content, "page": f"{case}.html", "problem": None} | given)
+        json.dumps(
+            {"case": case, "metadata": METADATA, "burden": content, "page": f"{case}.html", "problem": None} | given
+        )
     )
 
 
@@ -44,8 +46,8 @@ def test_an_entry_holds_what_the_json_says() -> None:
     assert entry.volumes_mm3 == {"CSO": 2.0, "BG": 4.0, "all": 6.0}
     assert entry.scores["Potter", "BG"] == 1
     assert (entry.network, entry.sequences, entry.page) == ("3D", ("T1w", "T2w"), "sub-01.html")
-    assert entry.warnings == tuple(FACTS["warnings"])  # type: ignore[arg-type]
-    failed = summary_of({"case": "b", "facts": None, "burden": None, "page": None, "problem": "no such file"})
+    assert entry.warnings == tuple(METADATA["warnings"])  # type: ignore[arg-type]
+    failed = summary_of({"case": "b", "metadata": None, "burden": None, "page": None, "problem": "no such file"})
     assert failed == CaseSummary("b", problem="no such file")
 
 
@@ -53,7 +55,7 @@ def test_an_entry_holds_what_the_json_says() -> None:
     "wrong",
     [
         {},
-        {"case": "a", "facts": 3},
+        {"case": "a", "metadata": 3},
         {"case": "a", "burden": {"regions": [{}]}},
         {"case": "a", "burden": {"regions": [{"region": "BG", "hemisphere": "both", "pvs_count": "x"}]}},
         {"case": "a", "burden": {"estimated_scores": 3}},
@@ -99,8 +101,8 @@ def test_few_cases_have_no_box(count: int) -> None:
 @pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
 def test_hostile_entries_add_no_element_and_no_attribute(name: str) -> None:
     def made_of(text: str) -> Seen:
-        facts = {"sequences": [text], "network": text, "warnings": [text]}
-        content = case_json(text, facts=facts, page=text)
+        metadata = {"sequences": [text], "network": text, "warnings": [text]}
+        content = case_json(text, metadata=metadata, page=text)
         content["burden"]["regions"].append({**content["burden"]["regions"][0], "region": f"r{text}"})
         content["burden"]["estimated_scores"].append({"scale": text, "region": text, "estimated_score": 1})
         return Seen(index_page([summary_of(content), CaseSummary(f"{text} failed", page=text, problem=text)]))
