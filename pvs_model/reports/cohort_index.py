@@ -57,8 +57,8 @@ def summary_of(case_json: Mapping[str, Any]) -> CaseSummary:
     """Returns the summary of a case from its JSON.
 
     Args:
-        case_json: "case"; "metadata" (the pipeline's, or null); "burden" (``Burden.as_json()``, or null); "page" (path of
-            the case's report relative to the index, or null); "problem" (a sentence, or null).
+        case_json: "case"; "metadata" (the pipeline's, or null); "burden" (``Burden.as_json()``, or null); "page" (path
+            of the case's report relative to the index, or null); "problem" (a sentence, or null).
 
     Raises:
         PVSError: the values are not of this form.
