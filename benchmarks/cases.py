@@ -146,7 +146,7 @@ def box_around(region: Bool, spacing_mm: Sequence[float], side_mm: float) -> Boo
 def mask_of(prepared: PreparedImages, probability: FloatArray, threshold: float, region: str = "brain") -> Bool:
     """The mask that the pipeline makes of a probability, after a prompt for a region."""
     mask, _ = postprocess.mask_of(
-        probability, threshold, prepared.foreground, prepared.voxel_mm3, prepared.region(region)
+        probability, threshold, prepared.foreground, prepared.voxel_mm3, prepared.limits(region)
     )
     return mask > 0
 

@@ -206,7 +206,7 @@ class Segmenter:
     def postprocess(self, prediction: Prediction) -> SegmentationResult:
         """Derives the mask from the probability, in the stored orientation of the reference file.
 
-        Components outside the parenchyma are removed, and those outside the region that the prompt asks for.
+        Components outside the tissue that bears PVS, or the region that the prompt asks for, are removed.
         """
         from pvs_model.inference.postprocess import mask_of
         from pvs_model.nets.text import region_of
@@ -214,7 +214,7 @@ class Segmenter:
         prepared, ensemble = prediction.preprocessed.prepared, prediction.ensemble
         mask, removed = mask_of(
             prediction.probability, ensemble.threshold, prepared.foreground, prepared.voxel_mm3,
-            prepared.region(region_of(prediction.prompt)),
+            prepared.limits(region_of(prediction.prompt)),
         )  # fmt: skip
         return SegmentationResult(
             prepared.restore_grid(mask),

@@ -62,6 +62,7 @@ REGIONS: dict[str, tuple[str, ...]] = {
     "brain": tuple(s.abbreviation for s in STRUCTURES if s.abbreviation != "CSF"),
     "parenchyma": tuple(s.abbreviation for s in STRUCTURES if s.abbreviation not in ("CSF", "LV", "V34")),
     "intracranial": tuple(s.abbreviation for s in STRUCTURES),
+    "PVS": ("WM", "CAU", "PUT", "PAL", "THA", "IC", "HIP", "AMY", "VDC", "MID", "BST"),  # tissue that bears PVS
 }
 
 

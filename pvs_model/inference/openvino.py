@@ -240,6 +240,7 @@ def _check(graph: Any, network: SegmentationNet, terms: int) -> None:
             raise RuntimeError(f"its probabilities differ from PyTorch's by {error:.0%} on a test window")
 
 
+@torch.no_grad()
 def relative_error(actual: Tensor, expected: Tensor) -> float:
     """Root mean square of the difference, relative to that of what is expected.
 

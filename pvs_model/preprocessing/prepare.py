@@ -25,6 +25,8 @@ SKULL_RATIO = 1.5
 BRAIN_MARGIN_MM = 1.0
 #: Smallest brain coverage of a skull-stripped scan at which its parcellation may remove PVS.
 MIN_BRAIN_COVERAGE = 0.8
+#: Share of a PVS that must lie in tissue that bears PVS: chosen on 16 held-out simulated heads (docs/method.md).
+MIN_BEARING = 0.25
 
 
 @dataclass(frozen=True)
@@ -69,20 +71,24 @@ class PreparedImages:
         reliable = self.skull_removed or brain_coverage(self.anatomy, self.foreground) >= MIN_BRAIN_COVERAGE
         return self.anatomy.mask("parenchyma") if reliable else None
 
-    def region(self, name: str) -> BoolArray | None:
-        """Where the answer to a prompt lies, bool (x, y, z): of the parenchyma, the region that the prompt asks for.
+    def limits(self, region: str = "brain") -> tuple[tuple[BoolArray, float], ...]:
+        """Regions that components of the mask must lie in, each with the share of their voxels.
+
+        Half of each must lie in the parenchyma and a quarter in the tissue that bears PVS, which cortex and cerebellum
+        do not: PVS of white matter reach into the cortex. Half must lie in the region that the prompt asks for.
 
         Args:
-            name: One of ``types.REGIONS``; "brain" for the whole parenchyma.
+            region: One of ``types.REGIONS``.
 
         Returns:
-            None where ``parenchyma`` is None.
+            Nothing where ``parenchyma`` is None.
         """
-        parenchyma = self.parenchyma
-        if parenchyma is None or name == "brain":
-            return parenchyma
-        assert self.anatomy is not None  # else there is no parenchyma
-        return self.anatomy.mask(next(region.value for region in Region if region.full_name == name))
+        parenchyma, anatomy = self.parenchyma, self.anatomy
+        if parenchyma is None or anatomy is None:
+            return ()
+        limits = ((parenchyma, 0.5), (anatomy.mask("PVS"), MIN_BEARING))
+        asked = [anatomy.mask(known.value) for known in Region if known.full_name == region]
+        return (*limits, *((mask, 0.5) for mask in asked))
 
     @property
     def searched(self) -> BoolArray:

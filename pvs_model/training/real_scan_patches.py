@@ -24,7 +24,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from pvs_model.anatomy.inference import find_regions
-from pvs_model.anatomy.regions import CLASS, STRUCTURES, Anatomy
+from pvs_model.anatomy.regions import CLASS, REGIONS, STRUCTURES, Anatomy
 from pvs_model.config import NetworkConfig, is_thick
 from pvs_model.datasets.insertion_sites import find_insertion_sites
 from pvs_model.errors import PVSError, VolumeError
@@ -55,8 +55,7 @@ TISSUES_OF = {
     "IC": "white_matter", "HIP": "hippocampus", "AMY": "cortex", "VDC": "ventral_dc", "LV": "ventricle",
     "V34": "ventricle", "MID": "brainstem", "BST": "brainstem", "CBL": "cerebellum_gm", "CSF": "csf",
 }  # fmt: skip
-#: Structures that may hold PVS: voxels within ``SURE_MM`` of them are not certain background.
-MAY_HOLD_PVS = ("WM", "CAU", "PUT", "PAL", "THA", "IC", "HIP", "AMY", "VDC", "MID", "BST")
+#: Voxels within this distance of a structure that may hold PVS are not certain background.
 SURE_MM = 1.2
 #: Fractions of the patches around insertion sites, without the skull, and without some of the sequences.
 IN_TISSUE, STRIPPED, DROPPED = 0.6, 0.75, 0.4
@@ -208,7 +207,7 @@ def unlabelled_scan(
         structure = STRUCTURES[CLASS[short] - 1]
         here = np.isin(anatomy.labels, [v for v in (structure.left, structure.right) if v is not None])
         tissues[here] = INDEX[tissue]
-        if short in MAY_HOLD_PVS:
+        if short in REGIONS["PVS"]:
             may_hold |= here
     regions = np.where(anatomy.mask("parenchyma"), OTHER_BRAIN, 0).astype(np.uint8)
     regions[anatomy.mask("WM")] = CENTRUM_SEMIOVALE
