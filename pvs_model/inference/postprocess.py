@@ -11,12 +11,10 @@ from pvs_model.volume.components import filter_components, label_components
 
 #: A PVS of 1 mm width and a shorter length: chosen on two held-out simulated heads at 0.5 mm (docs/results.md).
 MIN_COMPONENT_MM3 = 0.5
-#: A region, bool (x, y, z), and the share of each component that must lie in it.
-Limit = tuple[BoolArray, float]
 
 
 def mask_of(
-    probability: FloatArray, threshold: float, foreground: BoolArray, voxel_mm3: float, limits: Sequence[Limit] = ()
+    probability: FloatArray, threshold: float, foreground: BoolArray, voxel_mm3: float, limits: Sequence[BoolArray] = ()
 ) -> tuple[Mask, int]:
     """The mask of a case: what reaches the threshold, is large enough, and lies where PVS are and are asked for.
 
@@ -25,15 +23,15 @@ def mask_of(
         threshold: 0 to 1.
         foreground: bool (x, y, z), head or brain.
         voxel_mm3: Volume of a voxel.
-        limits: Regions that each component must lie in with a share of its voxels.
+        limits: Regions, bool (x, y, z), that at least half of each component must lie in.
 
     Returns:
         uint8 (x, y, z), 0 and 1, and the number of components removed because they lie outside.
     """
     mask = remove_small_components(to_mask(probability, threshold, foreground), voxel_mm3)
     removed = 0
-    for region, share in limits:
-        mask, count = remove_components_outside(mask, region, share)
+    for region in limits:
+        mask, count = remove_components_outside(mask, region)
         removed += count
     return mask, removed
 
@@ -73,20 +71,19 @@ def remove_small_components(mask: Mask, voxel_mm3: float) -> Mask:
     return filter_components(mask, lambda sizes: sizes * voxel_mm3 >= min_mm3).astype(np.uint8)
 
 
-def remove_components_outside(mask: Mask, region: BoolArray, share: float = 0.5) -> tuple[Mask, int]:
-    """Removes connected components of which less than a share lies in a region.
+def remove_components_outside(mask: Mask, region: BoolArray) -> tuple[Mask, int]:
+    """Removes connected components of which less than half lies in a region.
 
     Components are kept or removed whole: regions come from a coarse grid and would erode those on their border.
 
     Args:
         mask: uint8 (x, y, z), 0 and 1.
         region: bool (x, y, z).
-        share: Of the voxels of a component, 0 to 1.
 
     Returns:
         The remaining mask, and the number of 26-connected components that were removed.
     """
     labels, sizes = label_components(mask)
-    keep = np.bincount(labels[region], minlength=len(sizes)) >= share * sizes
+    keep = np.bincount(labels[region], minlength=len(sizes)) >= sizes / 2
     keep[0] = False
     return keep[labels].astype(np.uint8), int(len(sizes) - 1 - keep.sum())

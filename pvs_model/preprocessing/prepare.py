@@ -25,8 +25,8 @@ SKULL_RATIO = 1.5
 BRAIN_MARGIN_MM = 1.0
 #: Smallest brain coverage of a skull-stripped scan at which its parcellation may remove PVS.
 MIN_BRAIN_COVERAGE = 0.8
-#: Share of a PVS that must lie in tissue that bears PVS: chosen on 16 held-out simulated heads (docs/method.md).
-MIN_BEARING = 0.25
+#: Largest distance of half of a PVS from the tissue that bears PVS: PVS of white matter reach into the cortex.
+NEAR_TISSUE_MM = 1.0
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,11 @@ class PreparedImages:
         reliable = self.skull_removed or brain_coverage(self.anatomy, self.foreground) >= MIN_BRAIN_COVERAGE
         return self.anatomy.mask("parenchyma") if reliable else None
 
-    def limits(self, region: str = "brain") -> tuple[tuple[BoolArray, float], ...]:
-        """Regions that components of the mask must lie in, each with the share of their voxels.
+    def limits(self, region: str = "brain") -> tuple[BoolArray, ...]:
+        """Regions, bool (x, y, z), that at least half of each component of the mask must lie in.
 
-        Half of each must lie in the parenchyma and a quarter in the tissue that bears PVS, which cortex and cerebellum
-        do not: PVS of white matter reach into the cortex. Half must lie in the region that the prompt asks for.
+        They are the parenchyma; the tissue that bears PVS, which cortex and cerebellum do not, and what lies within
+        ``NEAR_TISSUE_MM`` of it; and the region that the prompt asks for.
 
         Args:
             region: One of ``types.REGIONS``.
@@ -83,12 +83,14 @@ class PreparedImages:
         Returns:
             Nothing where ``parenchyma`` is None.
         """
+        from pvs_model.volume.geometry import dilate_mm
+
         parenchyma, anatomy = self.parenchyma, self.anatomy
         if parenchyma is None or anatomy is None:
             return ()
-        limits = ((parenchyma, 0.5), (anatomy.mask("PVS"), MIN_BEARING))
+        near = dilate_mm(anatomy.mask("PVS"), NEAR_TISSUE_MM, self.grid.spacing_mm)
         asked = [anatomy.mask(known.value) for known in Region if known.full_name == region]
-        return (*limits, *((mask, 0.5) for mask in asked))
+        return (parenchyma, near, *asked)
 
     @property
     def searched(self) -> BoolArray:
