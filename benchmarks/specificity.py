@@ -9,7 +9,7 @@ folder that holds several images of a sequence, those whose names begin alike ar
 PVS lie in white matter, deep grey matter, hippocampus and midbrain. Clusters in cortex, fluid, dura or outside the
 brain are therefore false positives: the fewer, the more specific the network, if it still detects PVS in the deep
 brain. Each cell of the Markdown table holds two values, before and after the product's removal
-of clusters that lie mostly outside the parenchyma; the first shows the network's own specificity. Columns:
+of clusters outside the tissue that bears PVS; the first shows the network's own specificity. Columns:
 
 - clusters: 26-connected clusters of the product's mask, without those below its minimum volume.
 - deep, cortex, CSF, dura, outside, cerebellum + brainstem: the share of clusters whose centre lies there (the voxel of
