@@ -4,22 +4,15 @@
 
 Per set, in voxels relative to those of the reference: of missed PVS ("missed") and of detected PVS outside the mask
 ("too small"); of clusters of the mask that touch a reference PVS ("too large"), that touch none but a PVS too faint
-to be labelled ("unlabelled PVS"), and others ("no PVS"). Below each, Dice without these errors. Simulated cases only.
+to be labelled ("unlabelled PVS"), and others ("no PVS"). Below each, Dice without these errors. Only
+simulated cases have unlabelled PVS.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from benchmarks.cases import (
-    Bool,
-    argument_parser,
-    format_score,
-    load_cases,
-    mask_of,
-    mean,
-    parse_sets,
-)
+from benchmarks.cases import Bool, argument_parser, format_score, load_cases, mask_of, mean, parse_sets
 from pvs_model.evaluation.tables import markdown
 from pvs_model.inference.device import choose_device
 from pvs_model.inference.weights import Weights
@@ -75,16 +68,14 @@ def main() -> None:
             reference = case.reference & ~case.ignore
             if not reference.any():
                 continue
-            wrong = errors(mask, reference, case.maps["FLUID"] > 0)
+            wrong = errors(mask, reference, case.maps["FLUID"] > 0 if case.maps else reference)
             total, hits = int(reference.sum()), int((mask & reference).sum())
             shares.append([hits / total, *(count / total for count in wrong.values())])
             score = [2 * hits / (int(mask.sum()) + total)]
-            for (
-                key,
-                count,
-            ) in wrong.items():  # a missing voxel that is added is right; an added one that is removed is not
-                right = hits + count * (key in MISSING)
-                score.append(2 * right / (int(mask.sum()) + total + count * (1 if key in MISSING else -1)))
+            # A missing voxel that is added is right, and one that is removed is in neither.
+            for key, count in wrong.items():
+                right, voxels = (hits + count, count) if key in MISSING else (hits, -count)
+                score.append(2 * right / (int(mask.sum()) + total + voxels))
             dices.append(score)
         for title, rows in (("voxels", shares), ("Dice", dices)):
             cells = [format_score(mean(row[k] for row in rows)) for k in range(1 + len(MISSING + ADDED))]
