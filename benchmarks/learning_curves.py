@@ -32,6 +32,7 @@ from pvs_model.inference.device import choose_device
 from pvs_model.nets.memory import keep_freed_memory
 from pvs_model.nets.precision import autocast
 from pvs_model.nets.text import TextEncoder, find_encoder
+from pvs_model.nets.zoo import MODELS
 from pvs_model.training.batch import Batch
 from pvs_model.training.checkpoint import TrainingState
 from pvs_model.training.config import TrainingConfig
@@ -46,13 +47,8 @@ from pvs_model.training.validation import THRESHOLDS, validate
 from pvs_model.training.workers import SampleWorkers
 
 _PLAIN = {"text": False, "graph": False, "cross_attention": False, "fusion": False, "nested_from": 0, "fluid": False}
-#: Rows of Table 2 of the cross-modal paper: the backbone, then one module more each; the last is the whole network.
-_ABLATION: dict[str, dict[str, object]] = {
-    "backbone": {"text": False, "graph": False, "cross_attention": False, "fusion": False},
-    "text": {"graph": False, "cross_attention": False, "fusion": False},
-    "graph": {"cross_attention": False, "fusion": False},
-    "attention": {"fusion": False},
-}
+#: Rows of the ablation (``nets.zoo``): the backbone, then one module more each; the last is the whole network.
+ABLATION = ("backbone", "text", "graph", "attention")
 #: Changes of the released configuration by name.
 CANDIDATES: dict[str, dict[str, dict[str, object]]] = {
     "3d": {
@@ -63,7 +59,6 @@ CANDIDATES: dict[str, dict[str, dict[str, object]]] = {
         "nested-24-192": {"widths": (24, 48, 96, 192)},
         "guided-at-2": {"guided_level": 2},
         "residual": {"residual": True},
-        **_ABLATION,
         "plain-16-128": {"architecture": "dynunet", **_PLAIN},
         "plain-32-256": {"architecture": "dynunet", "widths": (32, 64, 128, 256), **_PLAIN},
     },
@@ -74,7 +69,6 @@ CANDIDATES: dict[str, dict[str, dict[str, object]]] = {
         "nested-48-384": {"widths": (48, 96, 192, 384)},
         "guided-at-2": {"guided_level": 2},
         "residual": {"residual": True},
-        **_ABLATION,
         "plain-32-256": {"architecture": "dynunet", **_PLAIN},
     },
 }
@@ -105,6 +99,8 @@ class Learner:
 
 def candidate(name: str, form: str) -> NetworkConfig:
     """Returns the configuration of a candidate."""
+    if name in ABLATION:
+        return MODELS[f"{name}-{form}"].config
     return replace(NETWORK_3D if form == "3d" else NETWORK_2D, **CANDIDATES[form][name])  # type: ignore[arg-type]
 
 
@@ -265,7 +261,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--form", choices=("3d", "2d"), default="3d")
-    add("--networks", nargs="+", metavar="NAME", help="default: all candidates of the form")
+    add("--networks", nargs="+", metavar="NAME", help="default: all candidates of the form, without the ablation")
     add("--rates", nargs="+", type=float, default=[1.5e-3], metavar="RATE", help="learning rates")
     add("--anatomies", type=Path, required=True)
     add("--held-out", type=Path, required=True)

@@ -168,6 +168,7 @@ class Segmenter:
         name, prepared, seconds = preprocessed.case.name, preprocessed.prepared, preprocessed.seconds
         with stage(name, "load", seconds):
             from pvs_model.nets.text import prompt as standard_prompt
+            from pvs_model.nets.text import region_of
 
             configuration = choose_configuration(prepared.grid)
             complete = self._ensemble(configuration)
@@ -180,6 +181,8 @@ class Segmenter:
             for group in complete.groups
             if group not in ensemble.groups
         ]
+        if (region := region_of(prompt)) != "brain" and prepared.parenchyma is None:
+            warnings.append(f"the mask is not limited to the {region}: the regions of this scan are not known")
         if self.config.fast:
             warnings.append("fast run: one network and windows without overlap, for a quick look")
         for warning in warnings:
