@@ -14,6 +14,7 @@ import pytest
 from pvs_model import batch, pipeline
 from pvs_model.config import InferenceConfig
 from pvs_model.errors import VolumeError, WeightsError
+from pvs_model.nets.text import prompt as standard_prompt
 from pvs_model.pipeline import Segmenter
 from pvs_model.types import Case, Volume
 
@@ -54,6 +55,17 @@ def test_the_prompt_names_what_the_network_sees(body: Any, weights: Path, monkey
     assert metadata["prompt"] == "Perivascular spaces in the whole brain, T2w MRI, 3 mm slices."
     assert metadata["sequences"] == ["T2w"] and metadata["network"] == "2d"
     assert len(metadata["warnings"]) == 1 and "T1w" in metadata["warnings"][0]
+
+
+@pytest.mark.parametrize(("region", "warned"), [("brain", 0), ("basal ganglia", 1)])
+def test_a_prompt_for_a_region_warns_where_regions_are_not_known(
+    write_body: Callable[..., dict[str, Path]], weights: Path, tmp_path: Path, region: str, warned: int
+) -> None:
+    case = Case("a", write_body(tmp_path / "a_{}.nii.gz", ("T2w",)), Path("a.nii.gz"))
+    text = standard_prompt(["T2w"], 1.0, region)
+    metadata = Segmenter(InferenceConfig(weights, "cpu", prompt=text)).segment(case).metadata
+    expected = "the mask is not limited to the basal ganglia: the regions of this scan are not known"
+    assert metadata["warnings"].count(expected) == warned
 
 
 def test_a_case_with_a_problem_is_not_read(weights: Path) -> None:
