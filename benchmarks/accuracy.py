@@ -136,7 +136,7 @@ def main() -> None:
             grid = case.prepared.grid
             configuration = choose_configuration(grid)
             probability, pvs_fraction = maps_of(case, weights, device, sequences, args.mirror)
-            mask = mask_of(case.prepared, probability, weights.ensemble(configuration).threshold)
+            mask = mask_of(case.prepared, probability, weights.ensemble(configuration))
             if case.maps:
                 true_mm3 = float(case.maps["FLUID"].sum()) * case.voxel_mm3
                 burden = measure(mask.astype(np.uint8), {}, grid.affine, pvs_fraction=pvs_fraction).row("all")

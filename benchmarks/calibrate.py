@@ -5,7 +5,8 @@
 Prints the mean over cases of the mean Dice of brain, CSO and BG. The numbers serve to choose a threshold, not to be
 reported: ``benchmarks.accuracy`` reports scores on other heads. The anatomy network, if the weights hold one, decides
 where windows lie, as in a run. ``--reliability`` draws, for the first window size, the fraction of labelled voxels
-against the predicted probability, one curve per set.
+against the predicted probability, one curve per set. ``--pairs`` prints the scores of the masks of a run by both
+thresholds: what a cluster must reach, and what each of its voxels must reach.
 """
 
 from __future__ import annotations
@@ -16,7 +17,17 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.cases import argument_parser, load_cases, parse_sets
+from benchmarks.cases import (
+    Scores,
+    argument_parser,
+    load_cases,
+    mask_of,
+    mean,
+    parse_sets,
+    score_regions,
+    table_header,
+    table_row,
+)
 from pvs_model.evaluation.metrics import dice
 from pvs_model.inference.device import choose_device
 from pvs_model.inference.weights import Weights
@@ -25,6 +36,8 @@ from pvs_model.pipeline import predict_probability
 from pvs_model.preprocessing.network_grid import choose_configuration
 
 THRESHOLDS = np.round(np.arange(0.1, 0.96, 0.05), 2)
+#: Pairs of thresholds of voxels and clusters.
+PAIRS = [(low, high) for low in (0.2, 0.3, 0.4, 0.5) for high in (0.2, 0.3, 0.4, 0.5, 0.6, 0.7) if low <= high]
 #: Bins of the probability in the reliability diagram.
 BINS = 10
 
@@ -34,10 +47,12 @@ def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--windows", default="0", help="sides, separated by commas (default: that of each ensemble)")
     parser.add_argument("--reliability", type=Path, metavar="FILE")
+    parser.add_argument("--pairs", action="store_true", help="scores by both thresholds")
     args = parser.parse_args()
     weights, device = Weights(args.weights), choose_device(args.device)
     table: dict[int, list[list[float]]] = {int(w): [] for w in args.windows.split(",")}
     bins: dict[str, npt.NDArray[np.float64]] = {}
+    pairs: dict[tuple[float, float], list[Scores]] = {}
     for name, folder in parse_sets(args.sets).items():
         for case in load_cases(folder, args.count, anatomy_weights=args.weights):
             configuration = choose_configuration(case.prepared.grid)
@@ -54,6 +69,11 @@ def main() -> None:
                     [dice((probability >= t) & keep & region, case.reference & region) for t in THRESHOLDS]
                     for region in case.regions.values()
                 ]
+                if args.pairs and window == next(iter(table)):
+                    for low, high in PAIRS:
+                        chosen = replace(ensemble, threshold=high, low_threshold=low)
+                        scores = score_regions(case, mask_of(case.prepared, probability, chosen))
+                        pairs.setdefault((low, high), []).append(summary(scores))
                 rows.append([float(np.nanmean(column)) for column in zip(*values, strict=True)])
                 best = int(np.argmax(rows[-1]))
                 print(
@@ -63,8 +83,17 @@ def main() -> None:
     print("window | " + " | ".join(f"{t:.2f}" for t in THRESHOLDS))
     for window, rows in table.items():
         print(f"{window} | " + " | ".join(f"{d:.3f}" for d in np.mean(rows, axis=0)))
+    if pairs:
+        print(f"\n{table_header('voxels', 'clusters')}")
+        for (low, high), values_of_pair in pairs.items():
+            print(table_row([f"{low:g}", f"{high:g}"], values_of_pair))
     if args.reliability is not None:
         draw_reliability(args.reliability, bins)
+
+
+def summary(scores: dict[str, Scores]) -> Scores:
+    """Scores of the brain, and the mean Dice of brain, CSO and BG."""
+    return {**scores["brain"], "dice": mean(values["dice"] for values in scores.values())}
 
 
 def count_bins(probability: npt.NDArray[np.float32], label: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:

@@ -91,8 +91,10 @@ def measure(segmenter: Segmenter, case: Case, thresholds: Sequence[float] | None
     sequence = next(name for name in ("T2w", "T1w", "FLAIR") if name in prepared.sequences)
     image = np.asarray(prepared.image[SEQUENCES.index(sequence)], np.float32)
     rows = []
-    for threshold in thresholds or [predicted.ensemble.threshold]:
-        mask = to_mask(predicted.probability, threshold, prepared.foreground)
+    ensemble = predicted.ensemble
+    for threshold in thresholds or [ensemble.threshold]:
+        low = None if thresholds else ensemble.low_threshold
+        mask = to_mask(predicted.probability, threshold, prepared.foreground, low)
         rows.append(summary(threshold, contrasts(mask, image, prepared.anatomy, prepared.grid.spacing_mm)))
     return rows
 
@@ -102,7 +104,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scans", nargs="+", type=Path, required=True, metavar="DIR|FILE")
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
-    parser.add_argument("--thresholds", nargs="+", type=float, help="default: that of the manifest")
+    parser.add_argument("--thresholds", nargs="+", type=float, help="default: those of the manifest")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()

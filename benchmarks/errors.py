@@ -64,7 +64,7 @@ def main() -> None:
             ensemble = weights.ensemble(choose_configuration(case.prepared.grid))
             text = weights.embed(prompt(case.sequences, case.thickness_mm))
             probability = predict_probability(case.prepared, ensemble, text, device, backend="auto")
-            mask = mask_of(case.prepared, probability, ensemble.threshold) & ~case.ignore
+            mask = mask_of(case.prepared, probability, ensemble) & ~case.ignore
             reference = case.reference & ~case.ignore
             if not reference.any():
                 continue

@@ -61,7 +61,7 @@ def main() -> None:
                         prepared, ensemble, text, device, bar=bar, backend="auto" if backend == "auto" else "torch"
                     )
                 wall, cpu = time.perf_counter() - began, time.process_time() - cpu
-                mask = mask_of(prepared, probability, ensemble.threshold) & ~case.ignore
+                mask = mask_of(prepared, probability, ensemble) & ~case.ignore
                 first = mask if first is None else first
                 values = [dice(mask & region, case.reference & region) for region in case.regions.values()]
                 searched = "foreground" if prepared is alike else "parenchyma"

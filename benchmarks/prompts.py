@@ -37,8 +37,8 @@ def main() -> None:
             for short, region in {"brain": "brain", **REGIONS}.items():
                 text = weights.embed(prompt(case.sequences, case.thickness_mm, region))
                 probability = predict_probability(case.prepared, ensemble, text, device, backend="auto")
-                masks[short] = mask_of(case.prepared, probability, ensemble.threshold)
-                limited[short] = mask_of(case.prepared, probability, ensemble.threshold, region)
+                masks[short] = mask_of(case.prepared, probability, ensemble)
+                limited[short] = mask_of(case.prepared, probability, ensemble, region)
             for short, rows in values.items():
                 inside = case.regions[short]
                 reference = case.reference & inside

@@ -217,7 +217,7 @@ class Segmenter:
         prepared, ensemble = prediction.preprocessed.prepared, prediction.ensemble
         mask, removed = mask_of(
             prediction.probability, ensemble.threshold, prepared.foreground, prepared.voxel_mm3,
-            prepared.limits(region_of(prediction.prompt)),
+            prepared.limits(region_of(prediction.prompt)), ensemble.low_threshold,
         )  # fmt: skip
         return SegmentationResult(
             prepared.restore_grid(mask),
@@ -333,6 +333,7 @@ def _metadata(prediction: Prediction, voxels: int, removed: int) -> dict[str, An
         "overlap": ensemble.overlap,
         "backend": prediction.backend,
         "threshold": ensemble.threshold,
+        **({} if ensemble.low_threshold is None else {"low_threshold": ensemble.low_threshold}),
         "prompt": prediction.prompt,
         "sequences": list(prepared.sequences),
         "reference": prepared.reference,

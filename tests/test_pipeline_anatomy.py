@@ -77,6 +77,10 @@ def test_components_in_cortex_and_cerebellum_are_removed_and_those_that_reach_in
     probability[:4, 0, 0] = probability[:4, 1, 4] = probability[:4, 2, 8] = probability[:4, 8, 0] = 1
     mask, removed = mask_of(probability, 0.5, np.ones(shape, bool), 1.0, prepared.limits())
     assert mask[:4, 0, 0].all() and mask[:4, 1, 4].all() and mask.sum() == 8 and removed == 2
+    probability[4:6, 0, 0], probability[8, 0, 8] = 0.4, 0.4  # the end of a tube; on its own
+    assert np.array_equal(mask_of(probability, 0.5, np.ones(shape, bool), 1.0, prepared.limits())[0], mask)
+    wider, _ = mask_of(probability, 0.5, np.ones(shape, bool), 1.0, prepared.limits(), 0.3)
+    assert wider[:6, 0, 0].all() and wider.sum() == 10
 
 
 def test_specks_are_what_no_vessel_can_be_told_from() -> None:

@@ -273,7 +273,7 @@ class Benchmark:
                 seconds.append(time.perf_counter() - began)
                 labels = {"set": name, "case": case.name, "thickness_mm": round(case.thickness_mm, 3)}
                 # Without the anatomy, which only networks with a region channel have, for a fair comparison.
-                mask = mask_of(replace(case.prepared, anatomy=None), probability, ensemble.threshold)
+                mask = mask_of(replace(case.prepared, anatomy=None), probability, ensemble)
                 scores = score_regions(case, mask)
                 rows += [{**labels, "region": region, **values} for region, values in scores.items()]
         return {"rows": rows, "seconds": seconds}

@@ -46,8 +46,8 @@ def text(info: dict[str, Any]) -> str:
     for name, ensemble in weights["ensembles"].items():
         in_plane, through_plane = (" to ".join(f"{mm:g}" for mm in ensemble[f"{axis}_mm"]) for axis in _AXES)
         lines.append(
-            f"  {name}: threshold {ensemble['threshold']:g}, trained on {in_plane} mm in plane and "
-            f"{through_plane} mm through plane"
+            f"  {name}: thresholds {ensemble['threshold']:g} and {ensemble['low_threshold']:g}, trained on "
+            f"{in_plane} mm in plane and {through_plane} mm through plane"
         )
         lines += [_line(file) for file in ensemble["files"]]
     lines += [_line(weights[name]) for name in ("anatomy", "text") if weights[name] is not None]

@@ -20,7 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("members", type=Path, nargs="+", help="network.safetensors of each fold")
     add("--network", choices=("3d", "2d"), help="scans that it is for (default: those that the networks read)")
     add("--weights", type=Path, default=Path("weights"))
-    add("--threshold", type=float, help="probability from which a voxel is PVS (default: mean of the networks' own)")
+    add("--threshold", type=float, help="probability that a PVS reaches somewhere (default: mean of the networks' own)")
+    add("--low-threshold", type=float, help="probability that each of its voxels reaches (default: --threshold)")
     add(
         "--window",
         type=int,
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     release(
         args.weights, configuration, args.members, threshold, window, overlap, args.data, scores,
         groups=args.groups, combine=args.combine,
-        mirrored=args.mirrored,
+        mirrored=args.mirrored, low_threshold=args.low_threshold,
     )  # fmt: skip
     add_anatomy(args.weights)
     for line in missing_parts(args.weights):

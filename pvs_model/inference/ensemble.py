@@ -57,13 +57,14 @@ class Ensemble:
     Attributes:
         configuration: "3d" (slices thinner than 2.5 mm) or "2d".
         groups: Groups, weighted equally for any number of networks.
-        threshold: Probability from which a voxel is PVS, chosen on simulated scans only.
+        threshold: Probability that a PVS reaches somewhere, chosen on simulated scans only.
         roi_size: Side of the sliding window in voxels.
         overlap: Overlap of neighbouring windows, as a fraction of their side.
         spacing_mm: Lowest and highest voxel spacing within slices that training covered; grids outside this range
             are resampled into it.
         thickness_mm: The same across slices.
         combine: How groups are combined: "mean", or "maximum", which marks what any group marks at the threshold.
+        low_threshold: Probability that each voxel of a PVS reaches; None for ``threshold``.
     """
 
     configuration: str
@@ -74,6 +75,7 @@ class Ensemble:
     spacing_mm: tuple[float, float]
     thickness_mm: tuple[float, float]
     combine: str = "mean"
+    low_threshold: float | None = None
 
     @property
     def dimensions(self) -> int:

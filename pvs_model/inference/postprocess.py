@@ -14,21 +14,27 @@ MIN_COMPONENT_MM3 = 0.5
 
 
 def mask_of(
-    probability: FloatArray, threshold: float, foreground: BoolArray, voxel_mm3: float, limits: Sequence[BoolArray] = ()
+    probability: FloatArray,
+    threshold: float,
+    foreground: BoolArray,
+    voxel_mm3: float,
+    limits: Sequence[BoolArray] = (),
+    low_threshold: float | None = None,
 ) -> tuple[Mask, int]:
-    """The mask of a case: what reaches the threshold, is large enough, and lies where PVS are and are asked for.
+    """The mask of a case: what reaches the thresholds, is large enough, and lies where PVS are and are asked for.
 
     Args:
         probability: (x, y, z), 0 to 1.
-        threshold: 0 to 1.
+        threshold: 0 to 1, what a component must reach.
         foreground: bool (x, y, z), head or brain.
         voxel_mm3: Volume of a voxel.
         limits: Regions, bool (x, y, z), that at least half of each component must lie in.
+        low_threshold: What each of its voxels must reach, as in ``to_mask``.
 
     Returns:
         uint8 (x, y, z), 0 and 1, and the number of components removed because they lie outside.
     """
-    mask = remove_small_components(to_mask(probability, threshold, foreground), voxel_mm3)
+    mask = remove_small_components(to_mask(probability, threshold, foreground, low_threshold), voxel_mm3)
     removed = 0
     for region in limits:
         mask, count = remove_components_outside(mask, region)
@@ -36,18 +42,35 @@ def mask_of(
     return mask, removed
 
 
-def to_mask(probability: FloatArray, threshold: float, foreground: BoolArray) -> Mask:
-    """Marks the voxels of the foreground whose probability reaches the threshold.
+def to_mask(
+    probability: FloatArray, threshold: float, foreground: BoolArray, low_threshold: float | None = None
+) -> Mask:
+    """Marks the components of the foreground whose probability reaches the threshold somewhere (hysteresis).
+
+    A component consists of 26-connected voxels that reach the lower threshold, so that detection and outline can be
+    tuned apart.
 
     Args:
         probability: (x, y, z), 0 to 1.
-        threshold: 0 to 1.
+        threshold: 0 to 1, what a component must reach.
         foreground: bool (x, y, z), head or brain.
+        low_threshold: 0 to ``threshold``, what each of its voxels must reach; by default the threshold itself.
 
     Returns:
         uint8 (x, y, z), 0 and 1.
+
+    Example:
+        >>> probability = np.array([0.4, 0.7, 0.2, 0.4]).reshape(4, 1, 1)
+        >>> to_mask(probability, 0.6, np.ones((4, 1, 1), bool), low_threshold=0.3).ravel().tolist()
+        [1, 1, 0, 0]
     """
-    return ((probability >= threshold) & foreground).astype(np.uint8)
+    high = (probability >= threshold) & foreground
+    if low_threshold is None or low_threshold == threshold:
+        return high.astype(np.uint8)
+    from scipy import ndimage
+
+    low = (probability >= low_threshold) & foreground
+    return ndimage.binary_propagation(high, np.ones((3, 3, 3), bool), mask=low).astype(np.uint8)
 
 
 def remove_small_components(mask: Mask, voxel_mm3: float) -> Mask:

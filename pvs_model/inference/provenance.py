@@ -55,8 +55,8 @@ def weights_summary(folder: Path, check: bool = False) -> dict[str, Any]:
             "missing".
 
     Returns:
-        JSON values: ``folder``, ``manifest_sha256``, ``ensembles`` (threshold, range of spacings in mm in plane and
-        through plane, files with their SHA-256), and the files of ``anatomy`` and ``text``, None where there is none.
+        JSON values: ``folder``, ``manifest_sha256``, ``ensembles`` (both thresholds, range of spacings in mm in plane
+        and through plane, files with their SHA-256), and the files of ``anatomy`` and ``text``, None without one.
 
     Raises:
         WeightsError: The manifest is missing or damaged.
@@ -76,6 +76,7 @@ def weights_summary(folder: Path, check: bool = False) -> dict[str, Any]:
             "ensembles": {
                 name: {
                     "threshold": entry["threshold"],
+                    "low_threshold": entry.get("low_threshold", entry["threshold"]),
                     "in_plane_mm": entry["spacing_mm"],
                     "through_plane_mm": entry["thickness_mm"],
                     "files": [file_of(member) for member in entry["members"]],

@@ -151,6 +151,7 @@ class EnsembleEntry:
     spacing_mm: tuple[float, float]
     thickness_mm: tuple[float, float]
     combine: str
+    low_threshold: float | None
 
     @classmethod
     def parse(cls, entry: Mapping[str, Any]) -> EnsembleEntry:
@@ -162,6 +163,7 @@ class EnsembleEntry:
             spacing_mm=_pair(entry["spacing_mm"]),
             thickness_mm=_pair(entry["thickness_mm"]),
             combine=entry.get("combine", COMBINE[0]),
+            low_threshold=float(entry["low_threshold"]) if "low_threshold" in entry else None,
         )
 
     @property
@@ -178,6 +180,8 @@ class EnsembleEntry:
                 "with members, a threshold within 0 to 1, a window that is a multiple of 8 and an overlap below 1, "
                 f"got {len(self.members)}, {self.threshold}, {self.roi_size}, {self.overlap}"
             )
+        if self.low_threshold is not None and not 0 < self.low_threshold <= self.threshold:
+            return f"with a low threshold above 0 and up to the threshold, {self.threshold}, got {self.low_threshold}"
         if self.combine not in COMBINE:
             return f"whose groups are combined by {' or '.join(COMBINE)}, got {self.combine!r}"
         return None
@@ -219,6 +223,7 @@ class Weights:
                 entry.spacing_mm,
                 entry.thickness_mm,
                 entry.combine,
+                entry.low_threshold,
             )
         return self._ensembles[configuration]
 

@@ -195,7 +195,12 @@ def _provenance(
         terms["Network"] = [_network(configuration, metadata.get("members"), max(view.spacing_mm))]
     threshold = metadata.get("threshold")
     if isinstance(threshold, int | float):
-        terms["Threshold"] = [f"Voxels are marked at a probability of {threshold:.3g} or more."]
+        low = metadata.get("low_threshold")
+        lower = isinstance(low, int | float) and low < threshold
+        sentence = f"Voxels are marked at a probability of {low if lower else threshold:.3g} or more"
+        if lower:
+            sentence += f", in clusters that reach {threshold:.3g}"
+        terms["Threshold"] = [f"{sentence}."]
     if metadata.get("prompt"):
         terms["Prompt"] = [f"\N{LEFT DOUBLE QUOTATION MARK}{metadata['prompt']}\N{RIGHT DOUBLE QUOTATION MARK}"]
     terms["Regions"] = [", ".join(name_of(name) for name in named) or "None: the whole image is shown as one."]

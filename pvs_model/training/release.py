@@ -69,6 +69,7 @@ def release(
     groups: Sequence[str] | None = None,
     combine: str = "mean",
     mirrored: bool = False,
+    low_threshold: float | None = None,
 ) -> None:
     """Copies networks into a weights folder as one ensemble and writes its entry in the manifest.
 
@@ -76,7 +77,7 @@ def release(
         folder: Weights folder; other entries of its manifest are kept.
         configuration: "3d" or "2d".
         networks: Files that ``checkpoint.save`` wrote, one per fold.
-        threshold: Probability from which a voxel is PVS.
+        threshold: Probability that a PVS reaches somewhere.
         roi_size: Side of the sliding window.
         overlap: Overlap of neighbouring windows, a fraction.
         data: Description of the training data.
@@ -84,6 +85,7 @@ def release(
         groups: Group of each network; probabilities are averaged within a group. None: all are one group.
         combine: "mean" or "maximum" of the probabilities of groups.
         mirrored: Whether each network sees another mirror image of its windows (``SegmentationNet.mirrored``).
+        low_threshold: Probability that each voxel of a PVS reaches; None for ``threshold``.
 
     Raises:
         ValueError: There is not one group per network, or ``combine`` is unknown.
@@ -127,6 +129,8 @@ def release(
         "data": data,
         "scores": scores,
     }
+    if low_threshold is not None:
+        manifest["ensembles"][configuration]["low_threshold"] = low_threshold
     if combine != "mean":
         manifest["ensembles"][configuration]["combine"] = combine
     if problem := EnsembleEntry.parse(manifest["ensembles"][configuration]).problem:

@@ -32,6 +32,7 @@ from pvs_model.anatomy.regions import Anatomy as Regions
 from pvs_model.config import shipped_weights
 from pvs_model.datasets.simulated_cases import write_case
 from pvs_model.errors import VolumeError
+from pvs_model.inference.weights import Weights
 from pvs_model.simulation.head import HeadModel
 
 
@@ -69,7 +70,7 @@ def test_a_cropped_case_is_scored_within_a_box(labelled: Path) -> None:
     assert np.array_equal(cropped.regions["brain"], box) and box.sum() == 20**3
     assert np.array_equal(cropped.reference, whole.reference & box)
     assert np.array_equal(cropped.prepared.foreground, whole.prepared.foreground & box)
-    mask = mask_of(cropped.prepared, np.ones(box.shape, np.float32), 0.5)
+    mask = mask_of(cropped.prepared, np.ones(box.shape, np.float32), Weights(shipped_weights()).ensemble("3d"))
     assert np.array_equal(mask, cropped.prepared.foreground)
     assert list(score_regions(cropped, mask)) == ["CSO", "BG", "brain"]
 

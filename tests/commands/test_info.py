@@ -42,7 +42,7 @@ def test_damaged_and_missing_files_are_named(own_weights: Path, capsys: pytest.C
     printed = capsys.readouterr()
     assert [line.rpartition(" ")[2] for line in printed.err.splitlines()] == ["damaged", "missing"]
     assert f"{own_weights / damaged.name}: expected sha256" in printed.err
-    assert printed.out.count("  valid") == 2 and "threshold 0.5, trained on" in printed.out
+    assert printed.out.count("  valid") == 2 and "thresholds 0.5 and 0.5, trained on" in printed.out
 
 
 def test_a_folder_without_weights_is_an_error_of_one_sentence(

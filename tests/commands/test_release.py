@@ -81,6 +81,16 @@ def test_networks_that_would_overwrite_each_other_are_refused(tmp_path: Path, ca
     assert files[0].read_bytes() == before[1]
 
 
+def test_both_thresholds_reach_the_run(tmp_path: Path, capsys: Any) -> None:
+    words = ["--network", "3d", "--threshold", "0.6", "--weights", str(tmp_path / "mine")]
+    assert cli.main(["release", str(SHIPPED / "3d_fold0.safetensors"), *words, "--low-threshold", "0.3"]) == 0
+    ensemble = Weights(tmp_path / "mine").ensemble("3d")
+    assert (ensemble.threshold, ensemble.low_threshold) == (0.6, 0.3)
+    capsys.readouterr()
+    assert cli.main(["release", str(SHIPPED / "3d_fold0.safetensors"), *words, "--low-threshold", "0.7"]) == 2
+    assert "with a low threshold above 0 and up to the threshold, 0.6, got 0.7" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("wrong", [("--threshold", "1.5"), ("--window", "50"), ("--overlap", "1")])
 def test_values_that_no_run_could_use_are_refused(tmp_path: Path, capsys: Any, wrong: tuple[str, str]) -> None:
     words = ["--threshold", "0.5", "--network", "3d", "--weights", str(tmp_path / "mine"), *wrong]

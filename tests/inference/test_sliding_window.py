@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pvs_model.config import MANIFEST, NetworkConfig
@@ -28,6 +30,7 @@ from pvs_model.pipeline import predict_probability as run_pipeline
 from pvs_model.preprocessing.prepare import prepare
 from pvs_model.simulation.subject import simulate, whole_scene
 from pvs_model.types import SEQUENCES, Volume
+from pvs_model.volume.components import label_components
 
 CPU = torch.device("cpu")
 PROMPT = prompt(("T1w", "T2w", "FLAIR"), 1.0)
@@ -221,6 +224,22 @@ def test_probabilities_add_up_in_float32() -> None:
     exact = torch.stack([(halves[0] / 2**k).half().double().sigmoid() for k in range(3)]).mean(0)
     assert probability.dtype == torch.float32
     assert float((probability - exact).abs().max()) < 1e-6
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.floats(0.05, 0.95), st.floats(0.05, 0.95))
+def test_two_thresholds_keep_the_whole_components_that_reach_the_higher_one(seed: int, a: float, b: float) -> None:
+    low, high = sorted((a, b))
+    rng = np.random.default_rng(seed)
+    probability = rng.random((7, 6, 5)).astype(np.float32) ** 2
+    inside = rng.random(probability.shape) < 0.9
+    mask = to_mask(probability, high, inside, low)
+    components, sizes = label_components((probability >= low) & inside)
+    for k in range(1, len(sizes)):
+        voxels = components == k
+        assert (mask[voxels] == (probability[voxels].max() >= high)).all()
+    assert mask.sum() == mask[components > 0].sum() and mask.dtype == np.uint8
+    assert np.array_equal(to_mask(probability, high, inside, high), to_mask(probability, high, inside))
 
 
 def test_the_mask_takes_the_threshold_in_and_stays_inside() -> None:

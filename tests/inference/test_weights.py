@@ -84,6 +84,8 @@ def test_an_ensemble_that_is_not_there(own_weights: Path) -> None:
         {"members": None},
         {"threshold": 0.0},
         {"threshold": 1.0},
+        {"low_threshold": 0.0},
+        {"low_threshold": 0.51},
         {"threshold": -0.3},
         {"threshold": math.nan},
         {"threshold": "high"},

@@ -29,7 +29,8 @@ HOSTILE = (
 METADATA = {
     "network": "3d",
     "members": 2,
-    "threshold": 0.3,
+    "threshold": 0.6,
+    "low_threshold": 0.3,
     "prompt": "PVS on T1w and T2w, 1 mm slices",
     "sequences": ["T1w", "T2w"],
     "reference": "T2w",

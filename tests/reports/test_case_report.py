@@ -182,6 +182,12 @@ def test_another_spacing_of_the_network_is_told() -> None:
         assert ("its probabilities were resampled back" in page) == warned
 
 
+@pytest.mark.parametrize("low", [None, "?", 0.6])
+def test_one_threshold_alone(low: object) -> None:
+    page = case_report(view(metadata={"threshold": 0.6, "low_threshold": low}))
+    assert "Voxels are marked at a probability of 0.6 or more." in page
+
+
 def test_what_was_assumed_is_told(usual: str) -> None:
     words = Seen(usual).words
     for fact in (
@@ -189,7 +195,8 @@ def test_what_was_assumed_is_told(usual: str) -> None:
         "T2w: the mask lies on its grid. T1w was resampled onto it.",
         f"40 {BY} 48 {BY} 36 voxels of 1 {BY} 1 {BY} 1 mm",
         "3D, the mean of 2 networks: the largest voxel spacing, 1 mm, is below 2.5 mm.",
-        "Voxels are marked at a probability of 0.3 or more.", "“PVS on T1w and T2w, 1 mm slices”",
+        "Voxels are marked at a probability of 0.3 or more, in clusters that reach 0.6.",
+        "“PVS on T1w and T2w, 1 mm slices”",
         "pvs_model 9.8.7, in 42 s", "centrum semiovale (CSO), basal ganglia (BG)",
     ):  # fmt: skip
         assert fact in words, fact
