@@ -21,7 +21,9 @@ from pvs_model.config import InferenceConfig
 from pvs_model.layouts import Layout
 
 #: What the record of a case takes from its report.
-_METADATA = ("network", "members", "backend", "threshold", "prompt", "reference", "spacing_mm", "warnings")
+_METADATA = (
+    "network", "members", "backend", "threshold", "low_threshold", "prompt", "reference", "spacing_mm", "warnings",
+)  # fmt: skip
 
 
 def write_run_record(

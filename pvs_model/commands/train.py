@@ -93,11 +93,6 @@ def _add_training_arguments(parser: argparse.ArgumentParser) -> None:
         help="fraction of the samples from --scans (default: %(default)s)",
     )  # fmt: skip
     add(
-        "--complete-share", type=float, default=default.complete_share, metavar="SHARE",
-        help="fraction of the simulated samples that certainly have all sequences and contrasts of real tissue "
-        "(default: %(default)s; of the others two in five have all)",
-    )  # fmt: skip
-    add(
         "--learning-rate", type=float,
         help=f"default: the network's own, mostly {LEARNING_RATE:g}; {FINE_TUNING_RATE:g} with --start",
     )  # fmt: skip
@@ -193,11 +188,10 @@ def _check(args: argparse.Namespace, network: NetworkConfig) -> None:
             f"--patch, --batch, --steps: expected a multiple of {divisor} that is at least {2 * divisor}, and at "
             f"least 1 for the others, got {patch}, {args.batch}, {args.steps}"
         )
-    shares = (args.case_share, args.complete_share, args.scan_share)
-    if not all(0 <= share <= 1 for share in shares) or args.scan_share == 1 or args.workers < 0:
+    if not 0 <= args.case_share <= 1 or not 0 <= args.scan_share < 1 or args.workers < 0:
         raise PVSError(
-            "--case-share, --complete-share, --scan-share, --workers: expected shares from 0 to 1, the last of them "
-            f"below 1, and at least 0, got {', '.join(f'{share:g}' for share in shares)}, {args.workers}"
+            "--case-share, --scan-share, --workers: expected 0 to 1, 0 to 1, and at least 0, "
+            f"got {args.case_share}, {args.scan_share}, {args.workers}"
         )
     if args.ensemble is not None and (args.ensemble < 2 or args.member_steps < 1 or args.held_out is None):
         raise PVSError(

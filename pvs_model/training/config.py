@@ -91,8 +91,6 @@ class TrainingConfig(LoopConfig):
         coverage: With labels by coverage, fraction of a voxel from which it is labelled; None for the default.
         region_warmup: Samples before the first prompt that asks for a region.
         clear_samples: Number of first samples from scenes with wide and bright PVS (a curriculum).
-        complete_share: Fraction of the simulated samples that certainly have all three sequences and contrasts of real
-            tissue. Of the others 0.4 have all sequences and 0.6 such contrasts.
 
     Raises:
         ValueError: For an unknown choice.
@@ -116,7 +114,6 @@ class TrainingConfig(LoopConfig):
     coverage: float | None = None
     region_warmup: int = 2000
     clear_samples: int = 1500
-    complete_share: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -156,7 +156,7 @@ class SampleCache:
 
         stream.source = source
         sample_key = (*key, config.neighbour_slices, config.regions, stream.region_share, stream.region_warmup,
-                      stream.labels, stream.coverage, stream.complete_share)  # fmt: skip
+                      stream.labels, stream.coverage)  # fmt: skip
         sampler.cached = self.samples[sample_key] = self.samples.pop(sample_key, {})
         sampler.max_cached = self.max_samples
         while self.size_mib() > self.limit_mib and len(self.scenes) + len(self.samples) > 2:
@@ -190,7 +190,7 @@ def make_sampler(
         stream = SimulatedPatches(
             [anatomy.to(where) for anatomy in data.anatomies], config, training.patch, training.seed,
             training.scene_buffer, training.refresh_interval, region_share, context, training.labels, training.coverage,
-            training.region_warmup, training.clear_samples, training.complete_share,
+            training.region_warmup, training.clear_samples,
         )  # fmt: skip
     if data.cases:
         cases = LabelledPatches(data.cases, config, training.patch, training.seed, region_share)

@@ -55,7 +55,6 @@ class SimulatedPatches:
         coverage: float | None = None,
         region_warmup: int = 0,
         clear_samples: int = 0,
-        complete_share: float = 0.0,
     ) -> None:
         """
         Args:
@@ -63,8 +62,8 @@ class SimulatedPatches:
             config: Network that the patches are for.
             patch: Side of a patch, voxels.
             seed: Seed of every draw.
-            scene_buffer, refresh_interval, region_share, labels, coverage, region_warmup, clear_samples,
-                complete_share: As in ``TrainingConfig``.
+            scene_buffer, refresh_interval, region_share, labels, coverage, region_warmup, clear_samples: As in
+                ``TrainingConfig``.
             context: Processes that train together.
         """
         self.anatomies = anatomies
@@ -79,7 +78,6 @@ class SimulatedPatches:
         self.coverage = coverage
         self.region_warmup = region_warmup
         self.clear_scenes = clear_samples // refresh_interval
-        self.complete_share = complete_share
         self.scenes: dict[int, Scene] = {}
         #: Index of the next sample.
         self.sample_index = 0
@@ -129,11 +127,7 @@ class SimulatedPatches:
             with_diameter: Whether the target has a channel with the diameter of tubes, mm (for validation).
         """
         rng = random.Random(seed)
-        dimensions = 3 if self.config.view else self.config.dimensions
-        if random.Random(f"complete {seed}").random() < self.complete_share:
-            scan_params = draw_scan(seed, dimensions, complete=True, random_share=0.0)
-        else:
-            scan_params = draw_scan(seed, dimensions)
+        scan_params = draw_scan(seed, 3 if self.config.view else self.config.dimensions)
         scan = acquire(scene, scan_params)
         images = standardise(scan, scene)
         if self.labels == "coverage":

@@ -10,8 +10,11 @@ import numpy.typing as npt
 import pytest
 
 from pvs_model.cli import main
+from pvs_model.commands import train as train_command
 from pvs_model.commands.demo import AGREED, FALSE, MISSED, overlay
 from pvs_model.layouts import choose
+from pvs_model.training import segmentation
+from pvs_model.training.config import TrainingConfig
 from pvs_model.volume.io import read_grid, write_volume
 from tests.processes import Python
 
@@ -101,6 +104,24 @@ def test_folds_must_leave_something_to_train_on(
     arguments = ["train", "--anatomies", str(label_maps), "--network", "3d", "--output", str(tmp_path / "run")]
     assert main([*arguments, "--encoder", str(tmp_path), "--fold", "5"]) == 2
     assert "fold < folds <= 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("network", "patch"), [("3d", 32), ("2d", 96)])
+def test_a_training_has_small_patches_in_large_batches_unless_told_otherwise(
+    network: str, patch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[TrainingConfig] = []
+
+    def train(config: object, training: TrainingConfig, *_: object, **__: object) -> dict[str, float]:
+        seen.append(training)
+        return {}
+
+    monkeypatch.setattr(segmentation, "train", train)
+    monkeypatch.setattr(train_command, "_load_data", lambda *_: None)
+    command = ["train", "--network", network, "--anatomies", str(tmp_path), "--output", str(tmp_path / "run")]
+    assert main(command) == 0 and main([*command, "--patch", "64", "--batch", "2"]) == 0
+    assert [(training.patch, training.batch) for training in seen] == [(patch, 8), (64, 2)]
+    capsys.readouterr()
 
 
 def test_segment_is_the_containers_entry_point(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -177,16 +177,3 @@ def test_a_2d_patch_is_a_slice_of_its_scene_and_its_neighbours(
         assert bool(batch.label.all()) == (z == 2) and bool(batch.label.any()) == (z == 2)
     # Half of the patches are the slice with the most PVS, and a third of the others happen to be.
     assert set(middles) == {1, 2, 3} and 8 <= middles.count(2) <= 18
-
-
-def test_complete_scans_are_drawn_in_their_share_and_leave_the_others_as_they_are(
-    anatomy: HeadModel, tiny: dict[str, NetworkConfig]
-) -> None:
-    def complete(share: float) -> list[bool]:
-        stream = stream_of(anatomy, tiny["2d"], complete_share=share)
-        scene = stream.render(0)
-        return ["T1w, T2w and FLAIR" in stream.sample(scene, seed, template=0).prompts[0] for seed in range(60)]
-
-    never, half, always = complete(0.0), complete(0.5), complete(1.0)
-    assert all(always) and sum(never) < sum(half) < 60
-    assert all(b or not a for a, b in zip(never, half, strict=True))  # what was complete stays so
