@@ -22,7 +22,7 @@ from pvs_model.anatomy.regions import CLASS, values_of
 from pvs_model.datasets.label_maps import find_label_maps
 from pvs_model.evaluation.metrics import dice
 from pvs_model.training.anatomy.label_maps import LabelMap, class_targets, load_label_map
-from pvs_model.training.anatomy.scans import ScanParams, render
+from pvs_model.training.anatomy.scans import AnatomyScanParams, render
 from pvs_model.types import SEQUENCES, Volume
 from pvs_model.volume.geometry import to_ras
 from pvs_model.volume.io import read
@@ -61,7 +61,7 @@ def simulated(head: LabelMap, sequence: str, thickness: int, strip: str, seed: i
     """Simulates a scan of 1 x 1 x ``thickness`` mm and its classes by majority."""
     rng = np.random.default_rng(seed)
     a, b, c = (float(v) for v in rng.uniform(-10, 10, 3))
-    params = ScanParams(
+    params = AnatomyScanParams(
         seed=seed, sequence=sequence, rotation_deg=(a, b, c), strip=strip, strip_at=0.5, noise=0.03, bias=0.15
     )
     scan = render(head, params, SHAPE, spacing_mm=1.0, raw=True)

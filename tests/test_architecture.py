@@ -47,7 +47,7 @@ NOT_AT_RUN_TIME = frozenset({"datasets", "training", "simulation"})
 #: Modules on the run-time path that may import an extra, which the container does without -> the packages, and where
 #: they are pinned. They import them when they are needed, never when they are loaded themselves.
 EXTRAS: Mapping[str, tuple[frozenset[str], str]] = {
-    "batch.dask": (frozenset({"distributed"}), "requirements-cluster.txt"),
+    "batch.scheduling": (frozenset({"distributed"}), "requirements-cluster.txt"),
     "batch.clusters": (frozenset({"dask", "dask_jobqueue", "distributed"}), "requirements-cluster.txt"),
     "batch.worker": (frozenset({"distributed"}), "requirements-cluster.txt"),
     "inference.openvino": (frozenset({"openvino"}), "requirements-openvino.txt"),
@@ -494,8 +494,8 @@ BROKEN = [
     pytest.param(too_long, {"process.py": "\n" * 11}, "11 lines", id="11 lines"),
     pytest.param(
         eager_extras,
-        {"pvs_model/batch/dask.py": "try:\n    import distributed.client\nexcept ImportError:\n    pass"},
-        "batch.dask:2",
+        {"pvs_model/batch/scheduling.py": "try:\n    import distributed.client\nexcept ImportError:\n    pass"},
+        "batch.scheduling:2",
         id="extra at once",
     ),
     pytest.param(pickles, {"pvs_model/nets/model.py": "import pickle"}, "nets.model: pickle", id="pickle"),

@@ -240,10 +240,10 @@ def log_unused_files(root: Path, cases: Sequence[Case], layout: Layout) -> None:
         log.info("unused: %s (--dry-run lists the reasons)", escape_control_characters(shown))
 
 
-def log_missing_weights(settings: InferenceConfig) -> None:
+def log_missing_weights(config: InferenceConfig) -> None:
     """Logs what a weights folder lacks; the anatomy network only where it is used."""
-    for line in missing_parts(settings.weights):
-        if settings.anatomy or "anatomy network" not in line:
+    for line in missing_parts(config.weights):
+        if config.anatomy or "anatomy network" not in line:
             log.warning("%s", line)
 
 

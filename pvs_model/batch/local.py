@@ -27,7 +27,7 @@ WORKERS = {"cuda": 2, "cpu": 0}
 def run(
     source: Path,
     output: Path,
-    settings: InferenceConfig,
+    config: InferenceConfig,
     layout_name: str | None = None,
     options: Options | None = None,
     reports: Reports | None = None,
@@ -39,7 +39,7 @@ def run(
     Args:
         source: Input folder.
         output: Output folder, created if necessary.
-        settings: Configuration of the inference.
+        config: Configuration of the inference.
         layout_name: One of ``layouts.LAYOUTS``, or None to detect it.
         options: Suffix, sockets and filters.
         reports: Destination of reports, if requested.
@@ -53,13 +53,13 @@ def run(
         PVSError: No case can be run at all.
         KeyboardInterrupt: The run was stopped; files that were written are complete, the tables included.
     """
-    if settings.workers is not None and settings.workers < 0:
-        raise PVSError(f"--workers: expected 0 or more cases, got {settings.workers}")
+    if config.workers is not None and config.workers < 0:
+        raise PVSError(f"--workers: expected 0 or more cases, got {config.workers}")
     layout, cases = find_cases(source, output, layout_name, options, reports, part)
     cases = cases if keep is None else [case for case in cases if keep(case)]
-    segmenter = Segmenter(settings)
-    log_missing_weights(settings)
-    writer = ResultWriter.open(cases, layout, output, reports, settings.resume)
+    segmenter = Segmenter(config)
+    log_missing_weights(config)
+    writer = ResultWriter.open(cases, layout, output, reports, config.resume)
 
     def finish(case: Case, predicted: Callable[[], Prediction]) -> None:
         _finish_case(case, predicted, segmenter, layout, output, writer, reports)
@@ -69,14 +69,14 @@ def run(
         process_in_order(writer.pending, segmenter.preprocess, segmenter.predict, finish, workers)
     finally:
         failures = writer.close()
-        write_run_record(writer, layout, source, output, settings, part)
+        write_run_record(writer, layout, source, output, config, part)
     return failures
 
 
 def _workers(segmenter: Segmenter, cases: int) -> int:
     """Returns the number of cases to preprocess ahead, and imports what their threads need."""
-    settings = segmenter.config
-    workers = WORKERS["cpu"] if settings.workers is None and settings.device == "cpu" else settings.workers
+    config = segmenter.config
+    workers = WORKERS["cpu"] if config.workers is None and config.device == "cpu" else config.workers
     if cases < 2 or workers == 0:
         return 0
     try:

@@ -27,7 +27,7 @@ _METADATA = (
 
 
 def write_run_record(
-    writer: ResultWriter, layout: Layout, source: Path, output: Path, settings: InferenceConfig, part: Part | None
+    writer: ResultWriter, layout: Layout, source: Path, output: Path, config: InferenceConfig, part: Part | None
 ) -> None:
     """Writes the record of a run that has ended or was stopped, where reports were requested.
 
@@ -36,7 +36,7 @@ def write_run_record(
         layout: Layout of the input.
         source: Input folder.
         output: Folder of the masks.
-        settings: Configuration of the inference.
+        config: Configuration of the inference.
         part: Part of the cases that was run; None for all.
 
     Raises:
@@ -54,13 +54,13 @@ def write_run_record(
         "input": str(source.absolute()),
         "output": str(output.absolute()),
         "options": {
-            **dataclasses.asdict(settings),
+            **dataclasses.asdict(config),
             "layout": layout.name,
             **dataclasses.asdict(layout.options),
             "part": None if part is None else f"{part.index}/{part.count}",
         },
         "versions": versions(),
-        "weights": weights_summary(settings.weights),
+        "weights": weights_summary(config.weights),
         "machine": {"host": socket.gethostname(), "cpus": os.cpu_count(), **_device()},
         "peak_memory_mib": _peak_memory(),
         "cases": _case_records(writer, output),

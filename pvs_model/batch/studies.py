@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 def run_studies(
     source: Path,
     output: Path,
-    settings: InferenceConfig,
+    config: InferenceConfig,
     choices: Choices = (),
     suffix: str = "pred",
     reports: Reports | None = None,
@@ -45,7 +45,7 @@ def run_studies(
     Args:
         source: Folder or zip file of DICOM images in any structure.
         output: Output folder, created if necessary.
-        settings: Configuration of the inference; its number of workers is not used.
+        config: Configuration of the inference; its number of workers is not used.
         choices: Series to use, as for ``dicom.sequences.select``.
         suffix: Suffix of the masks' names.
         reports: Destination of tables and HTML reports, if requested.
@@ -65,8 +65,8 @@ def run_studies(
         studies = read_studies(root)
         check_choices(studies, choices)
         log.info("%s: %d %s", source, len(studies), "study" if len(studies) == 1 else "studies")
-        segmenter = Segmenter(settings)
-        log_missing_weights(settings)
+        segmenter = Segmenter(config)
+        log_missing_weights(config)
         layout.prepare_output(output)
         cases = {study: Case(study.name, {}, Path(study.name, f"{study.name}_{suffix}.nii.gz")) for study in studies}
         report = reports.open(output) if reports is not None else None
@@ -77,7 +77,7 @@ def run_studies(
                 try:
                     owner = study_of(seg)
                     written = owner == study.uid and sr.is_file() and (output / case.output).is_file()
-                    if settings.resume and written and (report is None or report.has(case.name)):
+                    if config.resume and written and (report is None or report.has(case.name)):
                         writer.completed += 1
                         writer.pending = tuple(other for other in writer.pending if other.name != case.name)
                         continue
@@ -96,7 +96,7 @@ def run_studies(
                     writer.fail(case, describe_failure(case, error))
         finally:
             failures = writer.close()
-            write_run_record(writer, layout, source, output, settings, None)
+            write_run_record(writer, layout, source, output, config, None)
         return failures
 
 

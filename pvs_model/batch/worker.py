@@ -48,7 +48,7 @@ class RunConfig:
     Attributes:
         source: Input folder.
         output: Folder of the masks.
-        settings: Configuration of the inference.
+        inference: Configuration of the inference.
         layout: Layout of input and output.
         reports: Destination of reports, if requested.
         version: Version of the package that started the run.
@@ -57,7 +57,7 @@ class RunConfig:
 
     source: Path
     output: Path
-    settings: InferenceConfig
+    inference: InferenceConfig
     layout: Layout
     reports: Reports | None
     version: str
@@ -111,7 +111,7 @@ def segment_case(config: RunConfig, case: Case) -> TaskResult:
 def _segment_case(config: RunConfig, case: Case) -> TaskResult:
     try:
         check_worker(config)
-        segmenter = _segmenter(config.settings, config.manifest)
+        segmenter = _segmenter(config.inference, config.manifest)
     except PVSError as error:
         return TaskResult(worker_error=str(error))
     try:
@@ -138,10 +138,10 @@ def check_worker(config: RunConfig) -> None:
     for folder in (config.source, config.output, *([config.reports.folder] if config.reports else [])):
         if not folder.is_dir():
             raise PVSError(f"{folder}: expected a folder shared by all machines, got none here")
-    manifest = manifest_sha256(config.settings.weights)
+    manifest = manifest_sha256(config.inference.weights)
     if manifest != config.manifest:
         raise WeightsError(
-            f"{config.settings.weights}: expected the weights that the run was started with (manifest "
+            f"{config.inference.weights}: expected the weights that the run was started with (manifest "
             f"{config.manifest[:12]}), got others ({manifest[:12]})"
         )
 
@@ -169,7 +169,7 @@ def is_transient(error: BaseException | None) -> bool:
 
 
 @lru_cache(maxsize=1)
-def _segmenter(settings: InferenceConfig, manifest: str) -> Segmenter:
+def _segmenter(config: InferenceConfig, manifest: str) -> Segmenter:
     """Returns the segmenter of this process, which is loaded once per configuration and weights."""
     import torch
     from distributed import get_worker
@@ -177,7 +177,7 @@ def _segmenter(settings: InferenceConfig, manifest: str) -> Segmenter:
     # Dask limits the libraries of a worker to one thread. It runs one case at a time: torch uses all its threads.
     with contextlib.suppress(ValueError):  # outside a worker
         torch.set_num_threads(get_worker().state.nthreads)
-    return Segmenter(settings)
+    return Segmenter(config)
 
 
 def dask_setup(worker: Any) -> None:

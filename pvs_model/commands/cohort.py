@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         cluster = partial(clusters.existing, address=args.scheduler)
     elif args.slurm:
         cluster = partial(clusters.slurm, words=args.slurm)
-    settings = inputs.inference_config(args)
+    config = inputs.inference_config(args)
     reports = Reports(args.report, args.probability, viewer=args.viewer) if args.report else None
     options = inputs.options_from(args)
     if args.dry_run:
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         failures = dask.run(
-            args.input, args.output, settings, cluster, args.layout, options, reports, args.part, args.retries, args.log
+            args.input, args.output, config, cluster, args.layout, options, reports, args.part, args.retries, args.log
         )
     except KeyboardInterrupt:
         return report_interrupted()

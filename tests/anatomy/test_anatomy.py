@@ -40,7 +40,7 @@ from pvs_model.evaluation.metrics import dice
 from pvs_model.nets.checkpoint import save
 from pvs_model.simulation.phantom import phantom_labels
 from pvs_model.training.anatomy.label_maps import LabelMap, prepare
-from pvs_model.training.anatomy.scans import ScanParams, render
+from pvs_model.training.anatomy.scans import AnatomyScanParams, render
 from pvs_model.types import Grid, Volume
 from pvs_model.volume.io import write_volume
 
@@ -324,7 +324,7 @@ WORKS = 0.8
 @pytest.fixture(scope="module")
 def scan(head: LabelMap) -> tuple[Volume, npt.NDArray[np.integer]]:
     """A T1w of the phantom, 2 mm, and its classes."""
-    made = render(head, ScanParams(seed=4, noise=0.01), (80, 96, 80), spacing_mm=2.0, raw=True)
+    made = render(head, AnatomyScanParams(seed=4, noise=0.01), (80, 96, 80), spacing_mm=2.0, raw=True)
     affine = np.diag([2.0, 2.0, 2.0, 1.0])
     affine[:3, 3] = -80, -110, -70
     return Volume(made.image.numpy(), affine, Path("phantom.nii.gz")), made.target.numpy()
@@ -385,7 +385,7 @@ def test_a_mirrored_head_has_its_sides_exchanged(
 
 @pytest.mark.parametrize(("strip", "step"), [("csf", 1), ("brain", 1), ("no", 3)])
 def test_without_a_skull_and_with_thick_slices(head: LabelMap, strip: str, step: int) -> None:
-    made = render(head, ScanParams(seed=4, noise=0.01, strip=strip), (80, 96, 78), spacing_mm=2.0, raw=True)
+    made = render(head, AnatomyScanParams(seed=4, noise=0.01, strip=strip), (80, 96, 78), spacing_mm=2.0, raw=True)
     image = made.image.unflatten(2, (-1, step)).mean(3).numpy()
     target = made.target.unflatten(2, (-1, step))[..., step // 2].numpy()
     anatomy = find_regions(Volume(image, np.diag([2.0, 2.0, 2.0 * step, 1.0])), WEIGHTS)

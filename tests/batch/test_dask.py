@@ -25,7 +25,7 @@ import pytest
 import torch
 
 from pvs_model import __version__, cli
-from pvs_model.batch import clusters, worker
+from pvs_model.batch import clusters, scheduling, worker
 from pvs_model.batch import dask as batch_dask
 from pvs_model.batch.outputs import Reports, ResultWriter
 from pvs_model.batch.worker import RunConfig, TaskResult, segment_case
@@ -416,7 +416,7 @@ def test_another_version_other_weights_or_folders_are_worker_errors(
         (replace(config, version="0.0.1"), "expected pvs_model 0.0.1"),
         (replace(config, manifest="0" * 64), "expected the weights that the run was started with"),
         (replace(config, source=tmp_path / "none"), "expected a folder shared by all machines"),
-        (replace(config, settings=InferenceConfig(tmp_path)), "expected the manifest of the weights"),
+        (replace(config, inference=InferenceConfig(tmp_path)), "expected the manifest of the weights"),
     ):
         result = segment_case(changed, case)
         assert result.worker_error is not None and message in result.worker_error and result.path is None
@@ -460,13 +460,13 @@ def all_are_unusable(config: RunConfig, case: Case) -> TaskResult:
 def test_an_unusable_worker_gets_no_further_case(
     source: Path, weights: Path, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cluster, settings = partial(clusters.existing, address=address), InferenceConfig(weights)
-    monkeypatch.setattr(batch_dask, "UNUSABLE_TIMEOUT_S", float("inf"))  # the other may be starting for long
-    assert batch_dask.run(source, tmp_path / "out", settings, cluster, segment=first_is_unusable) == []
+    cluster, config = partial(clusters.existing, address=address), InferenceConfig(weights)
+    monkeypatch.setattr(scheduling, "UNUSABLE_TIMEOUT_S", float("inf"))  # the other may be starting for long
+    assert batch_dask.run(source, tmp_path / "out", config, cluster, segment=first_is_unusable) == []
     assert len((tmp_path / "out" / "unusable").read_text().splitlines()) == 1
-    monkeypatch.setattr(batch_dask, "UNUSABLE_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(scheduling, "UNUSABLE_TIMEOUT_S", 0.0)
     with pytest.raises(PVSError, match=r"^worker tcp://\S+: expected pvs_model 9, got 8$"):
-        batch_dask.run(source, tmp_path / "out2", settings, cluster, segment=all_are_unusable)
+        batch_dask.run(source, tmp_path / "out2", config, cluster, segment=all_are_unusable)
 
 
 def one_is_written(config: RunConfig, case: Case) -> TaskResult:
@@ -480,7 +480,7 @@ def one_is_written(config: RunConfig, case: Case) -> TaskResult:
 def test_cases_without_a_usable_worker_are_reported(
     source: Path, weights: Path, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch_dask, "UNUSABLE_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(scheduling, "UNUSABLE_TIMEOUT_S", 0.0)
     cluster = partial(clusters.existing, address=address)
     failures = batch_dask.run(source, tmp_path / "out", InferenceConfig(weights), cluster, segment=one_is_written)
     written = os.readlink(tmp_path / "out" / "first")
@@ -499,7 +499,7 @@ def test_a_function_that_a_worker_cannot_load(
         def __reduce__(self) -> Any:
             return __import__, ("no_such_package",)
 
-    monkeypatch.setattr(batch_dask, "UNUSABLE_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(scheduling, "UNUSABLE_TIMEOUT_S", 0.0)
     message = "expected pvs_model and Dask on workers and scheduler as they are here, got ModuleNotFoundError"
     cluster = partial(clusters.existing, address=address)
     with pytest.raises(PVSError, match=message):

@@ -34,7 +34,7 @@ from pvs_model.training.anatomy.label_maps import (
     prepare,
     sides,
 )
-from pvs_model.training.anatomy.scans import Scan, ScanParams, draw, render
+from pvs_model.training.anatomy.scans import AnatomyScan, AnatomyScanParams, draw, render
 from pvs_model.training.anatomy.task import (
     AnatomyTask,
     AnatomyTrainingConfig,
@@ -175,7 +175,7 @@ def test_a_scan_is_a_function_of_its_parameters(head: LabelMap) -> None:
 
 
 def test_mirroring_exchanges_the_sides(head: LabelMap) -> None:
-    params = ScanParams(seed=3)
+    params = AnatomyScanParams(seed=3)
     plain, mirrored = (render(head, replace(params, mirrored=m), SMALL) for m in (False, True))
     same = plain.target.flip(0) == mirrored.target
     assert float(same.float().mean()) > 0.99  # the brain's centre may fall between voxels
@@ -189,8 +189,8 @@ def test_mirroring_exchanges_the_sides(head: LabelMap) -> None:
 
 @pytest.mark.parametrize("strip", ["csf", "brain"])
 def test_stripping_leaves_nothing_around_and_no_target_there(head: LabelMap, strip: str) -> None:
-    whole = render(head, ScanParams(seed=1), SMALL)
-    bare = render(head, ScanParams(seed=1, strip=strip, strip_at=0.5, strip_width_mm=1.0), SMALL)
+    whole = render(head, AnatomyScanParams(seed=1), SMALL)
+    bare = render(head, AnatomyScanParams(seed=1, strip=strip, strip_at=0.5, strip_width_mm=1.0), SMALL)
     assert bare.image[0, 0, 0] == 0 and bool((bare.target[bare.image == 0] == 0).float().mean() > 0.99)
     assert (bare.image > 0).sum() < 0.8 * (whole.image > 0).sum()
     kept = bare.target > 0
@@ -198,20 +198,20 @@ def test_stripping_leaves_nothing_around_and_no_target_there(head: LabelMap, str
 
 
 def test_a_cut_field_of_view_cuts_image_and_target(head: LabelMap) -> None:
-    scan = render(head, ScanParams(seed=1, cut_mm=(0, 0, 0, 0, 0, 16.0)), SMALL)  # 8 voxels
-    top = int(torch.nonzero(render(head, ScanParams(seed=1), SMALL).target.sum((0, 1)))[-1])
+    scan = render(head, AnatomyScanParams(seed=1, cut_mm=(0, 0, 0, 0, 0, 16.0)), SMALL)  # 8 voxels
+    top = int(torch.nonzero(render(head, AnatomyScanParams(seed=1), SMALL).target.sum((0, 1)))[-1])
     assert not scan.image[:, :, top - 8 :].any() and not scan.target[:, :, top - 8 :].any()
     assert scan.target[:, :, top - 9].any()
 
 
 def test_a_blob_changes_the_image_and_not_the_target(head: LabelMap) -> None:
-    plain, ill = (render(head, ScanParams(seed=5, blobs=b), SMALL) for b in (0, 2))
+    plain, ill = (render(head, AnatomyScanParams(seed=5, blobs=b), SMALL) for b in (0, 2))
     assert torch.equal(plain.target, ill.target)
     assert not torch.allclose(plain.image, ill.image, atol=0.05)
 
 
 def test_thick_slices_are_alike_along_their_axis(head: LabelMap) -> None:
-    params = ScanParams(seed=2, noise=0.0, blur_mm=0.0)
+    params = AnatomyScanParams(seed=2, noise=0.0, blur_mm=0.0)
     rough = [
         float(render(head, replace(params, thickness_mm=t), SMALL).image.diff(dim=2).abs().mean()) for t in (1.0, 6.0)
     ]
@@ -226,7 +226,7 @@ def test_signals_cover_every_tissue_and_extra_cerebral_id(head: LabelMap) -> Non
 # ---- loss and training -------------------------------------------------------------------------------------------
 
 
-def perfect(scan: Scan) -> torch.Tensor:
+def perfect(scan: AnatomyScan) -> torch.Tensor:
     logits = torch.full((1, CLASSES + 1, *scan.target.shape), -20.0)
     logits.scatter_(1, scan.target[None, None], 20.0)
     logits[0, CLASSES] = torch.where(scan.side == RIGHT, 20.0, -20.0)
@@ -234,7 +234,7 @@ def perfect(scan: Scan) -> torch.Tensor:
 
 
 def test_the_right_answer_costs_nothing_and_a_wrong_side_costs(head: LabelMap) -> None:
-    scan = render(head, ScanParams(seed=1), SMALL)
+    scan = render(head, AnatomyScanParams(seed=1), SMALL)
     right = perfect(scan)
     assert float(anatomy_loss(right, scan)) < 1e-3
     assert dice_scores(right, scan)[-1] == 1.0
@@ -247,7 +247,7 @@ def test_the_right_answer_costs_nothing_and_a_wrong_side_costs(head: LabelMap) -
 def test_dice_by_hand() -> None:
     target = torch.zeros((4, 4, 4), dtype=torch.long)
     target[:2] = 1  # 32 voxels
-    scan = Scan(target.float(), target, torch.zeros((4, 4, 4), dtype=torch.uint8))
+    scan = AnatomyScan(target.float(), target, torch.zeros((4, 4, 4), dtype=torch.uint8))
     predicted = target.clone()
     predicted[1] = 0  # 16 of them
     scores = dice_scores(perfect(replace(scan, target=predicted)), scan)

@@ -30,7 +30,7 @@ ALIKE = (
 
 
 @dataclass(frozen=True)
-class ScanParams:
+class AnatomyScanParams:
     """Parameters of one scan of one label map. Lengths in mm, fractions 0 to 1.
 
     Attributes:
@@ -79,7 +79,7 @@ class ScanParams:
 
 
 @dataclass(frozen=True)
-class Scan:
+class AnatomyScan:
     """Scan with its targets: image float32 (x, y, z) 0 to 1; target int64 (x, y, z), classes; side uint8 (x, y, z)."""
 
     image: Tensor
@@ -87,7 +87,7 @@ class Scan:
     side: Tensor
 
 
-def draw(seed: int, difficulty: float = 1.0) -> ScanParams:
+def draw(seed: int, difficulty: float = 1.0) -> AnatomyScanParams:
     """Draws the parameters of one scan.
 
     Args:
@@ -112,7 +112,7 @@ def draw(seed: int, difficulty: float = 1.0) -> ScanParams:
     sequence = rng.choice(SEQUENCES)
     if chance(0.5):
         sequence = "any"
-    return ScanParams(
+    return AnatomyScanParams(
         seed=seed,
         sequence=sequence,
         rotation_deg=three(lambda: milder * rng.uniform(-20, 20)),
@@ -139,11 +139,11 @@ def draw(seed: int, difficulty: float = 1.0) -> ScanParams:
 
 def render(
     label_map: LabelMap,
-    params: ScanParams,
+    params: AnatomyScanParams,
     shape: tuple[int, int, int],
     spacing_mm: float = SPACING_MM,
     raw: bool = False,
-) -> Scan:
+) -> AnatomyScan:
     """Simulates a scan on a grid centred on the brain, apart from the shift.
 
     Args:
@@ -199,11 +199,11 @@ def render(
     image = torch.where(outside, 0.0, image)
     target = torch.where(outside, 0, target)
     side = torch.where(target > 0, side, NO_SIDE)
-    return Scan(image if raw else normalise(image), target, side)
+    return AnatomyScan(image if raw else normalise(image), target, side)
 
 
 def _positions(
-    label_map: LabelMap, params: ScanParams, shape: tuple[int, int, int], spacing_mm: float, g: torch.Generator
+    label_map: LabelMap, params: AnatomyScanParams, shape: tuple[int, int, int], spacing_mm: float, g: torch.Generator
 ) -> Tensor:
     """Position in the label map of each voxel of the grid: float32 (3, x, y, z), voxels of 1 mm."""
     a, b, c = (math.radians(v) for v in params.rotation_deg)
@@ -239,7 +239,7 @@ def _look_up(label_map: LabelMap, position: Tensor, offset: Triple) -> Tensor:
     return torch.take(label_map.codes, index.long()) * inside
 
 
-def _signals(params: ScanParams, g: torch.Generator) -> tuple[Tensor, Tensor]:
+def _signals(params: AnatomyScanParams, g: torch.Generator) -> tuple[Tensor, Tensor]:
     """Mean and deviation per signal (``SIGNALS``,), about 0 to 1."""
 
     def uniform(low: float, high: float, n: int = 1) -> Tensor:
@@ -278,7 +278,7 @@ def _signals(params: ScanParams, g: torch.Generator) -> tuple[Tensor, Tensor]:
     return mean.clamp(0, 1.6), spread
 
 
-def _lesions(image: Tensor, target: Tensor, params: ScanParams, spacing_mm: float, g: torch.Generator) -> Tensor:
+def _lesions(image: Tensor, target: Tensor, params: AnatomyScanParams, spacing_mm: float, g: torch.Generator) -> Tensor:
     """Adds white matter hyperintensities, and blobs of any signal within the brain; labels do not change."""
     shape = image.shape
     level = torch.rand(8, generator=g).tolist()
@@ -306,7 +306,7 @@ def _lesions(image: Tensor, target: Tensor, params: ScanParams, spacing_mm: floa
     return image
 
 
-def _outside(target: Tensor, brain: Tensor, params: ScanParams, spacing_mm: float, g: torch.Generator) -> Tensor:
+def _outside(target: Tensor, brain: Tensor, params: AnatomyScanParams, spacing_mm: float, g: torch.Generator) -> Tensor:
     """Mask of voxels set to 0: outside the field of view, or removed with the skull."""
     removed = torch.zeros_like(brain)
     if params.strip != "no":

@@ -26,7 +26,7 @@ from pvs_model.nets.precision import autocast
 from pvs_model.training import loop
 from pvs_model.training.anatomy.face import add_face
 from pvs_model.training.anatomy.label_maps import NO_SIDE, RIGHT, LabelMap, load_label_map
-from pvs_model.training.anatomy.scans import Scan, draw, render
+from pvs_model.training.anatomy.scans import AnatomyScan, draw, render
 from pvs_model.training.checkpoint import Progress
 from pvs_model.training.config import LoopConfig
 from pvs_model.training.distributed import SINGLE_PROCESS, DistributedContext
@@ -84,7 +84,7 @@ class ScanSampler:
         self.maps, self.training, self.context = maps, training, context
         self.sample_index = 0
 
-    def batch(self, size: int) -> Scan:
+    def batch(self, size: int) -> AnatomyScan:
         """Simulates the next scan; the network is trained on one at a time.
 
         Raises:
@@ -150,7 +150,7 @@ class AnatomyTask:
         """As ``loop.Task``."""
         yield ScanSampler(self.maps, self.training, context)
 
-    def loss(self, model: nn.Module, samples: Scan, step: int) -> Tensor:
+    def loss(self, model: nn.Module, samples: AnatomyScan, step: int) -> Tensor:
         """As ``loop.Task``."""
         balance = 0.5 * max(0.0, 1 - step / self.training.steps / max(1e-9, self.training.balance_until))
         with autocast(samples.image.device, self.training.precision):
@@ -174,7 +174,7 @@ class AnatomyTask:
         return {"steps": progress.step + progress.earlier_steps, "minutes": minutes, "dice": scores["dice"]}
 
 
-def anatomy_loss(logits: Tensor, scan: Scan, balance: float = 0.0) -> Tensor:
+def anatomy_loss(logits: Tensor, scan: AnatomyScan, balance: float = 0.0) -> Tensor:
     """Cross-entropy and Dice over the classes, and binary cross-entropy of the side for paired structures.
 
     Args:
@@ -202,7 +202,7 @@ def anatomy_loss(logits: Tensor, scan: Scan, balance: float = 0.0) -> Tensor:
     return loss
 
 
-def dice_scores(logits: Tensor, scan: Scan) -> list[float]:
+def dice_scores(logits: Tensor, scan: AnatomyScan) -> list[float]:
     """Dice of each class except background, nan if neither has it; then the fraction of voxels with the right side."""
     classes = logits.shape[1] - 1
     predicted = logits[0, :classes].argmax(0)
