@@ -16,13 +16,15 @@ if TYPE_CHECKING:
 
 #: Standard deviation of the logarithm of the scale, and of the shift, of a sequence's intensities at each use.
 JITTER = 0.1
+#: Batches that a buffer holds before the first one is drawn, also in a resumed run: networks overfit to few samples.
+FIRST_BATCHES = 16
 
 
 class ReplayBuffer:
     """Sampler (``loop.Sampler``) that keeps samples on the device and draws each about ``reuse`` times.
 
     Each use flips the sample and changes the intensities of its sequences a little. A step waits for new samples only
-    when it has drawn ``reuse`` times as many as there were. A resumed run begins with an empty buffer.
+    when it has drawn ``reuse`` times as many as there were. A new or resumed run first draws ``FIRST_BATCHES`` batches.
     """
 
     def __init__(
@@ -56,7 +58,8 @@ class ReplayBuffer:
         """Draws ``size`` samples of the buffer, with replacement."""
         rng = random.Random(f"{self.seed} {self.sample_index} {self.drawn}")
         self.drawn += size
-        missing = max(-(-self.drawn // self.reuse), size) - self.added
+        first = max(size, min(FIRST_BATCHES * size, self.capacity))
+        missing = max(-(-self.drawn // self.reuse), first) - self.added
         if missing > 0:
             self._add(self.sampler.batch(missing))
         chosen = [rng.randrange(min(self.added, self.capacity)) for _ in range(size)]
