@@ -38,7 +38,7 @@ from benchmarks.cases import (
     table_row,
     write_json,
 )
-from pvs_model.burden.measure import measure
+from pvs_model.burden.regions import burden_of
 from pvs_model.evaluation.metrics import clusters
 from pvs_model.inference.device import choose_device
 from pvs_model.inference.weights import Weights
@@ -107,10 +107,10 @@ def print_recall(results: dict[str, list[dict[str, float]]]) -> None:
 
 def print_volumes(volumes: dict[str, list[dict[str, float | None]]]) -> None:
     """Prints volumes over the true volume of fluid: one row per set."""
-    print("\n| over the true volume of fluid | volume of the mask | volume of fluid |\n|---|---|---|")
+    print("\n| over the true volume of fluid | mask | fluid of its PVS | expected fluid |\n|---|---|---|---|")
     for name, rows in volumes.items():
-        mask, fluid = (format_score(mean(r[key] for r in rows)) for key in ("mask", "fluid"))
-        print(f"| {name} | {mask} | {fluid} |")
+        cells = [format_score(mean(r[key] for r in rows)) for key in ("mask", "fluid", "expected fluid")]
+        print(f"| {name} | {' | '.join(cells)} |")
 
 
 def main() -> None:
@@ -139,10 +139,14 @@ def main() -> None:
             mask = mask_of(case.prepared, probability, weights.ensemble(configuration))
             if case.maps:
                 true_mm3 = float(case.maps["FLUID"].sum()) * case.voxel_mm3
-                burden = measure(mask.astype(np.uint8), {}, grid.affine, pvs_fraction=pvs_fraction).row("all")
+                anatomy = case.prepared.anatomy
+                burden = burden_of(mask.astype(np.uint8), grid.affine, anatomy, pvs_fraction).row("all")
                 volumes[name].append({
-                    "mask": burden.volume_mm3 / true_mm3 if true_mm3 else None,
-                    "fluid": burden.fluid_mm3 / true_mm3 if true_mm3 and burden.fluid_mm3 is not None else None,
+                    key: None if value is None or not true_mm3 else value / true_mm3
+                    for key, value in (
+                        ("mask", burden.volume_mm3), ("fluid", burden.fluid_mm3),
+                        ("expected fluid", burden.expected_fluid_mm3),
+                    )
                 })  # fmt: skip
                 detections[name] += clusters_of(case, mask)
             for region, values in score_regions(case, mask).items():

@@ -45,7 +45,7 @@ from pvs_model.simulation.subject import acquire_case, simulate, whole_scene
 from pvs_model.types import Triple
 
 REGIONS = ("WM", "BG", ALL)
-QUANTITIES = ("count", "volume", "fluid")
+QUANTITIES = ("count", "volume", "fluid", "expected fluid")
 #: Lowest and highest density of the cases with PVS, per cm3 of tissue.
 CENTRUM, BASAL = (0.02, 1.5), (0.05, 2.5)
 #: Voxel spacing of the retest's subject; those of the protocols are integer multiples.
@@ -177,17 +177,19 @@ def reference_values(case: LabelledCase) -> dict[tuple[str, str], float]:
     whole = {"WM": case.regions["CSO"], "BG": case.regions["BG"], ALL: np.ones(case.reference.shape, bool)}
     labels = measure(case.reference, whole, case.prepared.grid.affine)
     values = predicted_values(labels)
-    return values | {(name, "fluid"): float(case.maps["FLUID"][region].sum()) * case.voxel_mm3
-                     for name, region in whole.items()}  # fmt: skip
+    fluid = {name: float(case.maps["FLUID"][region].sum()) * case.voxel_mm3 for name, region in whole.items()}
+    return values | {(name, quantity): fluid[name] for name in whole for quantity in QUANTITIES if "fluid" in quantity}
 
 
 def predicted_values(burden: Burden) -> dict[tuple[str, str], float]:
-    """Count, volume and volume of fluid by region."""
+    """Count, volume and both volumes of fluid by region."""
     rows = {name: burden.row(name, BOTH) for name in REGIONS}
     return {
         (name, quantity): float(value or 0)
         for name, row in rows.items()
-        for quantity, value in zip(QUANTITIES, (row.count, row.volume_mm3, row.fluid_mm3), strict=True)
+        for quantity, value in zip(
+            QUANTITIES, (row.count, row.volume_mm3, row.fluid_mm3, row.expected_fluid_mm3), strict=True
+        )
     }
 
 

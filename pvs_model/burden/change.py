@@ -25,7 +25,9 @@ MATCH_MM = 2.0
 CHANGE_COLUMNS = (
     "from", "to", "region", "count_from", "count_to", "count_change", "stable_from", "stable_to", "gone", "new",
     "outside_from", "outside_to", "volume_from_mm3", "volume_to_mm3", "volume_change_mm3", "volume_change_percent",
-    "fluid_from_mm3", "fluid_to_mm3", "fluid_change_mm3", "region_volume_from_mm3", "region_volume_to_mm3",
+    "fluid_from_mm3", "fluid_to_mm3", "fluid_change_mm3",
+    "expected_fluid_from_mm3", "expected_fluid_to_mm3", "expected_fluid_change_mm3",
+    "region_volume_from_mm3", "region_volume_to_mm3",
 )  # fmt: skip
 #: Columns of ``pvs_changes.csv``: a row per PVS of either visit.
 MATCH_COLUMNS = (
@@ -113,6 +115,8 @@ class Change:
                 after.volume_mm3 - before.volume_mm3,
                 100 * (after.volume_mm3 / before.volume_mm3 - 1) if before.volume_mm3 else None,
                 before.fluid_mm3, after.fluid_mm3, _difference(before.fluid_mm3, after.fluid_mm3),
+                before.expected_fluid_mm3, after.expected_fluid_mm3,
+                _difference(before.expected_fluid_mm3, after.expected_fluid_mm3),
                 before.region_mm3, after.region_mm3,
             )  # fmt: skip
             rows.append(dict(zip(CHANGE_COLUMNS, values, strict=True)))

@@ -16,6 +16,9 @@ from pvs_model.types import Affine, AnyArray, BoolArray, Grid
 from pvs_model.volume.components import label_components
 from pvs_model.volume.geometry import crop_to, to_ras_grid
 
+#: Smallest PVS fraction that is part of the expected fluid. Networks leave less than this nearly everywhere, a fifth of
+#: the sum; chosen on held-out simulated heads (docs/burden.md).
+MIN_FRACTION = 0.002
 #: Largest number of regions that a map of regions and sides holds in bytes.
 _MAX_REGIONS = 84
 
@@ -70,19 +73,25 @@ def measure(
     whole = np.full(3, np.nan) if ALL not in regions else voxel_mm3 * _voxels(turn.apply(regions[ALL]) != 0, sides)
     head = None if intracranial is None else voxel_mm3 * int(np.count_nonzero(intracranial)) or None
 
+    def expected(part: BoolArray) -> npt.NDArray[np.float64]:
+        return np.zeros(3) if share is None else voxel_mm3 * _expected_voxels(share, part, sides)
+
     rows: list[RegionBurden] = []
-    volumes = {name: (of_pvs[value], of_region[value]) for value, name in enumerate(names, 1)}
+    volumes = {name: (of_pvs[value], of_region[value], expected(where == value)) for value, name in enumerate(names, 1)}
+    searched = where > 0 if names else np.ones(where.shape, bool)
     for name, piece in pieces.items():
         side_of_pvs = None if sides is None else sides[inside]
-        volumes[name] = voxel_mm3 * _voxels(piece[inside], side_of_pvs), voxel_mm3 * _voxels(piece, sides)
-    for name, (filled, size) in {**volumes, ALL: (of_pvs.sum(0), whole)}.items():
+        filled, size = voxel_mm3 * _voxels(piece[inside], side_of_pvs), voxel_mm3 * _voxels(piece, sides)
+        volumes[name] = filled, size, expected(piece)
+    for name, (filled, size, fluid) in {**volumes, ALL: (of_pvs.sum(0), whole, expected(searched))}.items():
         for side in (BOTH,) if sides is None else (BOTH, *SIDES):
             here = slice(None) if side == BOTH else SIDES[side]
             volume, region_mm3 = float(filled[here].sum()), float(size[here].sum())
             if side != BOTH and size.sum() > 0 and not size[1:].any():
                 continue  # a region in the middle, of which no side is known
             known = None if np.isnan(region_mm3) else region_mm3
-            rows.append(region_burden(pvs, name, side, volume, known, head, pvs_fraction is not None))
+            expected_mm3 = None if share is None else float(fluid[here].sum())
+            rows.append(region_burden(pvs, name, side, volume, known, head, expected_mm3))
 
     slices = slices_per_slab(grid.spacing_mm[2])
     return Burden(
@@ -166,6 +175,19 @@ def _fluid_volumes(labels: AnyArray, pvs_fraction: AnyArray, corner: list[int], 
 def _voxels(whole: BoolArray, sides: npt.NDArray[np.uint8] | None) -> npt.NDArray[np.int64]:
     """Counts the voxels of a mask by side: neither, left, right; all neither where sides are unknown."""
     return voxels_by_region(whole.astype(np.uint8), sides, [ALL])[1]
+
+
+def _expected_voxels(
+    pvs_fraction: AnyArray, part: BoolArray, sides: npt.NDArray[np.uint8] | None
+) -> npt.NDArray[np.float64]:
+    """Sums the PVS fraction in a part of the grid by side: neither, left, right; all neither where sides are unknown.
+
+    The fraction is trained with a proper scoring rule, so its sum estimates the volume of PVS whether or not they reach
+    the threshold of the mask.
+    """
+    counted = part & (pvs_fraction >= MIN_FRACTION)
+    side = np.zeros(int(counted.sum()), np.uint8) if sides is None else sides[counted]
+    return np.bincount(side, weights=pvs_fraction[counted], minlength=3).astype(np.float64)
 
 
 def _warnings(grid: Grid, head: float | None, sides: bool) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ REGION_COLUMNS = (
     "pvs_count",
     "pvs_volume_mm3",
     "fluid_volume_mm3",
+    "expected_fluid_volume_mm3",
     "region_volume_mm3",
     "intracranial_volume_mm3",
     "pvs_count_per_cm3",
@@ -102,6 +103,7 @@ class RegionBurden:
         region_mm3: Volume of the region; None where it is unknown.
         intracranial_mm3: Volume within the skull, of both sides; None where it is unknown.
         fluid_mm3: Estimated volume of the fluid of the PVS counted here; None where the networks do not predict it.
+        expected_fluid_mm3: Expected volume of the fluid of all PVS here, marked or not; None as for ``fluid_mm3``.
         mean_length_mm, median_length_mm, mean_width_mm, median_width_mm: Mean and median of the PVS counted
             here; None without any.
     """
@@ -117,6 +119,7 @@ class RegionBurden:
     mean_width_mm: float | None
     median_width_mm: float | None
     fluid_mm3: float | None = None
+    expected_fluid_mm3: float | None = None
 
     @property
     def count_per_cm3(self) -> float | None:
@@ -233,6 +236,7 @@ def region_values(burden: Burden, row: RegionBurden) -> dict[str, Value]:
         row.count,
         row.volume_mm3,
         row.fluid_mm3,
+        row.expected_fluid_mm3,
         row.region_mm3,
         row.intracranial_mm3,
         row.count_per_cm3,

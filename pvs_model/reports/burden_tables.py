@@ -30,6 +30,7 @@ def _cells(row: RegionBurden) -> list[tuple[str, str]]:
     cells = (
         (row.volume_mm3, 1, ""),
         (row.fluid_mm3, 1, "these networks do not predict the fluid fraction"),
+        (row.expected_fluid_mm3, 1, "these networks do not predict the fluid fraction"),
         (None if row.region_mm3 is None else row.region_mm3 / 1000, 1, no_region),
         (row.count_per_cm3, 3, no_region),
         (row.volume_percent, 3, no_region),

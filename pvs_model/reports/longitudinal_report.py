@@ -84,7 +84,11 @@ def _change(change: Change) -> dict[str, Any]:
                 "numbers": [
                     *(number(row[name]) for name in ("volume_from_mm3", "volume_to_mm3", "volume_change_mm3")),  # type: ignore[arg-type]
                     percent,
-                    *(number(row[name]) for name in ("fluid_from_mm3", "fluid_to_mm3", "fluid_change_mm3")),  # type: ignore[arg-type]
+                    *(
+                        number(row[f"{quantity}_{value}_mm3"])  # type: ignore[arg-type]
+                        for quantity in ("fluid", "expected_fluid")
+                        for value in ("from", "to", "change")
+                    ),
                 ],
             }
         )

@@ -49,7 +49,7 @@ def test_a_change_by_hand() -> None:
     ]
     assert [white[f"volume_{k}"] for k in ("from_mm3", "to_mm3", "change_mm3")] == [14, 12, -2]
     assert white["volume_change_percent"] == pytest.approx(-100 / 7)
-    assert white["fluid_change_mm3"] == -1.0
+    assert white["fluid_change_mm3"] == -1.0 and white["expected_fluid_change_mm3"] == -1.0
     assert [rows["BG"][k] for k in ("count_change", "gone", "new", "volume_change_mm3")] == [0, 1, 1, 0]
     assert [row["status"] for row in change.pvs_rows()] == [STABLE, STABLE, GONE, STABLE, STABLE, STABLE, NEW]
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pvs_model.burden.measure import measure
+from pvs_model.burden.measure import MIN_FRACTION, measure
 from pvs_model.burden.morphology import shape_of
 from pvs_model.burden.records import (
     MCPVS,
@@ -423,6 +423,24 @@ def test_fluid_is_summed_over_each_pvs_and_the_voxels_around_it() -> None:
     assert measure(near, {}, HALF, pvs_fraction=np.ones(SHAPE)).row("all").fluid_mm3 == pytest.approx(5 * 9 / 8)
 
 
+def test_expected_fluid_is_summed_over_regions_whether_marked_or_not() -> None:
+    pvs_fraction = np.full(SHAPE, MIN_FRACTION / 2)
+    bg, cso = (np.argwhere(halves()[name] != 0)[0] for name in ("BG", "CSO"))
+    pvs_fraction[tuple(bg)], pvs_fraction[tuple(cso)] = 0.5, 0.25
+    burden = measure(empty(), halves(), HALF, hemispheres=sides(), pvs_fraction=pvs_fraction)
+    assert [burden.row(name).expected_fluid_mm3 for name in ("BG", "CSO", "all")] == [0.5 / 8, 0.25 / 8, 0.75 / 8]
+    assert all(row.fluid_mm3 == 0 for row in burden.regions)
+    both = burden.row("BG").expected_fluid_mm3 or 0
+    assert sum(burden.row("BG", side).expected_fluid_mm3 or 0 for side in ("left", "right")) == both
+    # The whole is that of the regions; without any, that of the image.
+    one_region = measure(empty(), {"BG": halves()["BG"]}, HALF, pvs_fraction=pvs_fraction)
+    assert one_region.row("all").expected_fluid_mm3 == 0.5 / 8
+    assert measure(empty(), {}, HALF, pvs_fraction=pvs_fraction).row("all").expected_fluid_mm3 == 0.75 / 8
+    part = measure(empty(), halves(), HALF, pvs_fraction=pvs_fraction, parts={"near": halves()["CSO"]})
+    assert part.row("near").expected_fluid_mm3 == 0.25 / 8
+    assert measure(empty(), {}, HALF).row("all").expected_fluid_mm3 is None
+
+
 @given(st.integers(0, 200))
 @settings(max_examples=25, deadline=None, derandomize=True)
 def test_fluid_does_not_depend_on_how_voxels_are_stored_and_is_unknown_without_a_map(seed: int) -> None:
@@ -434,6 +452,7 @@ def test_fluid_does_not_depend_on_how_voxels_are_stored_and_is_unknown_without_a
     )
     assert there.row("all").fluid_mm3 == pytest.approx(back.row("all").fluid_mm3)
     assert sum(p.fluid_mm3 or 0 for p in there.pvs) == pytest.approx(there.row("all").fluid_mm3)
+    assert there.row("all").expected_fluid_mm3 == pytest.approx(back.row("all").expected_fluid_mm3)
     unknown = measure(mask, {}, HALF)
     assert unknown.row("all").fluid_mm3 is None and all(p.fluid_mm3 is None for p in unknown.pvs)
 
@@ -462,10 +481,10 @@ def pvs_csv(cases: Iterable[tuple[str, Burden]]) -> str:
 def test_burden_csv_has_a_row_per_case_region_and_side() -> None:
     lines = burden_csv([("-a", one_column()), ("b, c", one_column())]).split("\n")
     assert lines[0] == ",".join(["case", *REGION_COLUMNS]) and len(lines) == 8 and lines[-1] == ""
-    assert lines[1] == " -a, =BG,both,0,0.0,,0.0,960.0,,,0.0,,,,,,,"  # no formula for a spreadsheet
+    assert lines[1] == " -a, =BG,both,0,0.0,,,0.0,960.0,,,0.0,,,,,,,"  # no formula for a spreadsheet
     cells = lines[5].split('"')[2].split(",")[1:]
     named = dict(zip(REGION_COLUMNS, cells, strict=True))
-    assert lines[5].startswith('"b, c",midbrain,both,1,2.0,,960.0,960.0,')
+    assert lines[5].startswith('"b, c",midbrain,both,1,2.0,,,960.0,960.0,')
     assert float(named["pvsnm_mm3_per_million_mm3"]) == pytest.approx(1e6 * 2 / 960)
     assert named["estimated_potter_midbrain_score_0_to_1"] == "1" and named["estimated_potter_score_0_to_4"] == ""
 
