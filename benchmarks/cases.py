@@ -25,10 +25,10 @@ from pvs_model.datasets.simulated_cases import MAPS
 from pvs_model.errors import VolumeError
 from pvs_model.evaluation.metrics import detection, official, overlap, voxels, without_ignored
 from pvs_model.files import write_text
-from pvs_model.inference import postprocess
 from pvs_model.inference.ensemble import Ensemble
 from pvs_model.inference.weights import has_anatomy
 from pvs_model.layouts import choose
+from pvs_model.pipeline import mask_from
 from pvs_model.preprocessing.prepare import PreparedImages, estimate_anatomy, prepare, read
 from pvs_model.types import SEQUENCES, FloatArray, Volume
 from pvs_model.volume import io
@@ -146,10 +146,7 @@ def box_around(region: Bool, spacing_mm: Sequence[float], side_mm: float) -> Boo
 
 def mask_of(prepared: PreparedImages, probability: FloatArray, ensemble: Ensemble, region: str = "brain") -> Bool:
     """The mask that the pipeline makes of a probability, after a prompt for a region."""
-    mask, _ = postprocess.mask_of(
-        probability, ensemble.threshold, prepared.foreground, prepared.voxel_mm3, prepared.limits(region),
-        ensemble.low_threshold,
-    )  # fmt: skip
+    mask, _ = mask_from(prepared, probability, ensemble, region)
     return mask > 0
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pvs_model import __version__
-from pvs_model.config import InferenceConfig
+from pvs_model.config import InferenceConfig, is_thick
 from pvs_model.errors import VolumeError
 from pvs_model.inference.runtime import Runtime
 from pvs_model.inference.weights import has_anatomy
@@ -209,16 +209,13 @@ class Segmenter:
     def postprocess(self, prediction: Prediction) -> SegmentationResult:
         """Derives the mask from the probability, in the stored orientation of the reference file.
 
-        Components outside the tissue that bears PVS, or the region that the prompt asks for, are removed.
+        Components outside the tissue that bears PVS, or the region that the prompt asks for, are removed, and so are
+        those whose signal is not that of PVS.
         """
-        from pvs_model.inference.postprocess import mask_of
         from pvs_model.nets.text import region_of
 
         prepared, ensemble = prediction.preprocessed.prepared, prediction.ensemble
-        mask, removed = mask_of(
-            prediction.probability, ensemble.threshold, prepared.foreground, prepared.voxel_mm3,
-            prepared.limits(region_of(prediction.prompt)), ensemble.low_threshold,
-        )  # fmt: skip
+        mask, removed = mask_from(prepared, prediction.probability, ensemble, region_of(prediction.prompt))
         return SegmentationResult(
             prepared.restore_grid(mask),
             prepared.restore_grid(prediction.probability),
@@ -258,6 +255,37 @@ class Segmenter:
             except VolumeError as error:
                 log.warning("%s: no skull-stripping and no regions: %s", name, error)
                 return None
+
+
+def mask_from(
+    prepared: PreparedImages, probability: FloatArray, ensemble: Ensemble, region: str = "brain"
+) -> tuple[Mask, dict[str, int]]:
+    """Derives the mask of a probability on the prepared grid.
+
+    Args:
+        prepared: The case.
+        probability: (x, y, z), 0 to 1.
+        ensemble: The networks, for their thresholds.
+        region: Region that the prompt asks for.
+
+    Returns:
+        uint8 (x, y, z), 0 and 1, and how many components were removed: "removed_outside" of the limits of the case, and
+        "removed_by_signal" (``inference.signal_rule``).
+    """
+    from pvs_model.inference.postprocess import mask_of
+    from pvs_model.inference.signal_rule import remove_clusters_unlike_csf
+
+    limits = prepared.limits(region)
+    mask, outside = mask_of(
+        probability, ensemble.threshold, prepared.foreground, prepared.voxel_mm3, limits, ensemble.low_threshold
+    )
+    by_signal = 0
+    if limits and not is_thick(max(prepared.grid.spacing_mm)):
+        _, tissue, *_ = limits
+        mask, by_signal = remove_clusters_unlike_csf(
+            mask, probability, prepared.image, tissue, prepared.grid.spacing_mm
+        )
+    return mask, {"removed_outside": outside, "removed_by_signal": by_signal}
 
 
 def predict_probability(
@@ -320,7 +348,7 @@ def stage(case: str, name: str, seconds: dict[str, float]) -> Iterator[None]:
     log.info("%s: %s %.1f s", case, name, seconds[name])
 
 
-def _metadata(prediction: Prediction, voxels: int, removed: int) -> dict[str, Any]:
+def _metadata(prediction: Prediction, voxels: int, removed: dict[str, int]) -> dict[str, Any]:
     """How a mask was made, as the sidecar and the report have it."""
     preprocessed, ensemble = prediction.preprocessed, prediction.ensemble
     prepared = preprocessed.prepared
@@ -343,7 +371,7 @@ def _metadata(prediction: Prediction, voxels: int, removed: int) -> dict[str, An
         "voxels": voxels,
         "anatomy": prepared.anatomy is not None,
         "skull_taken_off": prepared.skull_removed,
-        "removed_outside": removed,
+        **removed,
         "warnings": list(prepared.warnings),
         "seconds": {name.split(" ")[0]: round(value, 2) for name, value in preprocessed.seconds.items()},
         "version": __version__,

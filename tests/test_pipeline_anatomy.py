@@ -23,10 +23,12 @@ from pvs_model.anatomy.regions import Anatomy, values_of
 from pvs_model.commands import segment
 from pvs_model.config import InferenceConfig
 from pvs_model.errors import VolumeError
+from pvs_model.inference import signal_rule
+from pvs_model.inference.ensemble import Ensemble
 from pvs_model.inference.postprocess import mask_of, remove_components_outside, remove_small_components, to_mask
 from pvs_model.nets.text import prompt as standard_prompt
-from pvs_model.pipeline import Segmenter
-from pvs_model.preprocessing.prepare import prepare
+from pvs_model.pipeline import Segmenter, mask_from
+from pvs_model.preprocessing.prepare import PreparedImages, prepare
 from pvs_model.types import Case, Grid, Volume
 from pvs_model.volume import intensity
 from pvs_model.volume.geometry import choose_reference, dilate_mm, to_ras_grid
@@ -250,6 +252,13 @@ def test_a_brain_that_is_not_found_does_not_stop_a_case(
     assert "no skull-stripping and no regions: x.nii.gz: expected a brain, got none" in caplog.text
 
 
+@pytest.fixture
+def any_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keeps clusters of any signal."""
+    monkeypatch.setattr(signal_rule, "remove_clusters_unlike_csf", lambda mask, *_: (mask, 0))
+
+
+@pytest.mark.usefixtures("any_signal")
 @pytest.mark.parametrize(("kept", "removes"), [(0.9, True), (0.7, False)])
 def test_pvs_outside_the_parenchyma_are_removed_where_the_anatomy_knows_most_of_the_scan(
     write_body: WriteBody, with_anatomy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any,
@@ -281,6 +290,26 @@ def test_pvs_outside_the_parenchyma_are_removed_where_the_anatomy_knows_most_of_
     assert all("Brain mask covers only 70 % of the foreground" in text for text in unreliable)
 
 
+@pytest.mark.parametrize(("thickness_mm", "removed"), [(2.0, 1), (2.5, 0)])
+def test_the_signal_of_clusters_decides_in_thin_slices_with_an_anatomy(thickness_mm: float, removed: int) -> None:
+    shape = (20, 20, 10)
+    images = np.random.default_rng(0).normal(size=(3, *shape)).astype(np.float32)
+    probability = np.zeros(shape, np.float32)
+    for place, t2w in (((5, 5, 5), 9), ((14, 14, 5), -9)):
+        probability[place], images[(1, *place)], images[(2, *place)] = 0.9, t2w, -9
+    grid = Grid(shape, np.diag([1.0, 1.0, thickness_mm, 1.0]))
+    whole = np.ones(shape, bool)
+    prepared = PreparedImages(
+        images, whole, grid, "T2w", to_ras_grid(grid)[1], (), anatomy_on(shape, whole), skull_removed=True
+    )
+    ensemble = Ensemble("3d", (), 0.5, 64, 0.125, (0.4, 1.2), (0.4, 2.5))
+    mask, counts = mask_from(prepared, probability, ensemble)
+    assert counts == {"removed_outside": 0, "removed_by_signal": removed} and mask.sum() == 2 - removed
+    mask, counts = mask_from(replace(prepared, anatomy=None), probability, ensemble)
+    assert counts["removed_by_signal"] == 0 and mask.sum() == 2
+
+
+@pytest.mark.usefixtures("any_signal")
 @pytest.mark.parametrize("region", ["basal ganglia", "centrum semiovale", "brain"])
 def test_a_mask_lies_in_the_region_that_its_prompt_asks_for(
     write_body: WriteBody, with_anatomy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, region: str
