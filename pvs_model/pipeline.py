@@ -273,7 +273,7 @@ def mask_from(
         "removed_by_signal" (``inference.signal_rule``).
     """
     from pvs_model.inference.postprocess import mask_of
-    from pvs_model.inference.signal_rule import remove_clusters_unlike_csf
+    from pvs_model.inference.signal_rule import remove_components_unlike_csf
 
     limits = prepared.limits(region)
     mask, outside = mask_of(
@@ -282,7 +282,7 @@ def mask_from(
     by_signal = 0
     if limits and not is_thick(max(prepared.grid.spacing_mm)):
         _, tissue, *_ = limits
-        mask, by_signal = remove_clusters_unlike_csf(
+        mask, by_signal = remove_components_unlike_csf(
             mask, probability, prepared.image, tissue, prepared.grid.spacing_mm
         )
     return mask, {"removed_outside": outside, "removed_by_signal": by_signal}

@@ -255,7 +255,7 @@ def test_a_brain_that_is_not_found_does_not_stop_a_case(
 @pytest.fixture
 def any_signal(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keeps clusters of any signal."""
-    monkeypatch.setattr(signal_rule, "remove_clusters_unlike_csf", lambda mask, *_: (mask, 0))
+    monkeypatch.setattr(signal_rule, "remove_components_unlike_csf", lambda mask, *_: (mask, 0))
 
 
 @pytest.mark.usefixtures("any_signal")

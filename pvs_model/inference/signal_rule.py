@@ -1,4 +1,4 @@
-"""Removes clusters whose signal in T2w or FLAIR is not that of a perivascular space."""
+"""Removes components of a mask whose signal in T2w or FLAIR is not that of a perivascular space."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from pvs_model.volume.components import label_components
 MIN_T2W, MAX_FLAIR = 0.0, 1.5
 #: Distance up to which tissue counts as surroundings, and distance of the voxels whose difference gives the noise, mm.
 SURROUNDINGS_MM, NOISE_LAG_MM = 2.5, 2.0
-#: Fraction of a cluster's highest probability that the voxels reach by which its signal is measured.
+#: Fraction of a component's highest probability that the voxels reach by which its signal is measured.
 CORE = 0.7
-#: Fewest voxels of surroundings; clusters with fewer are kept.
+#: Fewest voxels of surroundings; components with fewer are kept.
 MIN_SURROUNDINGS = 8
 
 
-def remove_clusters_unlike_csf(
+def remove_components_unlike_csf(
     mask: Mask, probability: FloatArray, images: FloatArray, tissue: BoolArray, spacing_mm: Triple
 ) -> tuple[Mask, int]:
-    """Removes clusters that are darker than the tissue around them in T2w, or brighter in FLAIR.
+    """Removes components that are darker than the tissue around them in T2w, or brighter in FLAIR.
 
     PVS have the signal of CSF in all sequences (STRIVE-2). Vessels with flow are dark in FLAIR as PVS are, but also
     in T2w; lesions are bright in T2w as PVS are, but also in FLAIR. For voxels below 2.5 mm: in thick slices, which mix
-    a PVS with what lies above and below, the rule removes more PVS than false clusters.
+    a PVS with what lies above and below, the rule removes more PVS than false positives.
 
     Args:
         mask: uint8 (x, y, z), 0 and 1.
@@ -35,13 +35,13 @@ def remove_clusters_unlike_csf(
         spacing_mm: Voxel spacing.
 
     Returns:
-        The remaining mask, and the number of 26-connected clusters that were removed.
+        The remaining mask, and the number of 26-connected components that were removed.
 
     Example:
         >>> images, mask = np.zeros((3, 9, 9, 9), np.float32), np.zeros((9, 9, 9), np.uint8)
         >>> images[1:] = np.random.default_rng(0).normal(size=(9, 9, 9))  # T2w and FLAIR
         >>> mask[4, 4, 4], images[:, 4, 4, 4] = 1, 9  # bright in both: a lesion
-        >>> remove_clusters_unlike_csf(mask, mask.astype(float), images, np.ones(mask.shape, bool), (1, 1, 1))[1]
+        >>> remove_components_unlike_csf(mask, mask.astype(float), images, np.ones(mask.shape, bool), (1, 1, 1))[1]
         1
     """
     from scipy import ndimage

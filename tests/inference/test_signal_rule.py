@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pvs_model.inference.signal_rule import MAX_FLAIR, noise_of, remove_clusters_unlike_csf
+from pvs_model.inference.signal_rule import MAX_FLAIR, noise_of, remove_components_unlike_csf
 from pvs_model.types import BoolArray, FloatArray, Mask
 
 SHAPE = (24, 20, 16)
@@ -26,7 +26,7 @@ def scene(seed: int = 0) -> tuple[Mask, FloatArray, FloatArray]:
 
 def test_a_vessel_and_a_lesion_are_removed_and_a_pvs_is_kept() -> None:
     mask, probability, images = scene()
-    kept, removed = remove_clusters_unlike_csf(mask, probability, images, TISSUE, MM)
+    kept, removed = remove_components_unlike_csf(mask, probability, images, TISSUE, MM)
     assert removed == 2 and kept.dtype == np.uint8 and np.argwhere(kept).tolist() == [list(PVS)]
     assert mask.sum() == 3, "the input is not changed"
 
@@ -37,14 +37,14 @@ def test_a_vessel_and_a_lesion_are_removed_and_a_pvs_is_kept() -> None:
 def test_a_missing_sequence_decides_nothing(missing: tuple[int, ...], removed: int) -> None:
     mask, probability, images = scene()
     images[list(missing)] = 0
-    assert remove_clusters_unlike_csf(mask, probability, images, TISSUE, MM)[1] == removed
+    assert remove_components_unlike_csf(mask, probability, images, TISSUE, MM)[1] == removed
 
 
 @pytest.mark.parametrize("scale", [0.01, 1.0, 300.0])
 def test_the_scale_of_the_images_does_not_matter(scale: float) -> None:
     mask, probability, images = scene(seed=3)
     shifted = images * scale + 5 * scale
-    assert remove_clusters_unlike_csf(mask, probability, shifted, TISSUE, MM)[1] == 2
+    assert remove_components_unlike_csf(mask, probability, shifted, TISSUE, MM)[1] == 2
 
 
 def test_the_limit_in_flair_is_in_units_of_the_noise() -> None:
@@ -56,24 +56,24 @@ def test_the_limit_in_flair_is_in_units_of_the_noise() -> None:
     noise = noise_of(images[2], TISSUE, MM)
     for contrast, removed in ((MAX_FLAIR - 0.2, 0), (MAX_FLAIR + 0.2, 1)):
         images[2][PVS] = contrast * noise
-        assert remove_clusters_unlike_csf(mask, probability, images, TISSUE, MM)[1] == removed
+        assert remove_components_unlike_csf(mask, probability, images, TISSUE, MM)[1] == removed
 
 
 def test_only_the_most_probable_voxels_of_a_cluster_count() -> None:
     mask, probability, images = scene()
     x, y, z = PVS
     mask[x + 1, y, z], probability[x + 1, y, z], images[1, x + 1, y, z] = 1, 0.5, -50  # a dark neighbour
-    assert remove_clusters_unlike_csf(mask, probability, images, TISSUE, MM)[0][PVS] == 1
+    assert remove_components_unlike_csf(mask, probability, images, TISSUE, MM)[0][PVS] == 1
     probability[x + 1, y, z] = 0.9
-    assert remove_clusters_unlike_csf(mask, probability, images, TISSUE, MM)[0][PVS] == 0
+    assert remove_components_unlike_csf(mask, probability, images, TISSUE, MM)[0][PVS] == 0
 
 
 def test_clusters_without_tissue_around_them_and_empty_masks_are_kept() -> None:
     mask, probability, images = scene()
     nowhere: BoolArray = np.zeros(SHAPE, bool)
-    kept, removed = remove_clusters_unlike_csf(mask, probability, images, nowhere, MM)
+    kept, removed = remove_components_unlike_csf(mask, probability, images, nowhere, MM)
     assert removed == 0 and np.array_equal(kept, mask)
-    empty, removed = remove_clusters_unlike_csf(mask * 0, probability, images, TISSUE, MM)
+    empty, removed = remove_components_unlike_csf(mask * 0, probability, images, TISSUE, MM)
     assert removed == 0 and not empty.any()
 
 
