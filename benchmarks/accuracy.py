@@ -53,22 +53,20 @@ DIAMETERS = (0.0, 0.5, 0.7, 0.9, 1.2, 9.0)
 CONTRASTS = (2.5, 4.0, 6.0, 10.0, 1000.0)
 
 
+def with_sequences(case: LabelledCase, sequences: Sequence[str]) -> LabelledCase:
+    """Sets the other sequences of a case to zero, so that neither networks nor postprocessing see them."""
+    kept = np.array([name in sequences for name in SEQUENCES])[:, None, None, None]
+    image = np.where(kept, case.prepared.image, np.float32(0))
+    return replace(case, prepared=replace(case.prepared, image=image))
+
+
 def maps_of(
-    case: LabelledCase,
-    weights: Weights,
-    device: torch.device,
-    sequences: Sequence[str] = SEQUENCES,
-    mirror: bool = False,
+    case: LabelledCase, weights: Weights, device: torch.device, mirror: bool = False
 ) -> tuple[FloatArray, FloatArray | None]:
-    """Predicts probability and PVS fraction (x, y, z) of a case from some of its sequences."""
-    kept = [name for name in SEQUENCES if name in sequences and name in case.volumes]
-    image = np.where(
-        np.array([name in kept for name in SEQUENCES])[:, None, None, None], case.prepared.image, np.float32(0)
-    )
-    prepared = replace(case.prepared, image=image)
-    ensemble = weights.ensemble(choose_configuration(prepared.grid))
-    text = weights.embed(prompt(kept, case.thickness_mm))
-    return predict_maps(prepared, ensemble, text, device, mirror=mirror, backend="auto")
+    """Predicts probability and PVS fraction (x, y, z) of a case."""
+    ensemble = weights.ensemble(choose_configuration(case.prepared.grid))
+    text = weights.embed(prompt(case.sequences, case.thickness_mm))
+    return predict_maps(case.prepared, ensemble, text, device, mirror=mirror, backend="auto")
 
 
 def label_by_coverage(case: LabelledCase) -> LabelledCase:
@@ -130,12 +128,13 @@ def main() -> None:
     print(table_header("set", "network", "region"))
     for set_name, folder in parse_sets(args.sets).items():
         for stored in load_cases(folder, args.count, anatomy_weights=args.weights):
-            case = label_by_coverage(stored) if args.labels == "coverage" else stored
+            case = with_sequences(stored, sequences)
+            case = label_by_coverage(case) if args.labels == "coverage" else case
             record = folder / case.name / f"{Path(case.name).name}_simulation.json"
             name = json.loads(record.read_text())["protocol"] if args.by_protocol else set_name
             grid = case.prepared.grid
             configuration = choose_configuration(grid)
-            probability, pvs_fraction = maps_of(case, weights, device, sequences, args.mirror)
+            probability, pvs_fraction = maps_of(case, weights, device, args.mirror)
             mask = mask_of(case.prepared, probability, weights.ensemble(configuration))
             if case.maps:
                 true_mm3 = float(case.maps["FLUID"].sum()) * case.voxel_mm3

@@ -14,6 +14,7 @@ import pytest
 
 import benchmarks.cases
 from benchmarks import calibrate
+from benchmarks.accuracy import with_sequences
 from benchmarks.cases import (
     box_around,
     load_cases,
@@ -73,6 +74,13 @@ def test_a_cropped_case_is_scored_within_a_box(labelled: Path) -> None:
     mask = mask_of(cropped.prepared, np.ones(box.shape, np.float32), Weights(shipped_weights()).ensemble("3d"))
     assert np.array_equal(mask, cropped.prepared.foreground)
     assert list(score_regions(cropped, mask)) == ["CSO", "BG", "brain"]
+
+
+def test_removed_sequences_are_zero_for_networks_and_postprocessing(labelled: Path) -> None:
+    (case,) = load_cases(labelled)
+    reduced = with_sequences(case, ["T2w"])
+    assert reduced.sequences == ("T2w",) and not reduced.prepared.image[[0, 2]].any()
+    assert np.array_equal(reduced.prepared.image[1], case.prepared.image[1]) and len(case.sequences) > 1
 
 
 def test_box_around_a_region() -> None:
