@@ -281,7 +281,7 @@ def mask_from(
     )
     by_signal = 0
     if limits and not is_thick(max(prepared.grid.spacing_mm)):
-        _, tissue, *_ = limits
+        _, tissue, *_ = limits  # parenchyma, tissue that bears PVS, the region asked for
         mask, by_signal = remove_components_unlike_csf(
             mask, probability, prepared.image, tissue, prepared.grid.spacing_mm
         )

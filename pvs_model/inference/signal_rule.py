@@ -14,7 +14,7 @@ MIN_T2W, MAX_FLAIR = 0.0, 1.5
 SURROUNDINGS_MM, NOISE_LAG_MM = 2.5, 2.0
 #: Fraction of a component's highest probability that the voxels reach by which its signal is measured.
 CORE = 0.7
-#: Fewest voxels of surroundings; components with fewer are kept.
+#: Fewest voxels of surroundings; a sequence with fewer decides nothing.
 MIN_SURROUNDINGS = 8
 
 
@@ -30,7 +30,8 @@ def remove_components_unlike_csf(
     Args:
         mask: uint8 (x, y, z), 0 and 1.
         probability: (x, y, z), 0 to 1.
-        images: (3, x, y, z), T1w, T2w, FLAIR in any scale; zeros for a missing sequence, which decides nothing.
+        images: (3, x, y, z), T1w, T2w, FLAIR in any scale; 0 where a sequence is missing or has no data, which decides
+            nothing.
         tissue: bool (x, y, z), where PVS can be.
         spacing_mm: Voxel spacing.
 
@@ -46,9 +47,11 @@ def remove_components_unlike_csf(
     """
     from scipy import ndimage
 
-    limits = [(images[SEQUENCES.index(name)], sign, limit)
-              for name, sign, limit in (("T2w", -1, -MIN_T2W), ("FLAIR", 1, MAX_FLAIR))]  # fmt: skip
-    rules = [(image, sign, limit * noise_of(image, tissue, spacing_mm)) for image, sign, limit in limits if image.any()]
+    rules = [
+        (image, sign, limit * noise_of(image, tissue & (image != 0), spacing_mm))
+        for name, sign, limit in (("T2w", -1, -MIN_T2W), ("FLAIR", 1, MAX_FLAIR))
+        if (image := images[SEQUENCES.index(name)]).any()
+    ]
     labels, sizes = label_components(mask)
     near_any = ndimage.binary_dilation(mask, np.ones((3, 3, 3), bool))
     reach = [max(1, round(SURROUNDINGS_MM / step)) for step in spacing_mm]
@@ -57,14 +60,15 @@ def remove_components_unlike_csf(
     for number, box in enumerate(ndimage.find_objects(labels), 1):
         around = tuple(slice(max(0, part.start - n), part.stop + n) for part, n in zip(box, reach, strict=True))
         surroundings = tissue[around] & ~near_any[around]
-        if np.count_nonzero(surroundings) < MIN_SURROUNDINGS:
-            continue
         inside = np.where(labels[around] == number, probability[around], 0)
         core = inside >= CORE * inside.max()
-        keep[number] = all(
-            sign * (image[around][core].mean() - np.median(image[around][surroundings])) <= limit
-            for image, sign, limit in rules
-        )
+        for image, sign, limit in rules:
+            signal = image[around]
+            known = signal != 0
+            if (core & ~known).any() or np.count_nonzero(surroundings & known) < MIN_SURROUNDINGS:
+                continue  # the sequence does not cover it
+            contrast = signal[core].mean() - np.median(signal[surroundings & known])
+            keep[number] &= sign * contrast <= limit
     return keep[labels].astype(np.uint8), int(len(sizes) - 1 - keep.sum())
 
 
@@ -72,6 +76,14 @@ def noise_of(image: FloatArray, tissue: BoolArray, spacing_mm: Triple) -> float:
     """Robust standard deviation of the noise: from the differences of voxels of tissue ``NOISE_LAG_MM`` apart along x.
 
     Neighbouring voxels of interpolated images are too alike.
+
+    Args:
+        image: (x, y, z), in any scale.
+        tissue: bool (x, y, z).
+        spacing_mm: Voxel spacing.
+
+    Returns:
+        The deviation in the image's scale; 0 without two voxels of tissue at that distance.
     """
     lag = max(1, round(NOISE_LAG_MM / spacing_mm[0]))
     differences = (image[lag:] - image[:-lag])[tissue[lag:] & tissue[:-lag]]

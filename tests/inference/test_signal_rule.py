@@ -40,6 +40,15 @@ def test_a_missing_sequence_decides_nothing(missing: tuple[int, ...], removed: i
     assert remove_components_unlike_csf(mask, probability, images, TISSUE, MM)[1] == removed
 
 
+def test_a_sequence_decides_nothing_where_it_has_no_data() -> None:
+    mask, probability, images = scene()
+    images[1:] += 5  # 0 is far from the signal of tissue
+    images[1, 9:], images[2, :9] = 0, 0  # T2w covers the PVS, FLAIR the vessel and the lesion
+    images[1, 3:6, 3:6, 8:] = 0  # and T2w ends near the PVS
+    kept, removed = remove_components_unlike_csf(mask, probability, images, TISSUE, MM)
+    assert removed == 1 and kept[PVS] and kept[VESSEL] and not kept[LESION]
+
+
 @pytest.mark.parametrize("scale", [0.01, 1.0, 300.0])
 def test_the_scale_of_the_images_does_not_matter(scale: float) -> None:
     mask, probability, images = scene(seed=3)
