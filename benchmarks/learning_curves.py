@@ -3,10 +3,16 @@
     python -m benchmarks.learning_curves --form 3d --anatomies MAPS --held-out MAPS --minutes 60 --output curves
     python -m benchmarks.learning_curves --form 3d ... --networks nested-16-128 plain-32-256 --rates 5e-4 3e-3
     python -m benchmarks.learning_curves --form 3d ... --patch 32 --batch 8 --validation-side 64
+    python -m benchmarks.learning_curves --form 3d ... --patch 32 --batch 32 --steps 1700 --workers 8 --reuse 2   # GPU
+    python -m benchmarks.learning_curves --form 3d --patch 32 --batch 32 --redraw --output curves
 
 All networks learn side by side, from random weights, from the same samples, so that the simulation's time counts for
-none of them. Each has the same budget of seconds (CPU time of one thread, or the GPU's), over which its learning rate
-falls. The same command resumes. Writes ``curves.csv``, ``curves.png`` and ``curves.md`` into the output folder.
+none of them. Each has the same budget of seconds (CPU time of one thread, or the GPU's) or of steps, over which its
+learning rate falls. The same command resumes. Writes ``curves.csv``, ``curves.png`` and ``curves.md`` into the output
+folder. ``--redraw`` trains nothing: it measures a step of each network on one core of this machine, and draws the
+curves of a GPU against the minutes that the steps would have taken there.
+
+A name that ends with ``+hard`` draws samples by the network's own loss on them, with importance weights.
 """
 
 from __future__ import annotations
@@ -14,6 +20,7 @@ from __future__ import annotations
 import argparse
 import csv
 import math
+import random
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -21,9 +28,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.networks.cost import gigaflop
+from benchmarks.networks.cost import gigaflop, step_seconds
 from pvs_model.config import NETWORK_2D, NETWORK_3D, NetworkConfig
 from pvs_model.datasets.label_maps import find_label_maps, load_head_model
 from pvs_model.evaluation.tables import markdown
@@ -33,7 +42,7 @@ from pvs_model.nets.memory import keep_freed_memory
 from pvs_model.nets.precision import autocast
 from pvs_model.nets.text import TextEncoder, find_encoder
 from pvs_model.nets.zoo import MODELS
-from pvs_model.training.batch import Batch
+from pvs_model.training.batch import Batch, join
 from pvs_model.training.checkpoint import TrainingState
 from pvs_model.training.config import TrainingConfig
 from pvs_model.training.loop import Sampler
@@ -79,6 +88,8 @@ COLUMNS = (
 WARMUP_STEPS, EMA_DECAY, GRADIENT_NORM = 100, 0.997, 5.0
 #: Validations over the budget of a network.
 POINTS = 12
+#: Ending of a name whose network draws samples by its own loss, and the share of its draws that are uniform.
+HARD, UNIFORM_SHARE = "+hard", 0.5
 
 
 @dataclass
@@ -97,8 +108,53 @@ class Learner:
         return self.state.progress.seconds
 
 
+@dataclass(frozen=True)
+class Budget:
+    """What each network may spend: seconds of its own steps or, if given, a number of steps."""
+
+    seconds: float
+    steps: int | None = None
+
+    def fraction(self, learner: Learner) -> float:
+        """Fraction that a learner has spent, 1 at the end."""
+        progress = learner.state.progress
+        return min(1.0, progress.step / self.steps if self.steps else progress.seconds / self.seconds)
+
+
+class HardSamples:
+    """Draws samples of a replay buffer, half of them in proportion to a network's last loss on each.
+
+    The weights 1 / (n p), for n samples drawn with probabilities p, keep the expected loss that of uniform draws, and
+    so the probabilities calibrated.
+    """
+
+    def __init__(self, buffer: ReplayBuffer, seed: int) -> None:
+        self.buffer, self.generator = buffer, torch.Generator().manual_seed(seed)
+        self.losses = torch.full((buffer.capacity,), math.nan)
+        self.added, self.chosen = 0, torch.empty(0, dtype=torch.long)
+
+    def batch(self, size: int) -> tuple[Batch, Tensor]:
+        """Draws samples. Returns them and their weights (B,)."""
+        capacity, count = self.buffer.capacity, min(self.buffer.added, self.buffer.capacity)
+        replaced = torch.arange(max(self.added, self.buffer.added - capacity), self.buffer.added) % capacity
+        self.losses[replaced], self.added = math.nan, self.buffer.added
+        known = self.losses[:count]
+        mean = known.nanmean().nan_to_num(1.0)
+        losses = torch.where(known.isnan(), mean, known).clamp_min(1e-6)
+        probability = UNIFORM_SHARE / count + (1 - UNIFORM_SHARE) * losses / losses.sum()
+        self.chosen = torch.multinomial(probability, size, replacement=True, generator=self.generator)
+        batch = self.buffer.take(self.chosen.tolist(), random.Random(int(self.chosen.sum()) + self.added))
+        return batch, 1 / (count * probability[self.chosen])
+
+    def update(self, logits: Tensor, target: Tensor) -> None:
+        """Keeps the cross-entropy of the samples drawn last: logits (B, 1 or 2, *spatial), target as in ``Batch``."""
+        entropy = F.binary_cross_entropy_with_logits(logits[:, :1].float(), target[:, :1], reduction="none")
+        self.losses[self.chosen] = (entropy * (1 - target[:, 1:2])).flatten(1).mean(1).cpu()
+
+
 def candidate(name: str, form: str) -> NetworkConfig:
     """Returns the configuration of a candidate."""
+    name = name.removesuffix(HARD)
     if name in ABLATION:
         return MODELS[f"{name}-{form}"].config
     return replace(NETWORK_3D if form == "3d" else NETWORK_2D, **CANDIDATES[form][name])  # type: ignore[arg-type]
@@ -116,22 +172,26 @@ def make_learner(name: str, rate: float, form: str, training: TrainingConfig, de
     return Learner(name, rate, state, DeepSupervision(), folder)
 
 
-def step(learner: Learner, batch: Batch, samples: int, budget: float, prompts: Prompts, device: torch.device) -> None:
+def step(learner: Learner, batch: Batch, samples: int, fraction: float, prompts: Prompts, device: torch.device,
+         hard: HardSamples | None = None) -> None:  # fmt: skip
     """Trains one step, and adds its time to the learner's seconds."""
-    state = learner.state
-    progress = min(1.0, learner.seconds / budget)
+    state, weights = learner.state, None
+    if hard is not None:
+        batch, weights = hard.batch(len(batch.prompts))
     rate = learner.rate * min(1.0, (state.progress.step + 1) / WARMUP_STEPS)
     for group in state.optimiser.param_groups:
-        group["lr"] = rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+        group["lr"] = rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * fraction)))
     tokens, mask = prompts(batch.prompts, device)
     began = clock(device)
     with autocast(device):
         logits = state.network(batch.images, tokens, mask)
-    loss = learner.loss(logits, batch.target)
+    loss = learner.loss(logits, batch.target, weights)
     state.optimiser.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(state.network.parameters(), GRADIENT_NORM)
     state.optimiser.step()
+    if hard is not None:
+        hard.update(logits[0].detach(), batch.target)
     value = float(loss.detach())
     state.advance(samples, value, learner.seconds + clock(device) - began, EMA_DECAY)
 
@@ -158,6 +218,12 @@ def samples_of(
         yield ReplayBuffer(drawn, config, training.reuse, training.replay_buffer, device, training.seed)
 
 
+def joined(checks: list[Batch], size: int = 8) -> list[Batch]:
+    """Joins validation samples to batches."""
+    parts = [checks[k : k + size] for k in range(0, len(checks), size)]
+    return [join(part, part[0].images.device) for part in parts]
+
+
 def run(args: argparse.Namespace) -> None:
     """Trains all candidates until each has spent its budget."""
     device, output = choose_device(args.device), args.output
@@ -172,28 +238,29 @@ def run(args: argparse.Namespace) -> None:
     )
     training = TrainingConfig(
         patch=args.patch, batch=args.batch, seed=args.seed, workers=args.workers, reuse=args.reuse, region_share=0.0,
-        validation_patches=args.validation, scene_buffer=args.scenes,
+        validation_patches=args.validation, scene_buffer=args.scenes, refresh_interval=args.scene_samples,
+        replay_buffer=args.replay_buffer,
     )  # fmt: skip
     names = args.networks or list(CANDIDATES[args.form])
     learners = [make_learner(n, r, args.form, training, device, output) for n in names for r in args.rates]
-    prompts, budget = Prompts(TextEncoder(args.encoder or find_encoder())), args.minutes * 60
+    prompts, budget = Prompts(TextEncoder(args.encoder or find_encoder())), Budget(args.minutes * 60, args.steps)
     reference = NETWORK_3D if args.form == "3d" else NETWORK_2D
-    checks = validation_batches(data, reference, replace(training, patch=args.validation_side or args.patch))
+    checks = joined(validation_batches(data, reference, replace(training, patch=args.validation_side or args.patch)))
     path, deadline = output / "curves.csv", time.monotonic() + args.sitting * 60
     rows = [row for row in read_rows(path) if int(row["step"]) <= _resumed_step(row, learners)]
-    spent = sum(learner.seconds for learner in learners)
-    with (
-        samples_of(data, reference, training, device) as source,
-        tqdm(total=round(budget * len(learners)), initial=round(spent), mininterval=5) as bar,
-    ):
+    with samples_of(data, reference, training, device) as source, tqdm(total=len(learners), mininterval=5) as bar:
         source.sample_index = max(x.state.progress.samples for x in learners)
-        while any(x.seconds < budget for x in learners) and time.monotonic() < deadline:
+        hard = {x.name: HardSamples(source, args.seed) for x in learners if x.name.endswith(HARD)}
+        while time.monotonic() < deadline:
+            unfinished = [(x, spent) for x in learners if (spent := budget.fraction(x)) < 1]
+            if not unfinished:
+                break
             batch = source.batch(args.batch)
-            for learner in (x for x in learners if x.seconds < budget):
-                before = learner.seconds
-                step(learner, batch, source.sample_index, budget, prompts, device)
-                bar.update(learner.seconds - before)
-                if int(before / budget * POINTS) < int(learner.seconds / budget * POINTS) or learner.seconds >= budget:
+            for learner, before in unfinished:
+                step(learner, batch, source.sample_index, before, prompts, device, hard.get(learner.name))
+                after = budget.fraction(learner)
+                bar.update(after - before)
+                if int(before * POINTS) < int(after * POINTS):
                     rows.append(_validate(learner, checks, prompts, device))
                     _write(path, rows)
                     learner.state.save(learner.folder)
@@ -223,6 +290,20 @@ def _write(path: Path, rows: list[dict[str, str]]) -> None:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
+
+
+def redraw(args: argparse.Namespace) -> None:
+    """Draws the curves of a finished run against the minutes that its steps take on one core of this machine."""
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    rows = [dict(row) for row in read_rows(args.output / "curves.csv")]
+    seconds = {
+        name: step_seconds(candidate(name, args.form), args.patch, args.batch, torch.device("cpu"))
+        for name in dict.fromkeys(row["network"] for row in rows)
+    }
+    for row in rows:
+        row["seconds"] = str(round(int(row["step"]) * seconds[row["network"]], 1))
+    report(args.output, rows, args.form)
 
 
 def report(output: Path, rows: list[dict[str, str]], form: str) -> None:
@@ -263,23 +344,33 @@ def main() -> None:
     add("--form", choices=("3d", "2d"), default="3d")
     add("--networks", nargs="+", metavar="NAME", help="default: all candidates of the form, without the ablation")
     add("--rates", nargs="+", type=float, default=[1.5e-3], metavar="RATE", help="learning rates")
-    add("--anatomies", type=Path, required=True)
-    add("--held-out", type=Path, required=True)
+    add("--anatomies", type=Path, help="label maps to train on")
+    add("--held-out", type=Path, help="label maps of the validation; left out of --anatomies")
     add("--cache", type=Path)
     add("--encoder", type=Path)
     add("--output", type=Path, required=True)
     add("--minutes", type=float, default=60, help="budget of each network")
+    add("--steps", type=int, help="budget of each network in steps, instead of minutes")
     add("--sitting", type=float, default=math.inf, help="minutes after which this run stops, to be resumed")
     add("--patch", type=int, default=64)
     add("--batch", type=int, default=1)
     add("--workers", type=int, default=0)
     add("--reuse", type=int, default=1)
+    add("--replay-buffer", type=int, default=1000, help="samples kept for --reuse")
     add("--scenes", type=int, default=100, help="scenes kept")
+    add("--scene-samples", type=int, default=3, help="samples for each new scene")
     add("--validation", type=int, default=24, help="validation patches")
     add("--validation-side", type=int, help="side of the validation patches (default: that of --patch)")
     add("--seed", type=int, default=0)
     add("--device", choices=("auto", "cuda", "cpu"), default="auto")
-    run(parser.parse_args())
+    add("--redraw", action="store_true", help="measure steps on one core, draw the curves against that time, and end")
+    args = parser.parse_args()
+    if args.redraw:
+        redraw(args)
+    elif args.anatomies and args.held_out:
+        run(args)
+    else:
+        parser.error("--anatomies and --held-out are required")
 
 
 if __name__ == "__main__":

@@ -71,12 +71,13 @@ class DeepSupervision(nn.Module):
             raise ValueError(f"loss must be one of {LOSSES}, got {loss!r}")
         self.entropy = ENTROPIES[loss]
 
-    def forward(self, logits: Sequence[Tensor], target: Tensor) -> Tensor:
+    def forward(self, logits: Sequence[Tensor], target: Tensor, weights: Tensor | None = None) -> Tensor:
         """Computes the loss.
 
         Args:
             logits: One (B, 1 or 2, *spatial / 2^s) per scale s.
             target: (B, 3, *spatial) as in ``Batch``, or (B, 1, *spatial) for a label alone.
+            weights: Weight of each sample (B,), by default 1.
 
         Returns:
             Scalar float32.
@@ -85,17 +86,19 @@ class DeepSupervision(nn.Module):
         ignore = target[:, 1:2] if target.shape[1] > 1 else torch.zeros_like(label)
         pool = F.max_pool3d if target.ndim == 5 else F.max_pool2d
         total = logits[0].new_zeros((), dtype=torch.float32)
-        weights = [0.5**s for s in range(len(logits))]
-        for scale, (logit, weight) in enumerate(zip(logits, weights, strict=True)):
+        weight = torch.ones(len(target)) if weights is None else weights
+        weight = weight.to(label).reshape(-1, *[1] * (target.ndim - 1))
+        scale_weights = [0.5**s for s in range(len(logits))]
+        for scale, (logit, scale_weight) in enumerate(zip(logits, scale_weights, strict=True)):
             pooled, ignored = (pool(x, 2**scale) if scale else x for x in (label, ignore))
-            keep = 1 - ignored * (1 - pooled)
+            keep = (1 - ignored * (1 - pooled)) * weight
             mask_logit = logit[:, :1].float()
             dice = soft_dice_loss(mask_logit, pooled, keep)
-            total = total + weight * (dice + self.entropy(mask_logit, pooled, keep))
-        total = total / sum(weights)
+            total = total + scale_weight * (dice + self.entropy(mask_logit, pooled, keep))
+        total = total / sum(scale_weights)
         if logits[0].shape[1] > 1 and target.shape[1] > 2:
             pvs_fraction = target[:, 2:]
-            known = (pvs_fraction >= 0).float()
+            known = (pvs_fraction >= 0).float() * weight
             total = total + PVS_FRACTION_WEIGHT * cross_entropy(
                 logits[0][:, 1:].float(), pvs_fraction.clamp_min(0), known
             )

@@ -62,8 +62,11 @@ class ReplayBuffer:
         missing = max(-(-self.drawn // self.reuse), first) - self.added
         if missing > 0:
             self._add(self.sampler.batch(missing))
-        chosen = [rng.randrange(min(self.added, self.capacity)) for _ in range(size)]
-        return join([self._vary(index, rng) for index in chosen], self.device)
+        return self.take([rng.randrange(min(self.added, self.capacity)) for _ in range(size)], rng)
+
+    def take(self, places: list[int], rng: random.Random) -> Batch:
+        """Returns the samples at some places of the buffer, flipped and changed anew."""
+        return join([self._vary(place, rng) for place in places], self.device)
 
     def _add(self, new: Batch) -> None:
         if not self.prompts:

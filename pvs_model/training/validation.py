@@ -70,18 +70,23 @@ def validate(
         tokens, mask = prompts(batch.prompts, device)
         with autocast(device, precision):
             logits = network(batch.images.to(device), tokens, mask)
-        probabilities.append(logits.float().sigmoid().cpu())
+        probabilities.append(logits.float().sigmoid())
     network.train()
-    return score(probabilities, [batch.target.cpu() for batch in batches])
+    return score(probabilities, [batch.target.to(device) for batch in batches])
 
 
 def score(probabilities: Sequence[Tensor], targets: Sequence[Tensor]) -> ValidationScores:
-    """Scores probabilities (B, 1 or 2, *spatial) of targets (B, channels, *spatial), one of each per batch."""
-    counts = torch.zeros(len(THRESHOLDS), 3, dtype=torch.float64)
-    hits, bins = torch.zeros(2, 2, dtype=torch.float64), torch.zeros(3, BINS, dtype=torch.float64)
-    volume = torch.zeros(2, dtype=torch.float64)
+    """Scores probabilities (B, 1 or 2, *spatial) of targets (B, channels, *spatial), one of each per batch.
+
+    Runs on the device of the probabilities.
+    """
+    double = {"dtype": torch.float64, "device": probabilities[0].device}
+    thresholds = THRESHOLDS.to(probabilities[0].device)
+    counts = torch.zeros(len(THRESHOLDS), 3, **double)  # type: ignore[call-overload]
+    hits, bins = torch.zeros(2, 2, **double), torch.zeros(3, BINS, **double)  # type: ignore[call-overload]
+    volume = torch.zeros(2, **double)  # type: ignore[call-overload]
     for probability, target in zip(probabilities, targets, strict=True):
-        counts += dice_counts(probability, target, THRESHOLDS)
+        counts += dice_counts(probability, target, thresholds)
         keep = target[:, 1] < 0.5
         p, label = probability[:, 0][keep].double(), target[:, 0][keep] > 0.5
         volume += torch.stack([p.sum(), label.sum()])
@@ -94,5 +99,5 @@ def score(probabilities: Sequence[Tensor], targets: Sequence[Tensor]) -> Validat
             bins[row] += torch.bincount(place, values, minlength=BINS)
     thin, wide_recall = (hits[0] / hits[1]).tolist()
     error = (bins[1] - bins[2]).abs().sum() / bins[0].sum()
-    dice = 2 * counts[:, 0] / (counts[:, 1] + counts[:, 2]).clamp_min(1)
+    dice = (2 * counts[:, 0] / (counts[:, 1] + counts[:, 2]).clamp_min(1)).cpu()
     return ValidationScores(dice, thin, wide_recall, float(error), float(volume[0] / volume[1].clamp_min(1)))

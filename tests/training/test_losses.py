@@ -86,6 +86,19 @@ def test_dice_is_taken_over_the_batch() -> None:
     assert float(DeepSupervision()([logits], labels)) == pytest.approx(dice_ce([4, 4, -4, -4], [1, 1, 0, 0]), abs=1e-6)
 
 
+def test_a_sample_of_weight_2_counts_as_two_samples() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 2, 4, 4, 4, generator=generator)
+    target = (torch.rand(2, 3, 4, 4, 4, generator=generator) > 0.7).float()
+    target[:, 1] *= 1 - target[:, 0]
+    coarse = torch.randn(2, 1, 2, 2, 2, generator=generator)
+    twice = [0, 0, 1]
+    loss = DeepSupervision()
+    weighted = loss([logits, coarse], target, torch.tensor([2.0, 1.0]))
+    assert float(weighted) == pytest.approx(float(loss([logits[twice], coarse[twice]], target[twice])), rel=1e-5)
+    assert float(loss([logits, coarse], target)) != pytest.approx(float(weighted), rel=1e-3)
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_loss_is_float32_and_its_gradient_points_to_the_label(name: str) -> None:
     logits = [torch.zeros(1, 1, 4, 4, 4, dtype=torch.bfloat16, requires_grad=True)]
