@@ -79,7 +79,8 @@ def _add_training_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add(
         "--start", type=Path, metavar="FILE",
-        help="weights to begin from, such as weights/3d_fold0.safetensors to fine-tune",
+        help="weights to begin from, such as weights/3d_fold0.safetensors to fine-tune; a narrower "
+        "network is widened",
     )  # fmt: skip
     add("--steps", type=int, default=default.steps)
     add("--batch", type=int, default=default.batch, help="samples per step and process (default: %(default)s)")
@@ -217,6 +218,7 @@ def _check_start(path: Path, name: str, network: NetworkConfig) -> None:
         WeightsError: They are missing or differ.
     """
     from pvs_model.nets import checkpoint
+    from pvs_model.nets.widen import can_widen
 
     if not path.is_file():
         raise WeightsError(f"{path}: expected a file of weights, got none")
@@ -226,7 +228,7 @@ def _check_start(path: Path, name: str, network: NetworkConfig) -> None:
         raise WeightsError(f"{path}: expected the weights of a network that train wrote, got others") from error
     own, other = asdict(network), asdict(stored)
     differing = [key for key in own if own[key] != other[key]]
-    if differing:
+    if differing and not can_widen(stored, network):
         differences = ", ".join(f"{key} {other[key]} instead of {own[key]}" for key in differing[:3])
         matching = [model.name for model in MODELS.values() if model.config == stored]
         hint = f"; use --network {matching[0]} for them" if matching else ""

@@ -122,6 +122,8 @@ def _graph_fusion_networks() -> list[ModelSpec]:
     specs = []
     for form, config in (("3d", NETWORK_3D), ("2d", NETWORK_2D)):
         specs.append(ModelSpec(form, config, "the graph-fusion network", CROSS_MODAL))
+        wide = replace(config, widths=tuple(3 * width // 2 for width in config.widths))
+        specs.append(ModelSpec(f"wide-{form}", wide, "with half as many channels more", CROSS_MODAL))
         for stem, description, changes in _ABLATIONS:
             changed = replace(config, **changes)  # type: ignore[arg-type]
             training = _ABLATION_TRAINING.get(stem, {})

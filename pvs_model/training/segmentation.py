@@ -16,6 +16,7 @@ from pvs_model.nets.base import SegmentationNet
 from pvs_model.nets.model import build
 from pvs_model.nets.precision import autocast
 from pvs_model.nets.text import TextEncoder
+from pvs_model.nets.widen import can_widen, widen
 from pvs_model.training import loop
 from pvs_model.training.batch import Batch
 from pvs_model.training.checkpoint import Progress
@@ -40,7 +41,7 @@ def build_networks(
         config: Network.
         training: Its seed is that of random weights.
         device: Device of both.
-        start: Weights to begin from; None for random ones.
+        start: Weights to begin from, also those of a narrower network (``nets.widen``); None for random ones.
 
     Raises:
         WeightsError: ``start`` is damaged or of another network.
@@ -49,6 +50,8 @@ def build_networks(
     network, average = build(config).to(device), build(config).to(device)
     if start is not None:
         loaded = checkpoint.load(start)
+        if can_widen(loaded.config, config):
+            loaded = widen(loaded, config.widths)
         if loaded.config != config:
             raise WeightsError(f"{start}: expected weights of {config}, got {loaded.config}")
         network.load_state_dict(loaded.state_dict())

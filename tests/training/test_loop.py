@@ -352,7 +352,10 @@ def test_training_can_begin_from_weights(anatomy: HeadModel, tiny: dict[str, Net
     for name, value in load_file(start).items():
         torch.testing.assert_close(state[f"network.{name}"], value.float(), rtol=0, atol=0)
     with pytest.raises(WeightsError, match=r"network.safetensors: expected weights of"):
-        run(anatomy, replace(tiny["2d"], widths=(4, 8, 8, 12)), tmp_path / "third", start=start)
+        run(anatomy, replace(tiny["2d"], nested_from=1), tmp_path / "third", start=start)
+    wide = replace(tiny["2d"], widths=tuple(2 * width for width in tiny["2d"].widths))
+    run(anatomy, wide, tmp_path / "wide", steps=1, start=start, learning_rate=0.0, weight_decay=0.0)
+    assert checkpoint.load(tmp_path / "wide" / "network.safetensors").config == wide, "a narrower network is widened"
 
 
 @pytest.mark.usefixtures("fake_encoder")
