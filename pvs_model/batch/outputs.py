@@ -133,9 +133,10 @@ def report_failures(failures: Sequence[str]) -> int:
     return 1 if failures else 0
 
 
-def report_interrupted() -> int:
+def report_interrupted(resumable: bool = True) -> int:
     """Prints on stderr that the run was stopped by Ctrl-C or SIGTERM, and returns its exit status."""
-    sys.stderr.write("error: stopped; masks already written are complete, --resume does the rest\n")
+    advice = ", --resume does the rest" if resumable else ""
+    sys.stderr.write(f"error: stopped; masks already written are complete{advice}\n")
     return INTERRUPTED
 
 

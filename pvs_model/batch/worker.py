@@ -112,7 +112,9 @@ def _segment_case(config: RunConfig, case: Case) -> TaskResult:
     try:
         check_worker(config)
         segmenter = _segmenter(config.inference, config.manifest)
-    except PVSError as error:
+    except (PVSError, OSError) as error:
+        if is_transient(error):
+            return TaskResult(problem=describe_failure(case, error), transient=True)
         return TaskResult(worker_error=str(error))
     try:
         result = segmenter.segment(case)

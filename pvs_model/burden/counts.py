@@ -62,8 +62,9 @@ def region_burden(
     region_mm3: float | None,
     intracranial_mm3: float | None,
     expected_fluid_mm3: float | None = None,
+    fluid_known: bool = False,
 ) -> RegionBurden:
-    """Returns one row: the PVS of this region and side, and the volumes given; fluid is unknown without the last."""
+    """Returns one row: the PVS of this region and side, and the volumes given."""
     counted = [p for p in pvs if p.is_in(region) and hemisphere in (BOTH, p.hemisphere)]
     here = [p.shape for p in counted]
     lengths, widths = [shape.length_mm for shape in here], [shape.width_mm for shape in here]
@@ -78,7 +79,7 @@ def region_burden(
         median_length_mm=float(np.median(lengths)) if here else None,
         mean_width_mm=float(np.mean(widths)) if here else None,
         median_width_mm=float(np.median(widths)) if here else None,
-        fluid_mm3=None if expected_fluid_mm3 is None else float(sum(p.fluid_mm3 or 0 for p in counted)),
+        fluid_mm3=float(sum(p.fluid_mm3 or 0 for p in counted)) if fluid_known else None,
         expected_fluid_mm3=expected_fluid_mm3,
     )
 

@@ -78,20 +78,20 @@ def measure(
 
     rows: list[RegionBurden] = []
     volumes = {name: (of_pvs[value], of_region[value], expected(where == value)) for value, name in enumerate(names, 1)}
-    searched = where > 0 if names else np.ones(where.shape, bool)
     for name, piece in pieces.items():
         side_of_pvs = None if sides is None else sides[inside]
         filled, size = voxel_mm3 * _voxels(piece[inside], side_of_pvs), voxel_mm3 * _voxels(piece, sides)
         volumes[name] = filled, size, expected(piece)
-    for name, (filled, size, fluid) in {**volumes, ALL: (of_pvs.sum(0), whole, expected(searched))}.items():
+    for name, (filled, size, fluid) in {**volumes, ALL: (of_pvs.sum(0), whole, expected(where > 0))}.items():
         for side in (BOTH,) if sides is None else (BOTH, *SIDES):
             here = slice(None) if side == BOTH else SIDES[side]
             volume, region_mm3 = float(filled[here].sum()), float(size[here].sum())
             if side != BOTH and size.sum() > 0 and not size[1:].any():
                 continue  # a region in the middle, of which no side is known
             known = None if np.isnan(region_mm3) else region_mm3
-            expected_mm3 = None if share is None else float(fluid[here].sum())
-            rows.append(region_burden(pvs, name, side, volume, known, head, expected_mm3))
+            # Without regions it would be a sum over the background, where small fractions are many.
+            expected_mm3 = float(fluid[here].sum()) if share is not None and names else None
+            rows.append(region_burden(pvs, name, side, volume, known, head, expected_mm3, share is not None))
 
     slices = slices_per_slab(grid.spacing_mm[2])
     return Burden(

@@ -103,7 +103,8 @@ class RegionBurden:
         region_mm3: Volume of the region; None where it is unknown.
         intracranial_mm3: Volume within the skull, of both sides; None where it is unknown.
         fluid_mm3: Estimated volume of the fluid of the PVS counted here; None where the networks do not predict it.
-        expected_fluid_mm3: Expected volume of the fluid of all PVS here, marked or not; None as for ``fluid_mm3``.
+        expected_fluid_mm3: Expected volume of the fluid of all PVS here, marked or not; None as for ``fluid_mm3``, and
+            without regions.
         mean_length_mm, median_length_mm, mean_width_mm, median_width_mm: Mean and median of the PVS counted
             here; None without any.
     """

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import logging
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pvs_model import files
-from pvs_model.batch import report_failures
+from pvs_model.batch import report_failures, report_interrupted
 from pvs_model.config import InferenceConfig, default_weights
 from pvs_model.errors import PVSError
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from pvs_model.layouts import Layout
     from pvs_model.pipeline import SegmentationResult
     from pvs_model.types import Case, Volume
+
+log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,10 +39,10 @@ def run(args: argparse.Namespace) -> int:
     """Segments and compares the visits; those that fail are reported, and the others compared.
 
     Returns:
-        0 when every visit was segmented, 1 when one failed.
+        0 when every visit was segmented, 1 when one failed, 130 when the run was stopped.
 
     Raises:
-        PVSError: fewer than two visits could be segmented.
+        PVSError: fewer than two visits could be segmented, or the cases are of several subjects.
     """
     from pvs_model.batch.outputs import describe_failure
     from pvs_model.layouts import choose
@@ -48,6 +52,9 @@ def run(args: argparse.Namespace) -> int:
     cases = sorted(layout.find_cases(args.visits), key=lambda case: files.natural_sort_key(case.name))
     if len(cases) < 2:
         raise PVSError(f"{args.visits}: expected two or more visits, one case each, got {len(cases)}")
+    subjects = sorted({match[0] for case in cases if (match := re.search(r"sub-[a-zA-Z0-9]+", case.name))})
+    if len(subjects) > 1:
+        raise PVSError(f"{args.visits}: expected visits of one subject, got {len(subjects)}: {', '.join(subjects[:3])}")
     segmenter = Segmenter(InferenceConfig(args.weights, args.device, register=args.register))
     results: dict[str, SegmentationResult] = {}
     failures = []
@@ -55,7 +62,10 @@ def run(args: argparse.Namespace) -> int:
         try:
             results[case.name] = segmenter.segment(case)
             _write(case, results[case.name], layout, args.output, args.viewer)
-        except PVSError as error:
+        except KeyboardInterrupt:
+            return report_interrupted(resumable=False)
+        except Exception as error:  # also a bug of this package or of a library: the other visits continue
+            log.debug("%s", case.name, exc_info=True)
             results.pop(case.name, None)
             failures.append(describe_failure(case, error))
     if len(results) < 2:

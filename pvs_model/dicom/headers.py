@@ -25,6 +25,8 @@ MIN_SLICES = 8
 SAME_POSITION_MM = 0.01
 #: Largest difference between the distances of slices, as a share of the distance.
 UNEQUAL = 0.05
+#: Largest distance of a slice from its place at equal distances, as a fraction of that distance.
+OFF_GRID = 0.1
 
 #: Values of ScanningSequence, the decisive first.
 _PULSES = {"EP": "echo-planar", "SE": "spin", "GR": "gradient"}
@@ -292,6 +294,9 @@ def _problem(frames: list[Frame]) -> str | None:
         return "several images at one position"
     if np.ptp(distances) > UNEQUAL * np.median(distances):
         return f"distances between slices from {distances.min():.2f} to {distances.max():.2f} mm"
+    off = np.abs(places - np.linspace(places[0], places[-1], len(places))).max()
+    if off > OFF_GRID * np.median(distances):
+        return f"slices up to {off:.2f} mm from places at equal distances"
     return None
 
 

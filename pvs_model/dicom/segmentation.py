@@ -10,15 +10,16 @@ import numpy as np
 
 from pvs_model import __version__
 from pvs_model.dicom.codes import PRODUCT, PVS, algorithm
-from pvs_model.dicom.headers import Frame, Series, frames_of
+from pvs_model.dicom.headers import OFF_GRID, Frame, Series, frames_of
 from pvs_model.errors import VolumeError
 from pvs_model.types import Affine, Mask
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-#: Largest distance of a pixel from the centre of its voxel, in voxels.
-TOLERANCE = 0.01
+#: Largest distance of a pixel from the centre of its voxel, in voxels: positions in headers are rounded, and distances
+#: between slices may differ a little.
+TOLERANCE = 2 * OFF_GRID
 #: DICOM's axes point to left, posterior and superior.
 _LPS = np.array([-1.0, -1.0, 1.0])
 _MAY_BE_EMPTY = (

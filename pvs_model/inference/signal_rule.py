@@ -6,6 +6,7 @@ import numpy as np
 
 from pvs_model.types import SEQUENCES, BoolArray, FloatArray, Mask, Triple
 from pvs_model.volume.components import label_components
+from pvs_model.volume.geometry import dilate_mm
 
 #: Contrast to the surroundings that a PVS has at least in T2w, and at most in FLAIR, in units of the noise; chosen on
 #: held-out simulated heads (docs/method.md).
@@ -48,9 +49,9 @@ def remove_components_unlike_csf(
     from scipy import ndimage
 
     rules = [
-        (image, sign, limit * noise_of(image, tissue & (image != 0), spacing_mm))
+        (image, sign, limit * noise)
         for name, sign, limit in (("T2w", -1, -MIN_T2W), ("FLAIR", 1, MAX_FLAIR))
-        if (image := images[SEQUENCES.index(name)]).any()
+        if (noise := noise_of(image := images[SEQUENCES.index(name)], tissue & (image != 0), spacing_mm)) > 0
     ]
     labels, sizes = label_components(mask)
     near_any = ndimage.binary_dilation(mask, np.ones((3, 3, 3), bool))
@@ -59,7 +60,8 @@ def remove_components_unlike_csf(
     keep[0] = False
     for number, box in enumerate(ndimage.find_objects(labels), 1):
         around = tuple(slice(max(0, part.start - n), part.stop + n) for part, n in zip(box, reach, strict=True))
-        surroundings = tissue[around] & ~near_any[around]
+        near = dilate_mm(labels[around] == number, SURROUNDINGS_MM, spacing_mm)
+        surroundings = near & tissue[around] & ~near_any[around]
         inside = np.where(labels[around] == number, probability[around], 0)
         core = inside >= CORE * inside.max()
         for image, sign, limit in rules:
@@ -73,9 +75,10 @@ def remove_components_unlike_csf(
 
 
 def noise_of(image: FloatArray, tissue: BoolArray, spacing_mm: Triple) -> float:
-    """Robust standard deviation of the noise: from the differences of voxels of tissue ``NOISE_LAG_MM`` apart along x.
+    """Robust standard deviation of the noise: from the differences of voxels of tissue ``NOISE_LAG_MM`` apart.
 
-    Neighbouring voxels of interpolated images are too alike.
+    Neighbouring voxels of interpolated images are too alike, and so are more distant ones across thick slices: of the
+    three axes, that with the largest differences counts.
 
     Args:
         image: (x, y, z), in any scale.
@@ -83,10 +86,16 @@ def noise_of(image: FloatArray, tissue: BoolArray, spacing_mm: Triple) -> float:
         spacing_mm: Voxel spacing.
 
     Returns:
-        The deviation in the image's scale; 0 without two voxels of tissue at that distance.
+        The deviation in the image's scale; 0 where most differences are equal, or without voxels at that distance.
     """
-    lag = max(1, round(NOISE_LAG_MM / spacing_mm[0]))
-    differences = (image[lag:] - image[:-lag])[tissue[lag:] & tissue[:-lag]]
-    if not differences.size:
-        return 0.0
-    return float(1.4826 * np.median(np.abs(differences - np.median(differences))) / np.sqrt(2))
+    deviations = [0.0]
+    for axis, step in enumerate(spacing_mm):
+        lag, values, inside = (
+            max(1, round(NOISE_LAG_MM / step)),
+            np.moveaxis(image, axis, 0),
+            np.moveaxis(tissue, axis, 0),
+        )
+        differences = (values[lag:] - values[:-lag])[inside[lag:] & inside[:-lag]]
+        if differences.size:
+            deviations.append(1.4826 * np.median(np.abs(differences - np.median(differences))) / np.sqrt(2))
+    return float(max(deviations))

@@ -16,7 +16,7 @@ from typing import Any
 from pvs_model import files
 from pvs_model.anatomy.regions import Anatomy
 from pvs_model.burden.records import PVS_COLUMNS, REGION_COLUMNS
-from pvs_model.burden.regions import REGIONS, burden_of
+from pvs_model.burden.regions import REGIONS, burden_of, regions_of
 from pvs_model.burden.subregions import CSO, white_matter_parts
 from pvs_model.errors import PVSError
 from pvs_model.evaluation.tables import csv_text
@@ -153,7 +153,8 @@ def view_of(
     regions, parts = {}, None
     if anatomy is not None:
         parts = white_matter_parts(anatomy, grid.affine)
-        regions = {shown: anatomy.mask(label) for shown, label in REGIONS.items()}
+        where = regions_of(mask, grid.affine, anatomy)  # those in which the burden counts PVS
+        regions = {shown: where == value for value, shown in enumerate(REGIONS, 1)}
         cso = parts.masks(regions["WM"]).get(CSO)
         if cso is not None:
             regions = {CSO: cso, OTHER_WM: regions.pop("WM") & ~cso, **regions}

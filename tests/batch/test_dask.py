@@ -430,6 +430,17 @@ def test_a_lost_gpu_is_a_worker_error(config: RunConfig, case: Case, monkeypatch
     assert segment_case(config, case).worker_error is not None
 
 
+def test_a_transient_error_before_the_case_leaves_the_worker_usable(
+    config: RunConfig, case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_dir(self: Path) -> bool:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(Path, "is_dir", is_dir)
+    result = segment_case(config, case)
+    assert result.worker_error is None and result.transient and "Stale file handle" in str(result.problem)
+
+
 def test_a_bug_is_returned_as_a_sentence(config: RunConfig, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(self: Segmenter, case: Case) -> None:
         logging.getLogger("pvs_model.pipeline").warning("look out")

@@ -432,10 +432,11 @@ def test_expected_fluid_is_summed_over_regions_whether_marked_or_not() -> None:
     assert all(row.fluid_mm3 == 0 for row in burden.regions)
     both = burden.row("BG").expected_fluid_mm3 or 0
     assert sum(burden.row("BG", side).expected_fluid_mm3 or 0 for side in ("left", "right")) == both
-    # The whole is that of the regions; without any, that of the image.
+    # The whole is that of the regions; without any it is unknown, though the fluid of marked PVS is not.
     one_region = measure(empty(), {"BG": halves()["BG"]}, HALF, pvs_fraction=pvs_fraction)
     assert one_region.row("all").expected_fluid_mm3 == 0.5 / 8
-    assert measure(empty(), {}, HALF, pvs_fraction=pvs_fraction).row("all").expected_fluid_mm3 == 0.75 / 8
+    without = measure(empty(), {}, HALF, pvs_fraction=pvs_fraction).row("all")
+    assert without.expected_fluid_mm3 is None and without.fluid_mm3 == 0
     part = measure(empty(), halves(), HALF, pvs_fraction=pvs_fraction, parts={"near": halves()["CSO"]})
     assert part.row("near").expected_fluid_mm3 == 0.25 / 8
     assert measure(empty(), {}, HALF).row("all").expected_fluid_mm3 is None
@@ -447,8 +448,8 @@ def test_fluid_does_not_depend_on_how_voxels_are_stored_and_is_unknown_without_a
     mask, pvs_fraction = masks(seed), np.random.default_rng(seed).random(SHAPE)
     turned = np.diag([-0.5, 0.5, 0.5, 1.0])
     there, back = (
-        measure(mask, {}, HALF, pvs_fraction=pvs_fraction),
-        measure(mask[::-1], {}, turned, pvs_fraction=pvs_fraction[::-1]),
+        measure(mask, {"WM": mask}, HALF, pvs_fraction=pvs_fraction),
+        measure(mask[::-1], {"WM": mask[::-1]}, turned, pvs_fraction=pvs_fraction[::-1]),
     )
     assert there.row("all").fluid_mm3 == pytest.approx(back.row("all").fluid_mm3)
     assert sum(p.fluid_mm3 or 0 for p in there.pvs) == pytest.approx(there.row("all").fluid_mm3)

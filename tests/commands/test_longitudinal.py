@@ -85,6 +85,39 @@ def test_a_visit_that_fails_is_reported_and_the_others_compared(
     assert "ses-2: " in capsys.readouterr().err
 
 
+def test_an_unexpected_error_in_a_visit_leaves_the_others(
+    visits: Path, own_weights: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segment = Segmenter.segment
+    arguments = ["longitudinal", str(visits), str(tmp_path / "out"), "--weights", str(own_weights), "--no-viewer"]
+
+    def fails(error: type[BaseException]) -> None:
+        def broken(self: Segmenter, case: Case) -> SegmentationResult:
+            if case.name == "ses-10":
+                raise error("a bug")
+            return segment(self, case)
+
+        monkeypatch.setattr(Segmenter, "segment", broken)
+
+    fails(RuntimeError)
+    assert main(arguments) == 1
+    assert "ses-10: unexpected RuntimeError: a bug" in capsys.readouterr().err
+    assert [(r["from"], r["to"]) for r in rows(tmp_path / "out" / "longitudinal.csv")] == [("ses-1", "ses-2")]
+    fails(KeyboardInterrupt)
+    assert main(arguments) == 130
+    assert capsys.readouterr().err == "error: stopped; masks already written are complete\n"
+
+
+def test_visits_of_several_subjects_are_not_compared(
+    visits: Path, own_weights: Path, tmp_path: Path, capsys: Any
+) -> None:
+    for number, path in enumerate(sorted(visits.iterdir())):
+        path.rename(visits / f"sub-{number % 2}_{path.name}")
+    assert main(["longitudinal", str(visits), str(tmp_path / "out"), "--weights", str(own_weights)]) == 2
+    assert "expected visits of one subject, got 2: sub-0, sub-1" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_one_visit_is_not_enough(visits: Path, own_weights: Path, tmp_path: Path, capsys: Any) -> None:
     arguments = [str(tmp_path / "out"), "--weights", str(own_weights), "--no-viewer"]
     (visits / "ses-2_T2w.nii.gz").write_bytes(b"damaged")

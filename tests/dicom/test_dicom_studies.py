@@ -26,7 +26,7 @@ from scanner import LPS, references, uid, world_mm, write_multiframe, write_seri
 from pvs_model.burden.measure import measure  # noqa: E402
 from pvs_model.cli import main  # noqa: E402
 from pvs_model.dicom.convert import convert  # noqa: E402
-from pvs_model.dicom.headers import frames_of, read_studies  # noqa: E402
+from pvs_model.dicom.headers import Frame, _problem, frames_of, read_studies  # noqa: E402
 from pvs_model.dicom.report import build_report  # noqa: E402
 from pvs_model.dicom.segmentation import build_segmentation, read_headers, write_dicom  # noqa: E402
 from pvs_model.errors import VolumeError  # noqa: E402
@@ -304,6 +304,33 @@ def test_regions_sides_and_fluid_in_a_report(small: Any, tmp_path: Path) -> None
         assert values[site, side, "Number of lesions"] == count
         assert values[site, side, "Volume"] == pytest.approx(volume)
         assert values[site, side, fluid] == pytest.approx(volume / 2)
+
+
+@pytest.mark.parametrize(("shift_mm", "usable"), [(0.1, True), (0.6, False)], ids=["a little", "too far"])
+def test_slices_at_slightly_unequal_distances(
+    small: Any, weights: Path, tmp_path: Path, shift_mm: float, usable: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is run gets a segmentation; what would not is refused before it is run."""
+    source, output = tmp_path / "in", tmp_path / "out"
+    volume = small.volume("T2w", spacing_mm=(1.5, 1.5, 3.0), signs=(-1, -1, 1))
+    write_series(source, volume, "T2w")
+    paths = sorted(source.iterdir(), key=lambda path: float(pydicom.dcmread(path).ImagePositionPatient[2]))
+    for number, path in enumerate(paths):
+        image = pydicom.dcmread(path)
+        x, y, z = image.ImagePositionPatient
+        image.ImagePositionPatient = [x, y, float(z) + shift_mm * np.sin(np.pi * number / (len(paths) - 1))]
+        image.save_as(path)
+    assert run(source, output, "--weights", weights) == (0 if usable else 1)
+    assert bool(list(output.rglob("*_SEG.dcm"))) == usable
+    error = capsys.readouterr().err
+    assert usable or "distances between slices from 2.81 to 3.19 mm" in error
+
+
+def test_a_drift_of_the_distances_is_no_volume() -> None:
+    """Distances from 2.98 to 3.02 mm, but the slice in the middle lies half a millimetre beside its place."""
+    places = 3.0 * np.arange(80) + 0.5 * np.sin(np.pi * np.arange(80) / 79)
+    frames = [Frame(np.array([0, 0, z]), np.array([1.0, 0, 0]), np.array([0, 1.0, 0])) for z in places]
+    assert _problem(frames) == "slices up to 0.50 mm from places at equal distances"
 
 
 def test_a_mask_on_other_voxels_is_refused(small: Any, tmp_path: Path) -> None:

@@ -86,6 +86,39 @@ def test_clusters_without_tissue_around_them_and_empty_masks_are_kept() -> None:
     assert removed == 0 and not empty.any()
 
 
+def test_surroundings_of_a_long_oblique_tube_are_near_it() -> None:
+    """A tube brighter than the tissue around it, in a volume whose far corners are brighter still."""
+    places = np.arange(20)
+    images = np.random.default_rng(4).normal(0, 0.1, (3, 20, 20, 20)).astype(np.float32)
+    x, y, z = np.indices((20, 20, 20))
+    far = np.maximum(np.abs(x - y), np.abs(y - z)) > 4
+    images[1][far] += 9
+    mask = np.zeros((20, 20, 20), np.uint8)
+    mask[places, places, places] = 1
+    images[1, places, places, places] = 2
+    assert far.mean() > 0.5
+    assert remove_components_unlike_csf(mask, mask.astype(np.float32), images, np.ones(mask.shape, bool), MM)[1] == 0
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_the_noise_is_not_that_across_interpolated_thick_slices(axis: int) -> None:
+    """Slices of 5 mm, interpolated to 1 mm, along any axis."""
+    slices = np.random.default_rng(6).normal(0, 2, (9, 41, 41))
+    image = np.moveaxis(
+        np.stack([np.interp(np.arange(41) / 5, np.arange(9), c) for c in slices.reshape(9, -1).T]), 1, 0
+    )
+    image = np.moveaxis(image.reshape(41, 41, 41), 0, axis).astype(np.float32)
+    assert noise_of(image, np.ones(image.shape, bool), MM) == pytest.approx(1.6, abs=0.15)
+
+
+def test_a_sequence_without_noise_decides_nothing() -> None:
+    mask, probability, images = scene()
+    images[2] = np.where(np.random.default_rng(7).random(SHAPE) < 0.2, 3, 2)  # integers: most differences are 0
+    images[2][PVS] = 3
+    assert noise_of(images[2], TISSUE, MM) == 0
+    assert remove_components_unlike_csf(mask, probability, images, TISSUE, MM)[0][PVS] == 1
+
+
 def test_the_noise_is_that_of_the_image_also_on_an_interpolated_grid() -> None:
     rng = np.random.default_rng(5)
     image = rng.normal(0, 2.5, (40, 40, 40)).astype(np.float32)
