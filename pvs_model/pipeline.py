@@ -272,16 +272,16 @@ def mask_from(
         uint8 (x, y, z), 0 and 1, and how many components were removed: "removed_outside" of the limits of the case, and
         "removed_by_signal" (``inference.signal_rule``).
     """
-    from pvs_model.inference.postprocess import mask_of
+    from pvs_model.inference.postprocess import threshold_and_filter
     from pvs_model.inference.signal_rule import remove_components_unlike_csf
 
     limits = prepared.limits(region)
-    mask, outside = mask_of(
+    mask, outside = threshold_and_filter(
         probability, ensemble.threshold, prepared.foreground, prepared.voxel_mm3, limits, ensemble.low_threshold
     )
     by_signal = 0
-    if limits and not is_thick(max(prepared.grid.spacing_mm)):
-        _, tissue, *_ = limits  # parenchyma, tissue that bears PVS, the region asked for
+    tissue = prepared.pvs_tissue
+    if tissue is not None and not is_thick(max(prepared.grid.spacing_mm)):
         mask, by_signal = remove_components_unlike_csf(
             mask, probability, prepared.image, tissue, prepared.grid.spacing_mm
         )

@@ -25,7 +25,12 @@ from pvs_model.config import InferenceConfig
 from pvs_model.errors import VolumeError
 from pvs_model.inference import signal_rule
 from pvs_model.inference.ensemble import Ensemble
-from pvs_model.inference.postprocess import mask_of, remove_components_outside, remove_small_components, to_mask
+from pvs_model.inference.postprocess import (
+    remove_components_outside,
+    remove_small_components,
+    threshold_and_filter,
+    to_mask,
+)
 from pvs_model.nets.text import prompt as standard_prompt
 from pvs_model.pipeline import Segmenter, mask_from
 from pvs_model.preprocessing.prepare import PreparedImages, prepare
@@ -77,11 +82,11 @@ def test_components_in_cortex_and_cerebellum_are_removed_and_those_that_reach_in
     prepared = replace(prepared, anatomy=Anatomy(labels, np.ones(shape, bool)))
     probability = np.zeros(shape, np.float32)
     probability[:4, 0, 0] = probability[:4, 1, 4] = probability[:4, 2, 8] = probability[:4, 8, 0] = 1
-    mask, removed = mask_of(probability, 0.5, np.ones(shape, bool), 1.0, prepared.limits())
+    mask, removed = threshold_and_filter(probability, 0.5, np.ones(shape, bool), 1.0, prepared.limits())
     assert mask[:4, 0, 0].all() and mask[:4, 1, 4].all() and mask.sum() == 8 and removed == 2
     probability[4:6, 0, 0], probability[8, 0, 8] = 0.4, 0.4  # the end of a tube; on its own
-    assert np.array_equal(mask_of(probability, 0.5, np.ones(shape, bool), 1.0, prepared.limits())[0], mask)
-    wider, _ = mask_of(probability, 0.5, np.ones(shape, bool), 1.0, prepared.limits(), 0.3)
+    assert np.array_equal(threshold_and_filter(probability, 0.5, np.ones(shape, bool), 1.0, prepared.limits())[0], mask)
+    wider, _ = threshold_and_filter(probability, 0.5, np.ones(shape, bool), 1.0, prepared.limits(), 0.3)
     assert wider[:6, 0, 0].all() and wider.sum() == 10
 
 

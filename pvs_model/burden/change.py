@@ -146,16 +146,16 @@ def change_between(earlier: Visit, later: Visit) -> Change:
 
     points = earlier.points(), later.points()
     reach = max(MATCH_MM, *(max(spacing_of(visit.affine)) / 2 for visit in (earlier, later)))
-    partners: tuple[Mapping[int, set[int]], ...] = ({}, {})
+    partners: list[dict[int, set[int]]] = [{}, {}]
     if points[0] and points[1]:
         trees = [cKDTree(np.concatenate(p)) for p in points]
         owners = [np.repeat(np.arange(1, len(p) + 1), [len(q) for q in p]) for p in points]
         near = trees[0].query_ball_tree(trees[1], reach)
-        pairs = {(int(owners[0][k]), int(owners[1][j])) for k, partners in enumerate(near) for j in partners}
-        partners = tuple(
-            {number: {pair[1 - side] for pair in pairs if pair[side] == number} for number in {p[side] for p in pairs}}
-            for side in (0, 1)
-        )
+        for k, neighbours in enumerate(near):
+            for j in neighbours:
+                pair = int(owners[0][k]), int(owners[1][j])
+                partners[0].setdefault(pair[0], set()).add(pair[1])
+                partners[1].setdefault(pair[1], set()).add(pair[0])
     matches = [
         _matches(visit, other, own, partner, lonely)
         for visit, other, own, partner, lonely in (

@@ -13,7 +13,7 @@ from pvs_model.volume.components import filter_components, label_components
 MIN_COMPONENT_MM3 = 0.5
 
 
-def mask_of(
+def threshold_and_filter(
     probability: FloatArray,
     threshold: float,
     foreground: BoolArray,
@@ -21,7 +21,7 @@ def mask_of(
     limits: Sequence[BoolArray] = (),
     low_threshold: float | None = None,
 ) -> tuple[Mask, int]:
-    """The mask of a case: what reaches the thresholds, is large enough, and lies where PVS are and are asked for.
+    """Derives the mask of a case: what reaches the thresholds, is large enough, and lies within the limits.
 
     Args:
         probability: (x, y, z), 0 to 1.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,11 +72,22 @@ class PreparedImages:
         reliable = self.skull_removed or brain_coverage(self.anatomy, self.foreground) >= MIN_BRAIN_COVERAGE
         return self.anatomy.mask("parenchyma") if reliable else None
 
+    @cached_property
+    def pvs_tissue(self) -> BoolArray | None:
+        """The tissue that bears PVS, which cortex and cerebellum do not, and what lies within ``NEAR_TISSUE_MM`` of it.
+
+        Bool (x, y, z); None where ``parenchyma`` is None.
+        """
+        from pvs_model.volume.geometry import dilate_mm
+
+        if self.anatomy is None or self.parenchyma is None:
+            return None
+        return dilate_mm(self.anatomy.mask("PVS"), NEAR_TISSUE_MM, self.grid.spacing_mm)
+
     def limits(self, region: str = "brain") -> tuple[BoolArray, ...]:
         """Regions, bool (x, y, z), that at least half of each component of the mask must lie in.
 
-        They are the parenchyma; the tissue that bears PVS, which cortex and cerebellum do not, and what lies within
-        ``NEAR_TISSUE_MM`` of it; and the region that the prompt asks for.
+        They are the parenchyma, ``pvs_tissue``, and the region that the prompt asks for.
 
         Args:
             region: One of ``types.REGIONS``.
@@ -83,14 +95,11 @@ class PreparedImages:
         Returns:
             Nothing where ``parenchyma`` is None.
         """
-        from pvs_model.volume.geometry import dilate_mm
-
-        parenchyma, anatomy = self.parenchyma, self.anatomy
-        if parenchyma is None or anatomy is None:
+        parenchyma, tissue, anatomy = self.parenchyma, self.pvs_tissue, self.anatomy
+        if parenchyma is None or tissue is None or anatomy is None:
             return ()
-        near = dilate_mm(anatomy.mask("PVS"), NEAR_TISSUE_MM, self.grid.spacing_mm)
         asked = [anatomy.mask(known.value) for known in Region if known.full_name == region]
-        return (parenchyma, near, *asked)
+        return (parenchyma, tissue, *asked)
 
     @property
     def searched(self) -> BoolArray:
