@@ -217,8 +217,8 @@ class Segmenter:
         prepared, ensemble = prediction.preprocessed.prepared, prediction.ensemble
         mask, removed = mask_from(prepared, prediction.probability, ensemble, region_of(prediction.prompt))
         return SegmentationResult(
-            prepared.restore_grid(mask),
-            prepared.restore_grid(prediction.probability),
+            prepared.reorientation.invert(mask),
+            prepared.reorientation.invert(prediction.probability),
             prepared.reference,
             _metadata(prediction, int(mask.sum()), removed),
             prepared,

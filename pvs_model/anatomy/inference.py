@@ -83,8 +83,8 @@ def find_regions(
             probability = classify(image, network, device)
     keep_brain_component(probability, volume)
     if grid is None:
-        canonical, inverse = to_ras(volume)  # so that the stored order of voxels has no influence
-        labels = inverse(resample_labels(probability, affine, canonical, canonical.grid))
+        canonical, reorientation = to_ras(volume)  # so that the stored order of voxels has no influence
+        labels = reorientation.invert(resample_labels(probability, affine, canonical, canonical.grid))
     else:
         labels = resample_labels(probability, affine, volume, grid)
     labels = remove_brain_fragments(labels)

@@ -89,7 +89,7 @@ def _write_region_maps(case: Case, result: SegmentationResult, layout: Layout, o
 
     maps = {"regions": prepared.anatomy.labels, "brain": prepared.anatomy.brain.astype("uint8")}
     for name, place in places.items():
-        write_labels(output / place, prepared.restore_grid(maps[name]), case.images[result.reference])
+        write_labels(output / place, prepared.reorientation.invert(maps[name]), case.images[result.reference])
 
 
 def report_case(case: Case, result: SegmentationResult, report: Report, reports: Reports) -> None:
@@ -110,7 +110,7 @@ def report_case(case: Case, result: SegmentationResult, report: Report, reports:
         stored = read_grid(case.images[result.reference])
         maps = {"prob": result.probability}
         if result.pvs_fraction is not None:
-            maps["fluid"] = prepared.restore_grid(result.pvs_fraction)
+            maps["fluid"] = prepared.reorientation.invert(result.pvs_fraction)
         for name, values in maps.items():
             write_volume(report.folder / "probability" / f"{case.name}_{name}.nii.gz", values, stored.affine)
 

@@ -58,49 +58,65 @@ def measure(
     """
     parts, rated = parts or {}, rated or {}
     grid = _checked(mask, regions, affine, intracranial, hemispheres, pvs_fraction, parts, rated)
-    grid, turn = to_ras_grid(grid)
+    grid, reorientation = to_ras_grid(grid)
     names = [name for name in regions if name != ALL]
-    where = region_map({name: turn.apply(regions[name]) != 0 for name in names}, grid.shape)
-    sides = None if hemispheres is None else turn.apply(hemispheres).astype(np.uint8)
-    share = None if pvs_fraction is None else turn.apply(pvs_fraction)
-    pieces = {name: turn.apply(part) != 0 for name, part in parts.items()}
-    sections = {name: turn.apply(section) != 0 for name, section in rated.items()}
-    pvs, inside = _every_pvs(turn.apply(mask) != 0, grid.affine, where, sides, names, share, pieces, sections)
+    region_values = region_map({name: reorientation.apply(regions[name]) != 0 for name in names}, grid.shape)
+    sides = None if hemispheres is None else reorientation.apply(hemispheres).astype(np.uint8)
+    fraction = None if pvs_fraction is None else reorientation.apply(pvs_fraction)
+    part_masks = {name: reorientation.apply(part) != 0 for name, part in parts.items()}
+    sections = {name: reorientation.apply(section) != 0 for name, section in rated.items()}
+    pvs, pvs_voxels = _every_pvs(
+        reorientation.apply(mask) != 0, grid.affine, region_values, sides, names, fraction, part_masks, sections
+    )
 
     voxel_mm3 = voxel_volume_mm3(grid.affine)
-    of_pvs = voxel_mm3 * voxels_by_region(where[inside], None if sides is None else sides[inside], names)
-    of_region = voxel_mm3 * voxels_by_region(where, sides, names)
-    whole = np.full(3, np.nan) if ALL not in regions else voxel_mm3 * _voxels(turn.apply(regions[ALL]) != 0, sides)
-    head = None if intracranial is None else voxel_mm3 * int(np.count_nonzero(intracranial)) or None
+    of_pvs = voxel_mm3 * voxels_by_region(
+        region_values[pvs_voxels], None if sides is None else sides[pvs_voxels], names
+    )
+    of_region = voxel_mm3 * voxels_by_region(region_values, sides, names)
+    of_all = (
+        np.full(3, np.nan) if ALL not in regions else voxel_mm3 * _voxels(reorientation.apply(regions[ALL]) != 0, sides)
+    )
+    intracranial_mm3 = None if intracranial is None else voxel_mm3 * int(np.count_nonzero(intracranial)) or None
 
     def expected(part: BoolArray) -> npt.NDArray[np.float64]:
-        return np.zeros(3) if share is None else voxel_mm3 * _expected_voxels(share, part, sides)
+        return np.zeros(3) if fraction is None else voxel_mm3 * _expected_voxels(fraction, part, sides)
 
     rows: list[RegionBurden] = []
-    volumes = {name: (of_pvs[value], of_region[value], expected(where == value)) for value, name in enumerate(names, 1)}
-    for name, piece in pieces.items():
-        side_of_pvs = None if sides is None else sides[inside]
-        filled, size = voxel_mm3 * _voxels(piece[inside], side_of_pvs), voxel_mm3 * _voxels(piece, sides)
-        volumes[name] = filled, size, expected(piece)
-    for name, (filled, size, fluid) in {**volumes, ALL: (of_pvs.sum(0), whole, expected(where > 0))}.items():
+    volumes = {
+        name: (of_pvs[value], of_region[value], expected(region_values == value)) for value, name in enumerate(names, 1)
+    }
+    for name, part_mask in part_masks.items():
+        side_of_pvs = None if sides is None else sides[pvs_voxels]
+        pvs_mm3, part_mm3 = (
+            voxel_mm3 * _voxels(part_mask[pvs_voxels], side_of_pvs),
+            voxel_mm3 * _voxels(part_mask, sides),
+        )
+        volumes[name] = pvs_mm3, part_mm3, expected(part_mask)
+    for name, (pvs_mm3, part_mm3, fluid) in {
+        **volumes,
+        ALL: (of_pvs.sum(0), of_all, expected(region_values > 0)),
+    }.items():
         for side in (BOTH,) if sides is None else (BOTH, *SIDES):
-            here = slice(None) if side == BOTH else SIDES[side]
-            volume, region_mm3 = float(filled[here].sum()), float(size[here].sum())
-            if side != BOTH and size.sum() > 0 and not size[1:].any():
+            columns = slice(None) if side == BOTH else SIDES[side]
+            volume, region_mm3 = float(pvs_mm3[columns].sum()), float(part_mm3[columns].sum())
+            if side != BOTH and part_mm3.sum() > 0 and not part_mm3[1:].any():
                 continue  # a region in the middle, of which no side is known
-            known = None if np.isnan(region_mm3) else region_mm3
+            known_mm3 = None if np.isnan(region_mm3) else region_mm3
             # Without regions it would be a sum over the background, where small fractions are many.
-            expected_mm3 = float(fluid[here].sum()) if share is not None and names else None
-            rows.append(region_burden(pvs, name, side, volume, known, head, expected_mm3, share is not None))
+            expected_mm3 = float(fluid[columns].sum()) if fraction is not None and names else None
+            rows.append(
+                region_burden(pvs, name, side, volume, known_mm3, intracranial_mm3, expected_mm3, fraction is not None)
+            )
 
     slices = slices_per_slab(grid.spacing_mm[2])
     return Burden(
         pvs=pvs,
         regions=tuple(rows),
-        scores=estimate(pvs, [*names, *pieces], slices, sides is not None, tuple(sections)),
+        scores=estimate(pvs, [*names, *part_masks], slices, sides is not None, tuple(sections)),
         spacing_mm=grid.spacing_mm,
         slices_per_slab=slices,
-        warnings=_warnings(grid, head, sides is not None),
+        warnings=_warnings(grid, intracranial_mm3, sides is not None),
     )
 
 

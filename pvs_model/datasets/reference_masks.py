@@ -68,7 +68,7 @@ def write_mean(masks: Sequence[Path], path: Path) -> None:
     images = [read_mask(mask) for mask in masks]
     first = images[0]
     mean = np.mean([aligned(image, first.grid, first.source) for image in images], axis=0)
-    write_mask(path, to_ras_grid(first.grid)[1](mean >= AGREEMENT), first.source)
+    write_mask(path, to_ras_grid(first.grid)[1].invert(mean >= AGREEMENT), first.source)
 
 
 def prepare_comparisons(
@@ -130,5 +130,5 @@ def _estimated(case: CaseFiles, folder: Path, weights: Path | None) -> dict[str,
     files: dict[str, tuple[Path, ...]] = {}
     for name, mask in regions.masks.items():
         files[name] = (folder / f"{case.case}_{name}.nii.gz",)
-        write_mask(files[name][0], to_ras_grid(image.grid)[1](mask), case.reference)
+        write_mask(files[name][0], to_ras_grid(image.grid)[1].invert(mask), case.reference)
     return files

@@ -96,7 +96,7 @@ class NetworkGrid:
     def invert(self, array: npt.NDArray[Scalar]) -> AnyArray:
         """Maps an array on the network's grid back to the case's grid, with zeros outside the box."""
         data: AnyArray = np.ascontiguousarray(array.transpose(np.argsort(self.order)))
-        return self.crop.invert(data if self.respacing is None else self.respacing(data))
+        return self.crop.invert(data if self.respacing is None else self.respacing.invert(data))
 
 
 def choose_configuration(grid: Grid) -> str:

@@ -39,7 +39,7 @@ class PreparedImages:
         foreground: bool (x, y, z), head or brain of the reference.
         grid: Grid of the reference, RAS+.
         reference: Name of the sequence that defines the grid.
-        restore_grid: Maps an array (x, y, z) to the stored orientation of the reference file.
+        reorientation: Change from the stored order of the axes of the reference file to RAS+.
         warnings: Warnings for the user.
         anatomy: Brain and regions on the grid; None when not requested or not available.
         skull_removed: Whether the skull was removed by ``prepare``.
@@ -49,7 +49,7 @@ class PreparedImages:
     foreground: BoolArray
     grid: Grid
     reference: str
-    restore_grid: Reorientation
+    reorientation: Reorientation
     warnings: tuple[str, ...]
     anatomy: Anatomy | None = None
     skull_removed: bool = False
@@ -149,7 +149,7 @@ def prepare(volumes: dict[str, Volume], n4: bool = False, anatomy: Anatomy | Non
     from pvs_model.volume import geometry, intensity
 
     reference = geometry.choose_reference(volumes)
-    canonical, restore_grid = geometry.to_ras(volumes[reference])
+    canonical, reorientation = geometry.to_ras(volumes[reference])
     foreground = intensity.foreground(canonical.data)
     warnings: list[str] = []
     skull_removed = anatomy is not None and has_skull(foreground, anatomy)
@@ -191,7 +191,7 @@ def prepare(volumes: dict[str, Volume], n4: bool = False, anatomy: Anatomy | Non
             raise VolumeError(f"{volume.source}: expected contrast within the head, got a single value throughout")
         warnings.append(f"{name} has a single value throughout the head and was left out")
     return PreparedImages(
-        image, foreground, canonical.grid, reference, restore_grid, tuple(warnings), anatomy, skull_removed
+        image, foreground, canonical.grid, reference, reorientation, tuple(warnings), anatomy, skull_removed
     )
 
 

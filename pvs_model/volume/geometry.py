@@ -55,7 +55,7 @@ class Reorientation:
         permuted = array.transpose(self.axes)
         return permuted[tuple(slice(None, None, -1 if flip else 1) for flip in self.flips)]
 
-    def __call__(self, array: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
+    def invert(self, array: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
         """Maps an array from RAS+ order to the stored order; contiguous."""
         flipped = array[tuple(slice(None, None, -1 if flip else 1) for flip in self.flips)]
         return np.ascontiguousarray(flipped.transpose(np.argsort(self.axes)))
@@ -188,12 +188,13 @@ def overlap(volume_grid: Grid, grid: Grid) -> float:
 
 @dataclass(frozen=True)
 class Respacing:
-    """A change of voxel spacing; calling it resamples an array on the new grid linearly to the old one."""
+    """A change of voxel spacing from a grid to another over the same field of view."""
 
     old: Grid
     new: Grid
 
-    def __call__(self, array: AnyArray) -> FloatArray:
+    def invert(self, array: AnyArray) -> FloatArray:
+        """Resamples an array (x, y, z) on the new grid linearly to the old one."""
         if array.shape != self.new.shape:
             raise ValueError(f"expected an array of shape {self.new.shape}, got {array.shape}")
         volume = Volume(np.asarray(array, dtype=np.float32), self.new.affine)

@@ -39,11 +39,11 @@ def visits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         if case.images["T2w"].stat().st_size < 100:
             raise VolumeError(f"{case.images['T2w']}: expected a complete image, got a damaged one")
         volume = read(case.images["T2w"])
-        canonical, restore_grid = to_ras(volume)
+        canonical, reorientation = to_ras(volume)
         image = np.zeros((3, *SHAPE), np.float32)
         image[1] = canonical.data
         mask = (image[1] > 9).astype(np.uint8)
-        prepared = PreparedImages(image, image[1] != 0, canonical.grid, "T2w", restore_grid, ())
+        prepared = PreparedImages(image, image[1] != 0, canonical.grid, "T2w", reorientation, ())
         return SegmentationResult(mask, mask.astype(np.float32), "T2w", {}, prepared, mask)
 
     def register(fixed: Volume, moving: Volume) -> registration.SymmetricFit:

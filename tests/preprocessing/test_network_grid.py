@@ -138,7 +138,7 @@ def test_the_mask_lies_on_the_ball(
     assert choose_configuration(prepared.grid) == kind
     probability = pipeline.predict_probability(prepared, ENSEMBLES[kind], None, CPU)
     assert probability.shape == prepared.grid.shape
-    mask = prepared.restore_grid(to_mask(probability, 0.5, prepared.foreground))
+    mask = prepared.reorientation.invert(to_mask(probability, 0.5, prepared.foreground))
     assert mask.shape == scan.data.shape
     ball = scan.data == 900
     dice = 2 * (mask & ball).sum() / (mask.sum() + ball.sum())

@@ -62,7 +62,7 @@ def oriented(axes: tuple[int, ...], signs: tuple[int, ...], tilt: float = 0.0) -
 def test_to_ras_and_back(orientation: tuple[tuple[int, ...], tuple[int, ...]], tilt: float) -> None:
     stored = volume(affine=oriented(*orientation, tilt))
     ras, undo = to_ras(stored)
-    np.testing.assert_array_equal(undo(ras.data), stored.data)
+    np.testing.assert_array_equal(undo.invert(ras.data), stored.data)
     assert nib.aff2axcodes(ras.affine) == ("R", "A", "S")
     np.testing.assert_allclose(np.abs(np.linalg.det(ras.affine)), 1.5)
     # A point keeps its value: where voxel (1, 2, 3) lies, the same value lies.
@@ -76,7 +76,7 @@ def test_to_ras_of_all_48_orientations() -> None:
     for orientation in ORIENTATIONS:
         stored = volume(affine=oriented(*orientation))
         ras, undo = to_ras(stored)
-        np.testing.assert_array_equal(undo(ras.data), stored.data)
+        np.testing.assert_array_equal(undo.invert(ras.data), stored.data)
         again, same = to_ras(ras)
         np.testing.assert_array_equal(again.data, ras.data)
         assert same.axes == (0, 1, 2) and same.flips == (False, False, False)
@@ -91,7 +91,7 @@ def test_to_ras_by_hand() -> None:
     assert ras.data.shape == (3, 4, 2) and ras.data[0, 0, 0] == data[0, 2, 0]
     # The left-most plane was at index 2: 5 - 2 mm.
     np.testing.assert_array_equal(ras.affine, [[1, 0, 0, 3], [0, 2, 0, 6], [0, 0, 3, 7], [0, 0, 0, 1]])
-    assert undo(np.zeros((3, 4, 2), np.uint8)).dtype == np.uint8
+    assert undo.invert(np.zeros((3, 4, 2), np.uint8)).dtype == np.uint8
 
 
 # resample_onto
@@ -183,7 +183,7 @@ def test_respacing_keeps_the_box_and_gives_the_shape_back(
         new_corner = [-0.5] * 3 if corner[0] < 0 else [n - 0.5 for n in out.data.shape]
         np.testing.assert_allclose(out.affine @ [*new_corner, 1], affine @ [*corner, 1], atol=1e-9)
     assert overlap(out.grid, stored.grid) == 1.0
-    back = undo(np.full(out.data.shape, 0.25, np.float32))
+    back = undo.invert(np.full(out.data.shape, 0.25, np.float32))
     assert back.shape == shape
     np.testing.assert_allclose(back, 0.25, rtol=1e-6)
 
@@ -193,9 +193,9 @@ def test_respacing_smooth_probabilities_returns_them() -> None:
     blob = np.exp(-(g**2).sum(0) / 60).astype(np.float32)
     fine, undo = resample_to_spacing(Volume(blob, np.eye(4)), (0.5, 0.5, 0.5))
     assert fine.data.shape == (48, 48, 48) and fine.spacing_mm == (0.5, 0.5, 0.5)
-    np.testing.assert_allclose(undo(fine.data), blob, atol=0.03)
+    np.testing.assert_allclose(undo.invert(fine.data), blob, atol=0.03)
     with pytest.raises(ValueError, match="expected an array of shape"):
-        undo(blob)
+        undo.invert(blob)
     with pytest.raises(ValueError, match="spacings above 0 mm"):
         resample_to_spacing(Volume(blob, np.eye(4)), (0.0, 1, 1))
 
