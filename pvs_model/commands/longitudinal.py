@@ -44,6 +44,13 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         PVSError: fewer than two visits could be segmented, or the cases are of several subjects.
     """
+    try:
+        return _segment_and_compare(args)
+    except KeyboardInterrupt:
+        return report_interrupted(resumable=False)
+
+
+def _segment_and_compare(args: argparse.Namespace) -> int:
     from pvs_model.batch.outputs import describe_failure
     from pvs_model.layouts import choose
     from pvs_model.pipeline import Segmenter
@@ -62,8 +69,6 @@ def run(args: argparse.Namespace) -> int:
         try:
             results[case.name] = segmenter.segment(case)
             _write(case, results[case.name], layout, args.output, args.viewer)
-        except KeyboardInterrupt:
-            return report_interrupted(resumable=False)
         except Exception as error:  # also a bug of this package or of a library: the other visits continue
             log.debug("%s", case.name, exc_info=True)
             results.pop(case.name, None)

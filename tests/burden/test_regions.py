@@ -8,6 +8,9 @@ import pytest
 from pvs_model.anatomy.regions import Anatomy, values_of
 from pvs_model.burden.records import OTHER
 from pvs_model.burden.regions import NEAR_MM, burden_of, nearest_region
+from pvs_model.reports.folder import view_of
+from pvs_model.reports.regions import OTHER_WM
+from pvs_model.types import Grid
 
 LEFT_WM, LEFT_CORTEX, FLUID = values_of("L-WM")[0], values_of("L-CTX")[0], values_of("CSF")[0]
 
@@ -52,3 +55,20 @@ def test_the_nearest_of_two_regions_wins() -> None:
     where = np.zeros((4, 1, 1), np.uint8)
     where[0], where[3] = 1, 2
     assert nearest_region(np.ones_like(where), where, np.ones(3)).ravel().tolist() == [1, 1, 2, 2]
+
+
+def test_the_page_shows_the_regions_in_which_pvs_are_counted() -> None:
+    """A PVS beside a region is counted in it, and the page colours it so."""
+    parcellation = anatomy()
+    mask = np.zeros(parcellation.labels.shape, np.uint8)
+    outside = np.argwhere(~np.isin(parcellation.labels, values_of("WM")))
+    inside = np.argwhere(np.isin(parcellation.labels, values_of("WM")))
+    distance = np.linalg.norm(outside[:, None] - inside[None], axis=2).min(1)
+    place = tuple(outside[np.flatnonzero(distance == 1)[0]])
+    mask[place] = 1
+    grid = Grid(mask.shape, np.eye(4))
+    view = view_of("a", {"T2w": np.ones(mask.shape, np.float32)}, mask, grid, parcellation, {})
+    (pvs,) = view.burden.pvs
+    assert pvs.region == "WM"
+    shown = [name for name, region in view.regions.items() if region[place]]
+    assert shown and set(shown) <= {"WM", "CSO", OTHER_WM}
