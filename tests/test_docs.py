@@ -13,12 +13,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 
-#: Scripts that exist only at the commit that the pages name with their results.
-DELETED = {f"benchmarks.{name}" for name in ("windows", "backends", "many", "gpu", "evaluation", "prompts", "frangi")}
-#: Folders that are being moved: paths within are checked once the folder exists.
-MOVING = ("tests/batch", "tests/layouts")
-
-LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
+LINK = re.compile(r"\]\(([^)#:]*)(?:#([^)]*))?\)")
+HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 PATH = re.compile(r"(?<![\w/.])((?:pvs_model|benchmarks|tests|docs|weights)/[\w/.-]*\w|process\.py|CHANGELOG\.md)")
 MODULE = re.compile(r"python -m ((?:pvs_model|benchmarks|tests)[\w.]*)")
 COMMAND = re.compile(r"(?:-m pvs_model|pvs-model) ([a-z]+)\b(?![-.])")
@@ -46,10 +42,6 @@ def definitions(path: Path) -> frozenset[str]:
     return frozenset(names)
 
 
-def is_moving(path: str) -> bool:
-    return any(path.startswith(folder) and not (ROOT / folder).exists() for folder in MOVING)
-
-
 def module_file(dotted: str) -> Path | None:
     path = ROOT.joinpath(*dotted.split("."))
     files = (path.with_suffix(".py"), path / "__main__.py", path / "__init__.py")
@@ -67,23 +59,31 @@ def is_defined(dotted: str) -> bool:
     return False
 
 
+def anchors(page: Path) -> set[str]:
+    """Anchors of a page's headings, as GitHub makes them."""
+    headings = HEADING.findall(page.read_text(encoding="utf-8"))
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def problems(page: Path) -> Iterator[str]:
     text = page.read_text(encoding="utf-8")
-    for target in LINK.findall(text):
-        if not (page.parent / target).exists():
+    for target, anchor in LINK.findall(text):
+        linked = page.parent / target if target else page
+        if not linked.exists():
             yield f"link to {target}"
-    gone = {f"{name.replace('.', '/')}.py" for name in DELETED}
+        elif anchor and anchor not in anchors(linked):
+            yield f"link to {target}#{anchor}"
     for path in PATH.findall(text):
-        if path not in gone and not is_moving(path) and not list(ROOT.glob(path + "*")):
+        if not list(ROOT.glob(path + "*")):
             yield f"path {path}"
     for module in MODULE.findall(text):
-        if module not in DELETED and module_file(module) is None:
+        if module_file(module) is None:
             yield f"python -m {module}"
     for command in COMMAND.findall(text):
         if not (ROOT / "pvs_model" / "commands" / f"{command}.py").is_file():
             yield f"command {command}"
     for name in DOTTED.findall(text):
-        if not is_moving(name.replace(".", "/")) and not is_defined(name):
+        if not is_defined(name):
             yield f"name {name}"
     for names, path in DEFINED.findall(text):
         if (ROOT / path).is_file():
@@ -99,8 +99,8 @@ def test_what_a_page_names_exists(page: Path) -> None:
 def test_a_page_that_names_something_else_fails(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
-        "[a](b.md) `pvs_model/nothing.py` `python -m benchmarks.nothing` `pvs-model nothing` `pvs_model.api.nothing` "
+        "[a](b.md) [b](#nothing) `pvs_model/nothing.py` `python -m benchmarks.nothing` `pvs-model nothing` `pvs_model.api.nothing` "
         "`nothing` in `pvs_model/api.py`",
         encoding="utf-8",
     )
-    assert len(list(problems(page))) == 6
+    assert len(list(problems(page))) == 7
