@@ -35,6 +35,7 @@ from pvs_model.nets.text import prompt
 from pvs_model.nets.zoo import MODELS, ModelSpec
 from pvs_model.pipeline import predict_probability
 from pvs_model.simulation.insertion import RealScan
+from pvs_model.training.checkpoint import STATE
 from pvs_model.training.config import TrainingConfig
 from pvs_model.training.prompts import CONSTANT_PROMPT
 from pvs_model.training.release import release
@@ -230,8 +231,7 @@ class Benchmark:
         )  # fmt: skip
         if facts["steps"] < steps:
             return None
-        for state in folder.glob("state*"):
-            state.unlink()  # several times the size of the network, and no longer needed
+        (folder / STATE).unlink(missing_ok=True)  # several times the size of the network, and no longer needed
         weights = folder / "weights"
         release(
             weights, model.configuration, [folder / "network.safetensors"], facts["threshold"],

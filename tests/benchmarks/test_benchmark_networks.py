@@ -227,8 +227,8 @@ def test_a_failed_network_is_reported_and_the_others_continue(
 
     def fails(config: NetworkConfig, *args: Any, **kwargs: Any) -> Any:
         if config.architecture == "dynunet":
-            (args[2] / "state.json").parent.mkdir(parents=True)
-            (args[2] / "state.json").write_text("hours of work")
+            (args[2] / "state.safetensors").parent.mkdir(parents=True)
+            (args[2] / "state.safetensors").write_text("hours of work")
             raise RuntimeError("out of everything\nand more")
         return real(config, *args, **kwargs)
 
@@ -237,7 +237,7 @@ def test_a_failed_network_is_reported_and_the_others_continue(
     result = run_benchmark(small, ["dynunet-3d", "backbone-3d"], budget, tmp_path / "bench")
     assert result.failed == [{"model": "dynunet-3d", "error": "out of everything"}]
     assert [record["model"] for record in result.runs] == ["backbone-3d"]
-    (kept,) = (tmp_path / "bench" / "runs" / "dynunet-3d").rglob("state.json")
+    (kept,) = (tmp_path / "bench" / "runs" / "dynunet-3d").rglob("state.safetensors")
     assert kept.read_text() == "hours of work", "another run resumes it"
 
 
