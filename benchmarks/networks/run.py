@@ -28,6 +28,7 @@ from benchmarks.networks.plan import (
     select_models,
 )
 from benchmarks.networks.recipes import ENSEMBLES, EnsembleSpec
+from benchmarks.networks.sample_cache import SampleCache, train
 from pvs_model.datasets.simulated_sets import HeadModels, plan_insertions, plan_simulated, write_set
 from pvs_model.errors import PVSError, first_line
 from pvs_model.inference.weights import Weights
@@ -39,8 +40,7 @@ from pvs_model.training.checkpoint import STATE
 from pvs_model.training.config import TrainingConfig
 from pvs_model.training.prompts import CONSTANT_PROMPT
 from pvs_model.training.release import release
-from pvs_model.training.sampling import FoldData, SampleCache
-from pvs_model.training.segmentation import train
+from pvs_model.training.sampling import FoldData
 
 log = logging.getLogger(__name__)
 
@@ -227,7 +227,7 @@ class Benchmark:
         )  # fmt: skip
         facts = train(
             model.config, training, self.setup.material, folder, self.setup.encoder, self.setup.device,
-            cache=self.cache, show=False,
+            self.cache,
         )  # fmt: skip
         if facts["steps"] < steps:
             return None
