@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,11 +21,6 @@ Progress = Callable[[int], None]
 
 #: Sides of 2D windows are multiples of this: few different shapes, and even ones on every level of the network.
 _PLANE_STEP = 16
-
-
-def predict(ensemble: Ensemble, image: Tensor, text: Tensor, device: torch.device, **options: Any) -> Tensor:
-    """Predicts the probability of PVS (X, Y, Z): the first map of ``predict_maps``, with the same options."""
-    return predict_maps(ensemble, image, text, device, **options)[0]
 
 
 def predict_maps(

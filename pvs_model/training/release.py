@@ -158,18 +158,21 @@ def release_anatomy(folder: Path, source: Path, data: str, scores: dict[str, Any
     """
     network = load_anatomy_network(source)
     metadata = checkpoint.read_metadata(source)
-    facts, training = json.loads(metadata["facts"]), json.loads(metadata["training"])
+    try:
+        facts, training = json.loads(metadata["facts"]), json.loads(metadata["training"])
+        entry = {
+            "file": ANATOMY,
+            "sha256": sha256_of(source),
+            "network": asdict(network.config),
+            "steps": facts["steps"],
+            "minutes": facts["minutes"],
+            "seed": training["seed"],
+            "data": data,
+            "scores": scores,
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"{source}: expected anatomy.safetensors of a training, got other weights") from error
     _copy(source, folder / ANATOMY)
-    entry = {
-        "file": ANATOMY,
-        "sha256": sha256_of(folder / ANATOMY),
-        "network": asdict(network.config),
-        "steps": facts["steps"],
-        "minutes": facts["minutes"],
-        "seed": training["seed"],
-        "data": data,
-        "scores": scores,
-    }
     _write_manifest(folder, {**_manifest(folder), "anatomy": entry})
 
 

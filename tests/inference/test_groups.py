@@ -25,7 +25,7 @@ from pvs_model.errors import VolumeError, WeightsError
 from pvs_model.inference import sliding_window
 from pvs_model.inference.device import memory_plans
 from pvs_model.inference.ensemble import Ensemble, Group
-from pvs_model.inference.sliding_window import count_windows, predict, predict_maps
+from pvs_model.inference.sliding_window import count_windows, predict_maps
 from pvs_model.inference.weights import Weights
 from pvs_model.nets import checkpoint
 from pvs_model.nets.model import build
@@ -34,6 +34,7 @@ from pvs_model.pipeline import Segmenter
 from pvs_model.preprocessing.prepare import prepare
 from pvs_model.training.release import release
 from pvs_model.types import Case
+from tests.prediction import predict
 
 CPU = torch.device("cpu")
 TOKENS = torch.zeros(4, 384)

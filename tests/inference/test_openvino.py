@@ -16,7 +16,7 @@ from pvs_model.config import NetworkConfig
 from pvs_model.errors import DeviceError
 from pvs_model.inference import openvino, sliding_window
 from pvs_model.inference.ensemble import Ensemble, Group
-from pvs_model.inference.sliding_window import backend_name, mean_probability, predict
+from pvs_model.inference.sliding_window import backend_name, mean_probability
 from pvs_model.inference.weights import Weights
 from pvs_model.nets.base import SegmentationNet
 from pvs_model.nets.model import build
@@ -27,6 +27,7 @@ from pvs_model.preprocessing.prepare import prepare
 from pvs_model.simulation.subject import simulate, whole_scene
 from pvs_model.types import SEQUENCES, Volume
 from tests import processes
+from tests.prediction import predict
 
 pytestmark = pytest.mark.openvino
 CPU = torch.device("cpu")

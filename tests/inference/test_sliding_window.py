@@ -22,7 +22,7 @@ from pvs_model.inference import openvino, sliding_window
 from pvs_model.inference.device import MemoryPlan, choose_device, memory_plans
 from pvs_model.inference.ensemble import Ensemble, Group
 from pvs_model.inference.postprocess import to_mask
-from pvs_model.inference.sliding_window import count_windows, predict, roi_size_for
+from pvs_model.inference.sliding_window import count_windows, roi_size_for
 from pvs_model.inference.weights import Weights
 from pvs_model.nets.model import build
 from pvs_model.nets.text import prompt
@@ -31,6 +31,7 @@ from pvs_model.preprocessing.prepare import prepare
 from pvs_model.simulation.subject import simulate, whole_scene
 from pvs_model.types import SEQUENCES, Volume
 from pvs_model.volume.components import label_components
+from tests.prediction import predict
 
 CPU = torch.device("cpu")
 PROMPT = prompt(("T1w", "T2w", "FLAIR"), 1.0)

@@ -18,7 +18,6 @@ from torch import Tensor
 from pvs_model.config import MANIFEST, NetworkConfig
 from pvs_model.datasets.labelled_cases import LabelledCase
 from pvs_model.errors import WeightsError
-from pvs_model.inference.sliding_window import predict
 from pvs_model.inference.weights import Weights
 from pvs_model.nets import checkpoint
 from pvs_model.nets.text import TextCache, prompt, thickness_class
@@ -33,6 +32,7 @@ from pvs_model.training.segmentation import train
 from pvs_model.training.simulated_patches import SimulatedPatches
 from pvs_model.training.validation import THRESHOLDS, dice_counts
 from pvs_model.types import SEQUENCES
+from tests.prediction import predict
 from tests.training.test_distributed import material
 
 ROOT = Path(__file__).parents[2]
