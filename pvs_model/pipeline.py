@@ -6,7 +6,6 @@ Heavy libraries are imported on first use, so that a wrong path is reported at o
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -189,6 +188,8 @@ class Segmenter:
             log.warning("%s: %s", name, warning)
 
         def run(device: torch.device) -> tuple[FloatArray, FloatArray | None, str]:
+            from tqdm import tqdm
+
             from pvs_model.inference.sliding_window import backend_name
 
             # Loaded anew where the GPU that held the networks was lost.
@@ -196,7 +197,7 @@ class Segmenter:
             with self._network_lock:
                 backend = backend_name(networks, device, self.config.backend)
                 line = f"predict ({configuration}, {len(networks.networks)} networks, {backend})"
-                with stage(name, line, seconds), _progress_bar(name) as bar:
+                with stage(name, line, seconds), tqdm(desc=name, unit=" windows", leave=False, disable=None) as bar:
                     maps = predict_maps(prepared, networks, text, device, self.config.mirror, bar, self.config.backend)
             return *maps, backend
 
@@ -380,15 +381,3 @@ def _metadata(prediction: Prediction, voxels: int, removed: dict[str, int]) -> d
 
 def _with_warnings(prepared: PreparedImages, warnings: list[str]) -> PreparedImages:
     return replace(prepared, warnings=tuple(warnings))
-
-
-@contextmanager
-def _progress_bar(name: str) -> Iterator[Any]:
-    """A progress bar over windows on a terminal, else None."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from tqdm import tqdm
-
-    with tqdm(desc=name, unit=" windows", leave=False) as bar:
-        yield bar

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import math
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -108,14 +107,13 @@ def _progress(writer: ResultWriter) -> Iterator[Callable[[], None]]:
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     began = time.monotonic()
-    terminal = sys.stderr.isatty()
-    bar = tqdm(total=len(writer.cases), unit=" cases", disable=not terminal)
+    bar = tqdm(total=len(writer.cases), unit=" cases", disable=None)
 
     def update() -> None:
         bar.set_postfix(failed=len(writer.failures), left=len(writer.cases) - writer.finished, refresh=False)
         bar.update(writer.finished - bar.n)
 
-    with logging_redirect_tqdm() if terminal else nullcontext(), bar:
+    with nullcontext() if bar.disable else logging_redirect_tqdm(), bar:
         update()
         yield update
     hours = (time.monotonic() - began) / 3600

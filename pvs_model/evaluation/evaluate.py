@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -179,7 +178,7 @@ def _each(cases: Sequence[CaseFiles], regions: Regions, workers: int) -> Iterato
     """Yields (index, result) of every case as they come, with a progress bar on a terminal."""
     from tqdm import tqdm
 
-    with tqdm(total=len(cases), unit=" cases", leave=False, disable=not sys.stderr.isatty()) as bar:
+    with tqdm(total=len(cases), unit=" cases", leave=False, disable=None) as bar:
         for entry in _serial(cases, regions) if workers <= 1 else _parallel(cases, regions, workers):
             bar.update()
             yield entry
