@@ -17,6 +17,9 @@ SLICES = {"3d": f"below {THICK_SLICE_MM:g} mm", "2d": f"of {THICK_SLICE_MM:g} mm
 #: (``simulation.parameters.draw_voxel``).
 TRAINED_RANGE = {"3d": ((0.45, 1.25), (0.45, THICK_SLICE_MM)), "2d": ((0.34, 1.1), (THICK_SLICE_MM, 8.0))}
 
+#: Range of standardised intensities. It includes CSF in T2w, at the upper end.
+STANDARD_RANGE = (-4.0, 8.0)
+
 #: File that lists the contents of a weights folder.
 MANIFEST = "MANIFEST.json"
 #: File that may be in a model uploaded to grand-challenge.org (``layouts.grand_challenge.read_sockets``).

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pvs_model.batch.prefetch import INTERRUPTED
-from pvs_model.errors import PVSError, VolumeError, escape_control_characters
+from pvs_model.errors import PVSError, VolumeError, escape_control_characters, one_line
 from pvs_model.layouts import Layout
 from pvs_model.layouts.subjects import is_nameless
 from pvs_model.pipeline import SegmentationResult
@@ -119,7 +119,7 @@ def describe_failure(case: Case, error: Exception) -> str:
     """Returns the sentence that reports a failed case."""
     if isinstance(error, PVSError):
         return f"{case.name}: {error}"
-    return f"{case.name}: unexpected {type(error).__name__}: {' '.join(str(error).split())}"
+    return f"{case.name}: unexpected {type(error).__name__}: {one_line(error)}"
 
 
 def report_failures(failures: Sequence[str]) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pvs_model.errors import PVSError, VolumeError
+from pvs_model.errors import PVSError, VolumeError, one_line
 from pvs_model.evaluation.file_matching import CaseFiles, match_files
 from pvs_model.evaluation.metrics import all_sets, penalty_scores, without_ignored
 from pvs_model.evaluation.regions import BOXES, NO_REGIONS, REGION_ORDER, RegionMasks, Regions, regions_of
@@ -221,7 +221,7 @@ def _guarded(case: CaseFiles, regions: Regions) -> ScoredCase:
         return _not_scored(f"{case.label}: not scored: {error}")
     except Exception as error:
         log.debug("%s", case.label, exc_info=True)
-        text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        text = f"{type(error).__name__}: {one_line(error)}"
         return _not_scored(f"{case.label}: not scored, unexpected {text}")
 
 

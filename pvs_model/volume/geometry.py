@@ -287,6 +287,11 @@ def dilate_mm(mask: BoolArray, margin_mm: float, spacing_mm: Triple) -> BoolArra
     return np.asarray(ndimage.binary_dilation(mask, ball))  # a distance transform needs 5 times the time, and memory
 
 
+def corners_of(low: Sequence[float] | AnyArray, high: Sequence[float] | AnyArray) -> Float64Array:
+    """Returns the eight corners (8, 4) of a box from ``low`` to ``high`` (x, y, z), in homogeneous coordinates."""
+    return np.array([(*corner, 1.0) for corner in itertools.product(*zip(low, high, strict=True))])
+
+
 def find_slice_axis(spacing_mm: Triple) -> int:
     """Returns the axis perpendicular to the slices: that of the largest spacing, the last of equals.
 
