@@ -276,9 +276,9 @@ def mask_from(
     from pvs_model.inference.postprocess import threshold_and_filter
     from pvs_model.inference.signal_rule import remove_components_unlike_csf
 
-    limits = prepared.limits(region)
+    limits, settings = prepared.limits(region), ensemble.settings
     mask, outside = threshold_and_filter(
-        probability, ensemble.threshold, prepared.foreground, prepared.voxel_mm3, limits, ensemble.low_threshold
+        probability, settings.threshold, prepared.foreground, prepared.voxel_mm3, limits, settings.low_threshold
     )
     by_signal = 0
     tissue = prepared.pvs_tissue
@@ -324,8 +324,9 @@ def predict_maps(
     from pvs_model.inference import sliding_window
 
     ensemble = ensemble.with_available_inputs(prepared.sequences)
+    settings = ensemble.settings
     grid = NetworkGrid.create(
-        prepared.searched, prepared.grid.affine, ensemble.dimensions, ensemble.spacing_mm, ensemble.thickness_mm
+        prepared.searched, prepared.grid.affine, ensemble.dimensions, settings.in_plane_mm, settings.through_plane_mm
     )
     image = torch.from_numpy(network_image(prepared, grid, any(group.regions for group in ensemble.groups)))
     searched = torch.from_numpy(grid.apply_mask(prepared.searched, 0.01) > 0)
@@ -352,17 +353,17 @@ def stage(case: str, name: str, seconds: dict[str, float]) -> Iterator[None]:
 def _metadata(prediction: Prediction, voxels: int, removed: dict[str, int]) -> dict[str, Any]:
     """How a mask was made, as the sidecar and the report have it."""
     preprocessed, ensemble = prediction.preprocessed, prediction.ensemble
-    prepared = preprocessed.prepared
+    prepared, settings = preprocessed.prepared, ensemble.settings
     spacing_mm = prepared.grid.spacing_mm
-    network_mm = target_spacing(spacing_mm, ensemble.dimensions, ensemble.spacing_mm, ensemble.thickness_mm)
+    network_mm = target_spacing(spacing_mm, ensemble.dimensions, settings.in_plane_mm, settings.through_plane_mm)
     return {
         "network": ensemble.configuration,
         "members": len(ensemble.networks),
         **({"groups": len(ensemble.groups)} if len(ensemble.groups) > 1 else {}),
-        "overlap": ensemble.overlap,
+        "overlap": settings.overlap,
         "backend": prediction.backend,
-        "threshold": ensemble.threshold,
-        **({} if ensemble.low_threshold is None else {"low_threshold": ensemble.low_threshold}),
+        "threshold": settings.threshold,
+        **({} if settings.low_threshold is None else {"low_threshold": settings.low_threshold}),
         "prompt": prediction.prompt,
         "sequences": list(prepared.sequences),
         "reference": prepared.reference,

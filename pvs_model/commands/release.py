@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pvs_model.config import TRAINED_RANGE
 from pvs_model.errors import PVSError
-from pvs_model.inference.weights import COMBINE, missing_parts
+from pvs_model.inference.settings import COMBINE, EnsembleSettings
+from pvs_model.inference.weights import missing_parts
 
 #: Overlap of windows from which more gains no Dice (docs/performance.md).
 OVERLAP = {"3d": 0.125, "2d": 0.25}
@@ -72,20 +74,20 @@ def _release_anatomy(args: argparse.Namespace, scores: dict[str, Any]) -> str:
 
 
 def _release_ensemble(args: argparse.Namespace, scores: dict[str, Any]) -> str:
-    from pvs_model.training.release import add_anatomy, release, settings_of
+    from pvs_model.training.release import add_anatomy, defaults_of, release
 
     if args.groups is not None and len(args.groups) != len(args.members):
         raise PVSError(f"--groups: expected one for each of {len(args.members)} networks, got {len(args.groups)}")
-    settings = settings_of(args.members)
-    configuration, window = args.network or settings.configuration, args.window or settings.roi_size
-    threshold = settings.threshold if args.threshold is None else args.threshold
+    defaults = defaults_of(args.members)
+    configuration = args.network or defaults.configuration
+    threshold = defaults.threshold if args.threshold is None else args.threshold
     if threshold is None:
         raise PVSError("--threshold: expected a probability, since the files of the networks hold none")
     overlap = OVERLAP[configuration] if args.overlap is None else args.overlap
-    release(
-        args.weights, configuration, args.members, threshold, window, overlap, args.data, scores,
-        groups=args.groups, combine=args.combine,
-        mirrored=args.mirrored, low_threshold=args.low_threshold,
-    )  # fmt: skip
+    window = args.window or defaults.roi_size
+    settings = EnsembleSettings(
+        threshold, window, overlap, *TRAINED_RANGE[configuration], args.combine, args.low_threshold
+    )
+    release(args.weights, configuration, args.members, settings, args.data, scores, args.groups, args.mirrored)
     add_anatomy(args.weights)
     return f"{configuration} ensemble of {len(args.members)}, threshold {threshold}, window {window}"

@@ -101,7 +101,7 @@ def test_both_thresholds_reach_the_run(tmp_path: Path, capsys: Any) -> None:
     words = ["--network", "3d", "--threshold", "0.6", "--weights", str(tmp_path / "mine")]
     assert cli.main(["release", str(SHIPPED / "3d_fold0.safetensors"), *words, "--low-threshold", "0.3"]) == 0
     ensemble = Weights(tmp_path / "mine").ensemble("3d")
-    assert (ensemble.threshold, ensemble.low_threshold) == (0.6, 0.3)
+    assert (ensemble.settings.threshold, ensemble.settings.low_threshold) == (0.6, 0.3)
     capsys.readouterr()
     assert cli.main(["release", str(SHIPPED / "3d_fold0.safetensors"), *words, "--low-threshold", "0.7"]) == 2
     assert "with a low threshold above 0 and up to the threshold, 0.6, got 0.7" in capsys.readouterr().err
@@ -111,7 +111,7 @@ def test_both_thresholds_reach_the_run(tmp_path: Path, capsys: Any) -> None:
 def test_values_that_no_run_could_use_are_refused(tmp_path: Path, capsys: Any, wrong: tuple[str, str]) -> None:
     words = ["--threshold", "0.5", "--network", "3d", "--weights", str(tmp_path / "mine"), *wrong]
     assert cli.main(["release", str(SHIPPED / "3d_fold0.safetensors"), *words]) == 2
-    assert "mine: expected a 3d ensemble with members, a threshold within 0 to 1" in capsys.readouterr().err
+    assert "mine: expected a 3d ensemble with a threshold within 0 to 1" in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.safetensors"))
 
 

@@ -84,7 +84,7 @@ def test_masks_are_far_better_than_chance(
         assert choose_configuration(prepared.grid) == kind
         probability = predict_probability(prepared, ensemble, text, choose_device("cpu"))
         assert np.isfinite(probability).all() and probability.min() >= 0 and probability.max() <= 1
-        masks.append(np.pad(to_mask(probability, ensemble.threshold, prepared.foreground) > 0, 1).ravel())
+        masks.append(np.pad(to_mask(probability, ensemble.settings.threshold, prepared.foreground) > 0, 1).ravel())
         truths.append(np.pad(case.reference > 0, 1).ravel())
     mask, truth = np.concatenate(masks), np.concatenate(truths)
     hit = (mask & truth).sum()

@@ -15,9 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pvs_model.config import MANIFEST, NetworkConfig
+from pvs_model.config import MANIFEST, TRAINED_RANGE, NetworkConfig
 from pvs_model.datasets.labelled_cases import LabelledCase
 from pvs_model.errors import WeightsError
+from pvs_model.inference.settings import EnsembleSettings
 from pvs_model.inference.weights import Weights
 from pvs_model.nets import checkpoint
 from pvs_model.nets.text import TextCache, prompt, thickness_class
@@ -324,7 +325,8 @@ def test_what_is_trained_is_released_and_runs(
     for kind in ("3d", "2d"):
         run(anatomy, tiny[kind], tmp_path / kind, steps=1, seed=7)
         networks = [tmp_path / kind / "network.safetensors"] * 2
-        release(folder, kind, networks, 0.35, 16, 0.25, "simulated", {"dice": 0.5})
+        settings = EnsembleSettings(0.35, 16, 0.25, *TRAINED_RANGE[kind])
+        release(folder, kind, networks, settings, "simulated", {"dice": 0.5})
     manifest = json.loads((folder / MANIFEST).read_text())
     assert manifest["format"] == 1 and set(manifest["ensembles"]) == {"3d", "2d"}
     for kind, entry in manifest["ensembles"].items():
@@ -338,6 +340,6 @@ def test_what_is_trained_is_released_and_runs(
     tokens = weights.embed(prompt(SEQUENCES, thickness_class(1.0)))
     for kind in ("3d", "2d"):
         ensemble = weights.ensemble(kind)
-        assert ensemble.threshold == 0.35 and len(ensemble.networks) == 2
+        assert ensemble.settings.threshold == 0.35 and len(ensemble.networks) == 2
         probability = predict(ensemble, torch.randn(3, 16, 16, 4), tokens, torch.device("cpu"))
         assert probability.shape == (16, 16, 4) and 0 <= float(probability.min()) <= float(probability.max()) <= 1
