@@ -59,8 +59,6 @@ class InferenceConfig:
         prompt: A prompt to use instead of the standard one.
         anatomy: Whether to estimate brain and regions.
         register: Whether to register sequences that do not fit the reference.
-        resume: Whether to skip cases that an earlier run has finished.
-        workers: Cases preprocessed ahead of the network, and written behind it; None to choose by device.
     """
 
     weights: Path
@@ -72,6 +70,17 @@ class InferenceConfig:
     prompt: str | None = None
     anatomy: bool = True
     register: bool = False
+
+
+@dataclass(frozen=True)
+class BatchConfig(InferenceConfig):
+    """Options of a run over a folder of cases.
+
+    Attributes:
+        resume: Whether to skip cases that an earlier run has finished.
+        workers: Cases preprocessed ahead of the network, and written behind it; None to choose by device.
+    """
+
     resume: bool = False
     workers: int | None = None
 

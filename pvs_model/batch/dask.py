@@ -23,7 +23,7 @@ from pvs_model.batch.outputs import Reports, ResultWriter
 from pvs_model.batch.run_record import write_run_record
 from pvs_model.batch.scheduling import ClusterError, Scheduling, Segment, detail
 from pvs_model.batch.worker import RunConfig, manifest_sha256, segment_case
-from pvs_model.config import InferenceConfig
+from pvs_model.config import BatchConfig
 from pvs_model.files import remove_abandoned
 from pvs_model.layouts import Options
 from pvs_model.types import Case
@@ -36,7 +36,7 @@ VISIBLE_WITHIN_S = 90.0
 def run(
     source: Path,
     output: Path,
-    config: InferenceConfig,
+    config: BatchConfig,
     cluster: Callable[[int], AbstractContextManager[Any]],
     layout_name: str | None = None,
     options: Options | None = None,

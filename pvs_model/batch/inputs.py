@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from pvs_model.batch.outputs import Reports, is_complete, name_conflict
-from pvs_model.config import InferenceConfig, default_sockets
+from pvs_model.config import BatchConfig, InferenceConfig, default_sockets
 from pvs_model.errors import escape_control_characters
 from pvs_model.inference.weights import missing_parts
 from pvs_model.layouts import LAYOUTS, Layout, Options, choose
@@ -93,7 +93,7 @@ def add_common_arguments(parser: argparse.ArgumentParser, weights: Path) -> None
 
 
 def add_inference_arguments(parser: argparse.ArgumentParser, weights: Path) -> None:
-    """Adds the arguments of ``InferenceConfig``, but for its number of workers and ``resume``.
+    """Adds the arguments of ``InferenceConfig``.
 
     Args:
         parser: Parser of the command.
@@ -111,10 +111,10 @@ def add_inference_arguments(parser: argparse.ArgumentParser, weights: Path) -> N
     add("--mirror", action="store_true", help="average over mirror images (8 or 4 times slower)")
 
 
-def inference_config(args: argparse.Namespace, workers: int | None = None) -> InferenceConfig:
-    """Returns the options of the inference; the number of workers is given, as ``--workers`` may mean others."""
-    names = {field.name for field in fields(InferenceConfig)} - {"workers"}
-    return InferenceConfig(**{name: getattr(args, name) for name in names}, workers=workers)
+def batch_config(args: argparse.Namespace, workers: int | None = None) -> BatchConfig:
+    """Returns the options of the run; the number of workers is given, as ``--workers`` may mean others."""
+    names = {field.name for field in fields(BatchConfig)} - {"workers"}
+    return BatchConfig(**{name: getattr(args, name) for name in names}, workers=workers)
 
 
 def options_from(args: argparse.Namespace) -> Options:

@@ -13,7 +13,7 @@ from pvs_model.batch.inputs import log_missing_weights
 from pvs_model.batch.outputs import Reports, ResultWriter, describe_failure, report_case, write_case
 from pvs_model.batch.run_record import write_run_record
 from pvs_model.burden.regions import burden_of
-from pvs_model.config import InferenceConfig
+from pvs_model.config import BatchConfig
 from pvs_model.dicom.convert import convert, unpacked
 from pvs_model.dicom.headers import Study, read_studies, require_extra
 from pvs_model.dicom.report import build_report
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 def run_studies(
     source: Path,
     output: Path,
-    config: InferenceConfig,
+    config: BatchConfig,
     choices: Choices = (),
     suffix: str = "pred",
     reports: Reports | None = None,

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         bids_filter=args.bids_filter_file, participants=tuple(args.participant_label), ignore=tuple(args.ignore),
         sessions=tuple(args.session_label), derivative_of=args.bids_dir,
     )  # fmt: skip
-    config = inputs.inference_config(args)
+    config = inputs.batch_config(args)
     reports = Reports(folder, args.probability, within_output=True, tables=False)
     if args.dry_run:
         return inputs.dry_run(args.bids_dir, args.output_dir, "bids", options, reports, args.resume, args.part)

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         cluster = partial(clusters.existing, address=args.scheduler)
     elif args.slurm:
         cluster = partial(clusters.slurm, words=args.slurm)
-    config = inputs.inference_config(args)
+    config = inputs.batch_config(args)
     reports = Reports(args.report, args.probability, viewer=args.viewer) if args.report else None
     options = inputs.options_from(args)
     if args.dry_run:

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: no file is left half-written
     if args.dry_run:
         return describe_studies(args.input, args.series)
-    config = inputs.inference_config(args)
+    config = inputs.batch_config(args)
     reports = Reports(args.report, args.probability) if args.report else None
     try:
         failures = run_studies(args.input, args.output, config, args.series, args.suffix, reports, args.nifti)

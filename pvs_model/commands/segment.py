@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         from pvs_model.evaluation.grand_challenge import evaluate_submission
 
         return evaluate_submission(args.input, args.output, args.ground_truth, args.sockets)
-    config = inputs.inference_config(args, args.workers)
+    config = inputs.batch_config(args, args.workers)
     reports = Reports(args.report, args.probability, viewer=args.viewer) if args.report else None
     try:
         options = inputs.options_from(args)

@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         lines = [f"{case.name}: {', '.join((*case.images, *references.masks))}" for case, references in labelled]
         print("\n".join([*lines, f"cases without reference masks: {without}", *problems]))
         return 1 if problems else 0
-    config = inputs.inference_config(args)
+    config = inputs.batch_config(args)
     reports = Reports(args.report, args.probability, viewer=args.viewer) if args.report else None
     masks, output = args.output / "masks", args.output
     names = {case.name for case, _ in labelled}

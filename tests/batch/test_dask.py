@@ -29,7 +29,7 @@ from pvs_model.batch import clusters, scheduling, worker
 from pvs_model.batch import dask as batch_dask
 from pvs_model.batch.outputs import Reports, ResultWriter
 from pvs_model.batch.worker import RunConfig, TaskResult, segment_case
-from pvs_model.config import InferenceConfig
+from pvs_model.config import BatchConfig
 from pvs_model.errors import DeviceError, PVSError, VolumeError
 from pvs_model.files import PART
 from pvs_model.layouts import choose
@@ -247,7 +247,7 @@ def test_the_case_of_a_killed_worker_is_run_by_another(
     output, reports, cluster = tmp_path / "out", Reports(tmp_path / "rep"), partial(clusters.existing, address=address)
     with caplog.at_level(logging.WARNING):
         failures = batch_dask.run(
-            source, output, InferenceConfig(weights, "cpu", "torch"), cluster, reports=reports, segment=killed_once
+            source, output, BatchConfig(weights, "cpu", "torch"), cluster, reports=reports, segment=killed_once
         )
     assert (tmp_path / "killed").exists()
     assert "site2/c: its worker died once while running it (out of memory?); it is tried again" in caplog.messages
@@ -263,7 +263,7 @@ def test_a_case_that_always_kills_is_reported_and_the_rest_is_run(
     failures = batch_dask.run(
         source,
         output,
-        InferenceConfig(weights, "cpu", "torch"),
+        BatchConfig(weights, "cpu", "torch"),
         cluster,
         reports=reports,
         segment=kills_always,
@@ -279,7 +279,7 @@ def test_a_case_that_always_kills_is_reported_and_the_rest_is_run(
 
 def test_what_a_killed_worker_leaves_is_removed(bids: Path, weights: Path, address: str, tmp_path: Path) -> None:
     cluster = partial(clusters.existing, address=address)
-    config = InferenceConfig(weights)
+    config = BatchConfig(weights)
     failures = batch_dask.run(bids, tmp_path / "out", config, cluster, retries=0, segment=dies_writing)
     assert [failure.partition(":")[2] for failure in failures] == [
         " its worker died once while running it (out of memory?)"
@@ -354,7 +354,7 @@ def test_an_interrupted_run_starts_no_case(source: Path, weights: Path, address:
             yield client
 
     with pytest.raises(KeyboardInterrupt):
-        batch_dask.run(source, tmp_path / "out", InferenceConfig(weights), interrupted, segment=stale)
+        batch_dask.run(source, tmp_path / "out", BatchConfig(weights), interrupted, segment=stale)
     assert not contents(tmp_path / "out")
 
 
@@ -366,7 +366,7 @@ def config(source: Path, weights: Path, tmp_path: Path) -> RunConfig:
     output = tmp_path / "out"
     output.mkdir()
     manifest = worker.manifest_sha256(weights)
-    inference = InferenceConfig(weights, "cpu", "torch")
+    inference = BatchConfig(weights, "cpu", "torch")
     return RunConfig(source, output, inference, choose(source), None, __version__, manifest)
 
 
@@ -388,7 +388,7 @@ def test_a_transient_error_is_tried_again(
     source: Path, weights: Path, address: str, tmp_path: Path, retries: int, failed: int
 ) -> None:
     cluster = partial(clusters.existing, address=address)
-    config = InferenceConfig(weights)
+    config = BatchConfig(weights)
     failures = batch_dask.run(source, tmp_path / "out", config, cluster, retries=retries, segment=stale)
     assert len(failures) == failed
     assert all(failure.endswith(": stale") for failure in failures)
@@ -416,7 +416,7 @@ def test_another_version_other_weights_or_folders_are_worker_errors(
         (replace(config, version="0.0.1"), "expected pvs_model 0.0.1"),
         (replace(config, manifest="0" * 64), "expected the weights that the run was started with"),
         (replace(config, source=tmp_path / "none"), "expected a folder shared by all machines"),
-        (replace(config, inference=InferenceConfig(tmp_path)), "expected the manifest of the weights"),
+        (replace(config, inference=BatchConfig(tmp_path)), "expected the manifest of the weights"),
     ):
         result = segment_case(changed, case)
         assert result.worker_error is not None and message in result.worker_error and result.path is None
@@ -471,7 +471,7 @@ def all_are_unusable(config: RunConfig, case: Case) -> TaskResult:
 def test_an_unusable_worker_gets_no_further_case(
     source: Path, weights: Path, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cluster, config = partial(clusters.existing, address=address), InferenceConfig(weights)
+    cluster, config = partial(clusters.existing, address=address), BatchConfig(weights)
     monkeypatch.setattr(scheduling, "UNUSABLE_TIMEOUT_S", float("inf"))  # the other may be starting for long
     assert batch_dask.run(source, tmp_path / "out", config, cluster, segment=first_is_unusable) == []
     assert len((tmp_path / "out" / "unusable").read_text().splitlines()) == 1
@@ -493,7 +493,7 @@ def test_cases_without_a_usable_worker_are_reported(
 ) -> None:
     monkeypatch.setattr(scheduling, "UNUSABLE_TIMEOUT_S", 0.0)
     cluster = partial(clusters.existing, address=address)
-    failures = batch_dask.run(source, tmp_path / "out", InferenceConfig(weights), cluster, segment=one_is_written)
+    failures = batch_dask.run(source, tmp_path / "out", BatchConfig(weights), cluster, segment=one_is_written)
     written = os.readlink(tmp_path / "out" / "first")
     assert [failure.split(": not run, worker tcp://")[0] for failure in failures] == [
         name for name in (*CASES[:2], BAD, *CASES[2:]) if name != written
@@ -514,7 +514,7 @@ def test_a_function_that_a_worker_cannot_load(
     message = "expected pvs_model and Dask on workers and scheduler as they are here, got ModuleNotFoundError"
     cluster = partial(clusters.existing, address=address)
     with pytest.raises(PVSError, match=message):
-        batch_dask.run(source, tmp_path / "out", InferenceConfig(weights), cluster, segment=Strange())
+        batch_dask.run(source, tmp_path / "out", BatchConfig(weights), cluster, segment=Strange())
 
 
 # ---- nothing can be run --------------------------------------------------------------------------------------------
