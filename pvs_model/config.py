@@ -100,10 +100,10 @@ class NetworkConfig:
     inputs: tuple[str, ...] = SEQUENCES  # sequences that the network uses; "-T2w": with inverted intensities
     regions: bool = False  # an additional channel: 1 in basal ganglia and centrum semiovale
     view: str = ""  # 2D only: planes of thin-sliced volumes along this view; "": slices as acquired
-    widths: tuple[int, ...] = (16, 48, 96, 192)  # channels per level, full resolution first
-    nested_from: int = 0  # first level with a nested row; rows above have two nodes
+    widths: tuple[int, ...] = (16, 32, 64, 128)  # channels per level, full resolution first
+    nested_from: int = 1  # first level with a nested row; rows above have two nodes
     residual: bool = False  # shortcuts around the encoder's stages below the first
-    fluid: bool = False  # a second output: the PVS fraction of each voxel
+    fluid: bool = True  # a second output: the PVS fraction of each voxel
     text_width: int = 384  # width of the text encoder's token embeddings
     nodes: int = 10  # K of equations (1, 2)
     neighbours: int = 5  # nearest nodes joined to each feature, equation (6)
@@ -162,15 +162,15 @@ class NetworkConfig:
 
     @staticmethod
     def from_json(text: str) -> NetworkConfig:
-        values = json.loads(text)
+        values = {"nested_from": 0, "fluid": False} | json.loads(text)  # absent from the files first released
         for name in ("widths", "inputs"):
             if name in values:  # absent from files older than "inputs"
                 values[name] = tuple(values[name])
         return NetworkConfig(**values)
 
 
-NETWORK_3D = NetworkConfig(widths=(16, 32, 64, 128), nested_from=1, fluid=True)
-NETWORK_2D = NetworkConfig(dimensions=2, neighbour_slices=3, widths=(32, 64, 128, 256), nested_from=1, fluid=True)
+NETWORK_3D = NetworkConfig()
+NETWORK_2D = NetworkConfig(dimensions=2, neighbour_slices=3, widths=(32, 64, 128, 256))
 
 
 def shipped_weights() -> Path:

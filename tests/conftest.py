@@ -28,8 +28,8 @@ from pvs_model.volume.io import write_volume
 
 ROOT = Path(__file__).parent.parent
 TINY = {
-    "3d": NetworkConfig(widths=(4, 8, 8, 8)),
-    "2d": NetworkConfig(dimensions=2, neighbour_slices=3, widths=(4, 8, 8, 8)),
+    "3d": NetworkConfig(widths=(4, 8, 8, 8), nested_from=0, fluid=False),
+    "2d": NetworkConfig(dimensions=2, neighbour_slices=3, widths=(4, 8, 8, 8), nested_from=0, fluid=False),
 }
 
 

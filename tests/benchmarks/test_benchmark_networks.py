@@ -103,7 +103,14 @@ def test_networks_are_scored_on_scans_of_their_configuration() -> None:
 def test_costs_of_a_small_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.networks.cost.WINDOW", {2: 32, 3: 16})
     config = NetworkConfig(
-        widths=(4, 8, 8, 8), text_width=10, text=False, graph=False, cross_attention=False, fusion=False
+        widths=(4, 8, 8, 8),
+        text_width=10,
+        text=False,
+        graph=False,
+        cross_attention=False,
+        fusion=False,
+        nested_from=0,
+        fluid=False,
     )
     result = measure(config, 16, 1, CPU)
     # The first convolution: 3 -> 4 channels, 27 voxels, 16^3 positions, 2 operations.

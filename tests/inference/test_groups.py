@@ -46,7 +46,7 @@ class Stub(nn.Module):
 
     def __init__(self, logits: Callable[[Tensor], Tensor], **config: Any) -> None:
         super().__init__()
-        self.logits, self.config = logits, NetworkConfig(**config)
+        self.logits, self.config = logits, NetworkConfig(**{"nested_from": 0, "fluid": False} | config)
         self.windows: list[tuple[int, ...]] = []
 
     def forward(self, windows: Tensor, words: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ ORDERS = [(0, 1, 2), (0, 2, 1), (1, 2, 0)]  # as ``pipeline.axis_order`` gives t
 @pytest.mark.parametrize("kind", ["3d", "2d"])
 def test_a_view_is_its_network_slice_by_slice(view: str, order: tuple[int, int, int], kind: str) -> None:
     torch.manual_seed(3)
-    config = NetworkConfig(dimensions=2, neighbour_slices=3, widths=(4, 8, 8), view=view)
+    config = NetworkConfig(dimensions=2, neighbour_slices=3, widths=(4, 8, 8), view=view, nested_from=0, fluid=False)
     network, axis = build(config).eval(), 1 + VIEW_AXIS[view]
     head = image(16, 24, 32)  # in RAS+ order; sides for which there is one window per plane, without padding
     planes = head.unbind(axis)
@@ -401,7 +401,7 @@ def test_release_by_command_takes_a_group_per_network(tmp_path: Path, capsys: py
     for name in ("a", "b"):
         files.append(str(tmp_path / name))
         metadata = {"training": json.dumps({"batch": 1, "patch": 16, "seed": 0}), "facts": json.dumps({"steps": 0})}
-        checkpoint.save(files[-1], build(NetworkConfig(widths=(4, 8, 8, 8))), metadata)
+        checkpoint.save(files[-1], build(NetworkConfig(widths=(4, 8, 8, 8), nested_from=0, fluid=False)), metadata)
     words = ["release", *files, "--network", "3d", "--threshold", "0.5", "--window", "32",
              "--weights", str(tmp_path / "out"), "--combine", "maximum"]  # fmt: skip
     assert cli.main([*words, "--groups", "T1w"]) == 2

@@ -45,7 +45,7 @@ class Stub(nn.Module):
         super().__init__()
         self.logits = logits
         self.neighbours = neighbours
-        self.config = NetworkConfig()
+        self.config = NetworkConfig(nested_from=0, fluid=False)
         self.windows: list[tuple[int, ...]] = []
 
     def forward(self, windows: Tensor, words: Tensor) -> Tensor:
@@ -56,7 +56,9 @@ class Stub(nn.Module):
 
 def ensemble_of(*networks: nn.Module, kind: str = "3d", window: int = 16, overlap: float = 0.25) -> Ensemble:
     for network in networks:
-        network.config = NetworkConfig(dimensions=int(kind[0]), neighbour_slices=network.neighbours)  # type: ignore[assignment, arg-type]
+        network.config = NetworkConfig(
+            dimensions=int(kind[0]), neighbour_slices=network.neighbours, nested_from=0, fluid=False
+        )  # type: ignore[assignment, arg-type]
     groups = (Group(networks),)  # type: ignore[arg-type]
     return Ensemble(kind, groups, EnsembleSettings(0.5, window, overlap, (0.4, 1.3), (0.4, 2.5)))
 
