@@ -326,10 +326,10 @@ def predict_maps(
     ensemble = ensemble.with_available_inputs(prepared.sequences)
     settings = ensemble.settings
     grid = NetworkGrid.create(
-        prepared.searched, prepared.grid.affine, ensemble.dimensions, settings.in_plane_mm, settings.through_plane_mm
+        prepared.search_mask, prepared.grid.affine, ensemble.dimensions, settings.in_plane_mm, settings.through_plane_mm
     )
     image = torch.from_numpy(network_image(prepared, grid, any(group.regions for group in ensemble.groups)))
-    searched = torch.from_numpy(grid.apply_mask(prepared.searched, 0.01) > 0)
+    searched = torch.from_numpy(grid.apply_mask(prepared.search_mask, 0.01) > 0)
     if bar is not None:
         bar.reset(total=sliding_window.count_windows(ensemble, image.shape[1:], grid.order, searched))
     progress = None if bar is None else bar.update
@@ -372,7 +372,7 @@ def _metadata(prediction: Prediction, voxels: int, removed: dict[str, int]) -> d
         "network_spacing_mm": [round(s, 4) for s in network_mm],
         "voxels": voxels,
         "anatomy": prepared.anatomy is not None,
-        "skull_taken_off": prepared.skull_removed,
+        "skull_removed": prepared.skull_removed,
         **removed,
         "warnings": list(prepared.warnings),
         "seconds": {name.split(" ")[0]: round(value, 2) for name, value in preprocessed.seconds.items()},

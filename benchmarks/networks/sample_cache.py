@@ -136,7 +136,7 @@ class _Task(SegmentationTask):
     @contextmanager
     def open_sampler(self, context: DistributedContext) -> Iterator[loop.Sampler]:
         """As ``loop.Task``."""
-        self.checks = self.cache.validation_batches(self.data, self.config, self.training)
+        self.validation_batches = self.cache.validation_batches(self.data, self.config, self.training)
         yield self.cache.sampler(self.data, self.config, self.training, self.device)
 
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from pvs_model import __version__
-from pvs_model.batch.clusters import dask_logs_redirected
+from pvs_model.batch.dask_clusters import dask_logs_redirected
 from pvs_model.batch.inputs import Part, find_cases, log_missing_weights
-from pvs_model.batch.outputs import Reports, ResultWriter
+from pvs_model.batch.outputs import ReportOptions, ResultWriter
 from pvs_model.batch.run_record import write_run_record
 from pvs_model.batch.scheduling import ClusterError, Scheduling, Segment, detail
 from pvs_model.batch.worker import RunConfig, manifest_sha256, segment_case
@@ -40,7 +40,7 @@ def run(
     cluster: Callable[[int], AbstractContextManager[Any]],
     layout_name: str | None = None,
     options: Options | None = None,
-    reports: Reports | None = None,
+    reports: ReportOptions | None = None,
     part: Part | None = None,
     retries: int = 2,
     log_file: Path | None = None,
@@ -52,7 +52,7 @@ def run(
     worker.
 
     Args:
-        cluster: Starts workers for a number of cases, and provides a ``distributed.Client`` (``batch.clusters``).
+        cluster: Starts workers for a number of cases, and provides a ``distributed.Client`` (``batch.dask_clusters``).
         retries: Number of further attempts at a case after its worker died or after a transient error.
         log_file: File for the messages of Dask, the stages of every case, and tracebacks.
         segment: Function that a worker calls for each case.

@@ -12,7 +12,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TypeVar
 
-from pvs_model.batch.outputs import Reports, is_complete, name_conflict
+from pvs_model.batch.outputs import ReportOptions, is_complete, name_conflict
 from pvs_model.config import BatchConfig, InferenceConfig, default_sockets
 from pvs_model.errors import escape_control_characters
 from pvs_model.inference.weights import missing_parts
@@ -129,7 +129,7 @@ def _part(text: str) -> Part:
         raise argparse.ArgumentTypeError(f"expected K/N with K from 1 to N, got {text}") from error
 
 
-def with_output_folders(options: Options | None, output: Path, reports: Reports | None) -> Options:
+def with_output_folders(options: Options | None, output: Path, reports: ReportOptions | None) -> Options:
     """Returns the options with the folders that the run writes to, which are not searched for cases."""
     folders = (output, *([reports.folder] if reports is not None else []))
     return replace(options or Options(), outputs=folders)
@@ -140,7 +140,7 @@ def find_cases(
     output: Path,
     layout_name: str | None = None,
     options: Options | None = None,
-    reports: Reports | None = None,
+    reports: ReportOptions | None = None,
     part: Part | None = None,
 ) -> tuple[Layout, list[Case]]:
     """Finds the cases of a folder and logs their number and the unused files.
@@ -252,7 +252,7 @@ def dry_run(
     output: Path,
     layout_name: str | None,
     options: Options,
-    reports: Reports | None,
+    reports: ReportOptions | None,
     resume: bool,
     part: Part | None = None,
 ) -> int:

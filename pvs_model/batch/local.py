@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pvs_model.batch.inputs import Part, find_cases, log_missing_weights
-from pvs_model.batch.outputs import Reports, ResultWriter, describe_failure, report_case, write_case
+from pvs_model.batch.outputs import ReportOptions, ResultWriter, describe_failure, report_case, write_case
 from pvs_model.batch.prefetch import process_in_order
 from pvs_model.batch.run_record import write_run_record
 from pvs_model.config import BatchConfig
@@ -30,7 +30,7 @@ def run(
     config: BatchConfig,
     layout_name: str | None = None,
     options: Options | None = None,
-    reports: Reports | None = None,
+    reports: ReportOptions | None = None,
     part: Part | None = None,
     keep: Callable[[Case], bool] | None = None,
 ) -> list[str]:
@@ -96,7 +96,7 @@ def _finish_case(
     layout: Layout,
     output: Path,
     writer: ResultWriter,
-    reports: Reports | None,
+    reports: ReportOptions | None,
 ) -> None:
     """Writes the mask and the report of a case, or records why that failed."""
     try:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pvs_model.batch.inputs import log_missing_weights
-from pvs_model.batch.outputs import Reports, ResultWriter, describe_failure, report_case, write_case
+from pvs_model.batch.outputs import ReportOptions, ResultWriter, describe_failure, report_case, write_case
 from pvs_model.batch.run_record import write_run_record
 from pvs_model.burden.regions import burden_of
 from pvs_model.config import BatchConfig
@@ -34,7 +34,7 @@ def run_studies(
     config: BatchConfig,
     choices: Choices = (),
     suffix: str = "pred",
-    reports: Reports | None = None,
+    reports: ReportOptions | None = None,
     nifti: Path | None = None,
 ) -> list[str]:
     """Segments every study of a DICOM folder. Failed studies are logged; the remaining ones continue.

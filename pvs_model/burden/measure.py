@@ -31,7 +31,7 @@ def measure(
     hemispheres: AnyArray | None = None,
     pvs_fraction: AnyArray | None = None,
     parts: Mapping[str, AnyArray] | None = None,
-    rated: Mapping[str, AnyArray] | None = None,
+    potter_sections: Mapping[str, AnyArray] | None = None,
 ) -> Burden:
     """Counts, measures and rates the PVS of a mask. All arrays lie on one grid, in any order of its axes.
 
@@ -49,22 +49,22 @@ def measure(
             unknown: then volumes of fluid are left out.
         parts: Names -> masks (x, y, z) of parts of the regions, which may overlap; they have rows of their own after
             those of the regions. A PVS counts in every part that has at least half of its voxels.
-        rated: Names of regions or parts -> masks (x, y, z) of the section on which the Potter score counts the PVS of
-            this region; without one it is the slab with most of them.
+        potter_sections: Names of regions or parts -> masks (x, y, z) of the section on which the Potter score counts
+            the PVS of this region; without one it is the slab with most of them.
 
     Raises:
         ValueError: arrays of unequal shape or not of three axes, an affine that is not a finite, invertible (4, 4), a
             region without a name or named "other", or other values than 0, 1 and 2 for hemispheres.
     """
-    parts, rated = parts or {}, rated or {}
-    grid = _checked(mask, regions, affine, intracranial, hemispheres, pvs_fraction, parts, rated)
+    parts, potter_sections = parts or {}, potter_sections or {}
+    grid = _checked(mask, regions, affine, intracranial, hemispheres, pvs_fraction, parts, potter_sections)
     grid, reorientation = to_ras_grid(grid)
     names = [name for name in regions if name != ALL]
     region_values = region_map({name: reorientation.apply(regions[name]) != 0 for name in names}, grid.shape)
     sides = None if hemispheres is None else reorientation.apply(hemispheres).astype(np.uint8)
     fraction = None if pvs_fraction is None else reorientation.apply(pvs_fraction)
     part_masks = {name: reorientation.apply(part) != 0 for name, part in parts.items()}
-    sections = {name: reorientation.apply(section) != 0 for name, section in rated.items()}
+    sections = {name: reorientation.apply(section) != 0 for name, section in potter_sections.items()}
     pvs, pvs_voxels = _every_pvs(
         reorientation.apply(mask) != 0, grid.affine, region_values, sides, names, fraction, part_masks, sections
     )
@@ -128,7 +128,7 @@ def _every_pvs(
     names: list[str],
     pvs_fraction: AnyArray | None,
     parts: Mapping[str, BoolArray],
-    rated: Mapping[str, BoolArray],
+    potter_sections: Mapping[str, BoolArray],
 ) -> tuple[tuple[Pvs, ...], tuple[npt.NDArray[np.intp], ...]]:
     """Returns the PVS of a mask with RAS+ axes, and the indices of all its voxels."""
     from scipy import ndimage
@@ -156,7 +156,9 @@ def _every_pvs(
                 slices=(int(first[2]), int(first[2]) + cluster.shape[2] - 1),
                 fluid_mm3=None if volumes is None else float(volumes[number - 1]),
                 parts=tuple(name for name, piece in parts.items() if piece[here][cluster].mean() >= 0.5),
-                rated=tuple(name for name, section in rated.items() if section[here][cluster].any()),
+                potter_sections=tuple(
+                    name for name, section in potter_sections.items() if section[here][cluster].any()
+                ),
             )
         )
     return tuple(pvs), inside
@@ -226,12 +228,12 @@ def _checked(
     hemispheres: AnyArray | None,
     pvs_fraction: AnyArray | None,
     parts: Mapping[str, AnyArray],
-    rated: Mapping[str, AnyArray],
+    potter_sections: Mapping[str, AnyArray],
 ) -> Grid:
     """Returns the grid of the mask after checking all arguments against it."""
     if mask.ndim != 3:
         raise ValueError(f"expected a mask (x, y, z), got {mask.ndim} axes")
-    sections = {f"rated section of {name}": section for name, section in rated.items()}
+    sections = {f"rated section of {name}": section for name, section in potter_sections.items()}
     whole = {"intracranial mask": intracranial, "map of hemispheres": hemispheres, "PVS fraction": pvs_fraction}
     arrays = {**regions, **parts, **sections, **whole}
     for name, array in arrays.items():

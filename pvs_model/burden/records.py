@@ -75,7 +75,7 @@ class Pvs:
         fluid_mm3: Estimated volume of its fluid, which does not depend on the voxel size; None where the networks do
             not predict it.
         parts: Parts of regions that have at least half of its voxels.
-        rated: Regions or parts on whose rated section it has a voxel.
+        potter_sections: Regions or parts on whose rated section it has a voxel.
     """
 
     number: int
@@ -85,7 +85,7 @@ class Pvs:
     slices: tuple[int, int]
     fluid_mm3: float | None = None
     parts: tuple[str, ...] = ()
-    rated: tuple[str, ...] = ()
+    potter_sections: tuple[str, ...] = ()
 
     def is_in(self, region: str) -> bool:
         """Whether it is counted in a region or part; in ``ALL`` every PVS is."""

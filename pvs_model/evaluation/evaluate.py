@@ -77,7 +77,7 @@ def evaluate(
     if extra:
         warnings.append(f"{predictions}: {len(extra)} masks belong to no reference and were left out: {listed(extra)}")
     sources = {BOXES: "boxes around the middle of the image, as in the challenge's script", NO_REGIONS: "none"}
-    source = sources.get(way or "", str(folder) if folder else "masks beside the truth")
+    source = sources.get(way or "", str(folder) if folder else "masks beside the reference")
     return replace(report, warnings=tuple(warnings), regions_from=source, names=(str(references), str(predictions)))
 
 

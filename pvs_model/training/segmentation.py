@@ -82,7 +82,7 @@ class SegmentationTask:
         self.network, self.averaged_network = build_networks(config, training, device, start)
         self.prompts = Prompts(TextEncoder(encoder), training.prompts == "constant")
         self.supervision = DeepSupervision(training.loss)
-        self.checks: list[Batch] = []
+        self.validation_batches: list[Batch] = []
 
     def initial_progress(self) -> Progress:
         """As ``loop.Task``."""
@@ -93,7 +93,7 @@ class SegmentationTask:
         """As ``loop.Task``; the first process prepares the validation as well."""
         training = self.training
         if context.is_first:
-            self.checks = validation_batches(self.data, self.config, training)
+            self.validation_batches = validation_batches(self.data, self.config, training)
         opened: AbstractContextManager[loop.Sampler]
         if training.workers:
             opened = SampleWorkers(self.data, self.config, training, self.device, context)
@@ -117,7 +117,9 @@ class SegmentationTask:
 
     def validate(self) -> dict[str, float]:
         """As ``loop.Task``: voxel-wise scores of held-out patches."""
-        measured = validate(self.averaged_network, self.checks, self.prompts, self.device, self.training.precision)
+        measured = validate(
+            self.averaged_network, self.validation_batches, self.prompts, self.device, self.training.precision
+        )
         best = int(measured.dice.argmax())
         return {
             "dice_at_0.5": round(float(measured.dice[(THRESHOLDS - 0.5).abs().argmin()]), 4),

@@ -34,7 +34,7 @@ _ANTIALIAS_FROM = 1.5
 #: Tolerance in voxels of tests whether a point lies in a box, as affines are stored as float32.
 _TOLERANCE = 1e-3
 
-#: Points per axis of the lattice on which ``overlap`` is measured.
+#: Points per axis of the lattice on which ``fov_coverage`` is measured.
 _LATTICE = 32
 
 
@@ -99,7 +99,7 @@ def resample_onto(volume: Volume, grid: Grid) -> Volume:
 
     Args:
         volume: Image.
-        grid: Target grid; ``overlap(volume.grid, grid)`` is the covered share.
+        grid: Target grid; ``fov_coverage(volume.grid, grid)`` is the covered share.
 
     Returns:
         The image on ``grid``, float32.
@@ -169,7 +169,7 @@ def block_average(volume: Volume, factors: Sequence[int]) -> Volume:
     return Volume(data, affine, volume.source)
 
 
-def overlap(volume_grid: Grid, grid: Grid) -> float:
+def fov_coverage(volume_grid: Grid, grid: Grid) -> float:
     """Measures the share of the field of view of ``grid`` that ``volume_grid`` covers.
 
     Measured on a lattice of 32 points per axis, with an accuracy of about 1/32 per face.

@@ -119,7 +119,7 @@ def test_reports_and_resuming_are_the_same(source: Path, weights: Path, tmp_path
     (bad / "b" / "b_T2w.nii.gz").write_bytes(b"no image")
     pages: dict[int, dict[str, str]] = {}
     for workers in (0, 2):
-        output, reports = tmp_path / f"out{workers}", batch.Reports(tmp_path / f"rep{workers}")
+        output, reports = tmp_path / f"out{workers}", batch.ReportOptions(tmp_path / f"rep{workers}")
         chosen = BatchConfig(weights, "cpu", workers=workers)
         messages = batch.run(bad, output, chosen, reports=reports)
         assert len(messages) == 1 and messages[0].startswith("b: ")
