@@ -40,7 +40,7 @@ _LATTICE = 32
 
 @dataclass(frozen=True)
 class Reorientation:
-    """A permutation and flips of array axes; calling it applies the inverse.
+    """A permutation and flips of array axes; ``invert`` undoes ``apply``.
 
     Attributes:
         axes: Stored axis of each new axis.
