@@ -144,7 +144,7 @@ def test_the_shipped_networks_mark_the_same_voxels(
     weights = Weights(ROOT / "weights")
     text = weights.embed(prompt(SEQUENCES, max(voxel)))
     released = weights.ensemble(kind)
-    ensemble = replace(released, groups=(Group(released.networks[:1]),), roi_size=64)  # the head is small
+    ensemble = replace(released, groups=(Group(released.networks[:1]),)).with_settings(roi_size=64)  # the head is small
     fast = run_pipeline(prepared, ensemble, text, CPU, backend="openvino") >= ensemble.settings.threshold
     monkeypatch.setattr(sliding_window, "autocast", lambda device: nullcontext())
     exact = run_pipeline(prepared, ensemble, text, CPU) >= ensemble.settings.threshold
