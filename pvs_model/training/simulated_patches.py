@@ -12,7 +12,7 @@ from pvs_model.config import NetworkConfig
 from pvs_model.datasets.labelled_cases import REGION_VALUES
 from pvs_model.nets.slices import stack_slices
 from pvs_model.nets.text import TRAINING_TEMPLATES, prompt
-from pvs_model.simulation.acquisition import acquire, standardise
+from pvs_model.simulation.acquisition import Scan, acquire, standardise
 from pvs_model.simulation.head import HeadModel
 from pvs_model.simulation.parameters import draw_scan, draw_scene, draw_voxel, with_clear_pvs
 from pvs_model.simulation.render import DIAMETER_UNIT_MM, Scene, render
@@ -130,7 +130,7 @@ class SimulatedPatches:
         rng = random.Random(seed)
         scan_params = draw_scan(seed, 3 if self.config.view else self.config.dimensions)
         scan = acquire(scene, scan_params)
-        images, target = standardise(scan, scene), self._target(scene, scan.cnr)
+        images, target = standardise(scan, scene), self._target(scene, scan)
         if with_diameter:
             target = torch.cat([target, scene.diameter[None] * DIAMETER_UNIT_MM])
         if region is None:
@@ -149,14 +149,14 @@ class SimulatedPatches:
         text = prompt(present, scene.thickness_mm, region, template)
         return Batch(images.contiguous()[None], target.contiguous()[None], [text])
 
-    def _target(self, scene: Scene, cnr: Tensor) -> Tensor:
-        """The label, the ignored voxels and the PVS fraction (3, X, Y, Z) of a scan with a contrast-to-noise ratio."""
+    def _target(self, scene: Scene, scan: Scan) -> Tensor:
+        """The label, the ignored voxels and the PVS fraction (3, X, Y, Z) of a scan."""
         fraction = scene.pvs_fraction.float() / 255
         if self.labels == "coverage":
             label = scene.label_by_fraction(self.coverage)
             ignore = torch.zeros_like(label)
         else:
-            label, ignore = label_visible(cnr, scene.voxel_mm, fraction)
+            label, ignore = label_visible(scan.cnr, scene.voxel_mm, fraction)
         return torch.stack([label.float(), ignore.float(), fraction])
 
     def _crop(self, images: Tensor, target: Tensor, rng: random.Random) -> tuple[Tensor, Tensor]:
