@@ -11,7 +11,6 @@ thresholds: what a cluster must reach, and what each of its voxels must reach.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +58,7 @@ def main() -> None:
             text = weights.embed(prompt(case.sequences, case.thickness_mm))
             for window, rows in table.items():
                 ensemble = weights.ensemble(configuration)
-                ensemble = replace(ensemble, roi_size=window or ensemble.roi_size)
+                ensemble = ensemble.with_settings(roi_size=window or ensemble.settings.roi_size)
                 probability = predict_probability(case.prepared, ensemble, text, device, backend="auto")
                 keep = case.prepared.foreground & ~case.ignore
                 if window == next(iter(table)):
@@ -71,7 +70,7 @@ def main() -> None:
                 ]
                 if args.pairs and window == next(iter(table)):
                     for low, high in PAIRS:
-                        chosen = replace(ensemble, threshold=high, low_threshold=low)
+                        chosen = ensemble.with_settings(threshold=high, low_threshold=low)
                         scores = score_regions(case, mask_of(case.prepared, probability, chosen))
                         pairs.setdefault((low, high), []).append(summary(scores))
                 rows.append([float(np.nanmean(column)) for column in zip(*values, strict=True)])

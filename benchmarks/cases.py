@@ -167,11 +167,11 @@ def score(prediction: Bool, reference: Bool) -> Scores:
     return {
         "dice": voxel["dice"],
         "iou": voxel["iou"],
-        "avd": challenge["avd_capped"] if o.truth_voxels else None,
+        "avd": challenge["avd_capped"] if o.reference_voxels else None,
         "recall": clusters["recall"],
         "precision": clusters["precision"],
         "precision_challenge": challenge["precision"] if o.predicted_clusters else None,
-        "f1": clusters["f1"] if o.truth_clusters and o.predicted_clusters else None,
+        "f1": clusters["f1"] if o.reference_clusters and o.predicted_clusters else None,
         **{f"official_{name}": challenge[name] for name in ("dice", "avd_capped", "recall", "precision")},
     }
 

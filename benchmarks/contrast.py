@@ -91,9 +91,9 @@ def measure(segmenter: Segmenter, case: Case, thresholds: Sequence[float] | None
     sequence = next(name for name in ("T2w", "T1w", "FLAIR") if name in prepared.sequences)
     image = np.asarray(prepared.image[SEQUENCES.index(sequence)], np.float32)
     rows = []
-    ensemble = predicted.ensemble
-    for threshold in thresholds or [ensemble.threshold]:
-        low = None if thresholds else ensemble.low_threshold
+    settings = predicted.ensemble.settings
+    for threshold in thresholds or [settings.threshold]:
+        low = None if thresholds else settings.low_threshold
         mask = to_mask(predicted.probability, threshold, prepared.foreground, low)
         rows.append(summary(threshold, contrasts(mask, image, prepared.anatomy, prepared.grid.spacing_mm)))
     return rows

@@ -25,9 +25,10 @@ from pvs_model.inference.windows import windows
 from pvs_model.nets.model import build
 from pvs_model.nets.zoo import MODELS
 
+BEFORE = NetworkConfig(widths=(16, 48, 96, 192), nested_from=0, fluid=False)
 #: By name: configuration, networks, side and overlap of windows, backend.
 ROWS = {
-    "one network before (widths 16 to 192), OpenVINO": (NetworkConfig(), 1, 96, 0.25, "openvino"),
+    "one network before (widths 16 to 192), OpenVINO": (BEFORE, 1, 96, 0.25, "openvino"),
     "five networks, OpenVINO": (NETWORK_3D, 5, 64, 0.125, "openvino"),
     "five networks, PyTorch": (NETWORK_3D, 5, 64, 0.125, "torch"),
     "one network (--fast), OpenVINO": (NETWORK_3D, 1, 64, 0.0, "openvino"),

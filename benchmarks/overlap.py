@@ -54,7 +54,7 @@ def main() -> None:
                 rows = [(case.prepared, max(args.overlaps), "float32"), *rows[len(args.overlaps) :]]
             first: BoolArray | None = None
             for prepared, overlap, backend in rows:
-                ensemble, bar = replace(complete, overlap=overlap), _Count()
+                ensemble, bar = complete.with_settings(overlap=overlap), _Count()
                 began, cpu = time.perf_counter(), time.process_time()
                 with nullcontext() if backend == "auto" else mock.patch(AUTOCAST, lambda _: nullcontext()):
                     probability = predict_probability(

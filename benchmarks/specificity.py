@@ -195,8 +195,8 @@ def main() -> None:
             print(f"{case.name}: {error}", file=sys.stderr)
             continue
         spacing = prepared.grid.spacing_mm
-        ensemble = predicted.ensemble
-        before = to_mask(predicted.probability, ensemble.threshold, prepared.foreground, ensemble.low_threshold)
+        settings = predicted.ensemble.settings
+        before = to_mask(predicted.probability, settings.threshold, prepared.foreground, settings.low_threshold)
         before = remove_small_components(before, float(np.prod(spacing)))
         places = places_of(prepared.anatomy, spacing)
         for when, mask in (("before", before), ("after", segmentation.canonical_mask)):

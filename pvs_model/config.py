@@ -17,6 +17,9 @@ SLICES = {"3d": f"below {THICK_SLICE_MM:g} mm", "2d": f"of {THICK_SLICE_MM:g} mm
 #: (``simulation.parameters.draw_voxel``).
 TRAINED_RANGE = {"3d": ((0.45, 1.25), (0.45, THICK_SLICE_MM)), "2d": ((0.34, 1.1), (THICK_SLICE_MM, 8.0))}
 
+#: Range of standardised intensities. It includes CSF in T2w, at the upper end.
+STANDARD_RANGE = (-4.0, 8.0)
+
 #: File that lists the contents of a weights folder.
 MANIFEST = "MANIFEST.json"
 #: File that may be in a model uploaded to grand-challenge.org (``layouts.grand_challenge.read_sockets``).
@@ -56,8 +59,6 @@ class InferenceConfig:
         prompt: A prompt to use instead of the standard one.
         anatomy: Whether to estimate brain and regions.
         register: Whether to register sequences that do not fit the reference.
-        resume: Whether to skip cases that an earlier run has finished.
-        workers: Cases preprocessed ahead of the network, and written behind it; None to choose by device.
     """
 
     weights: Path
@@ -69,6 +70,17 @@ class InferenceConfig:
     prompt: str | None = None
     anatomy: bool = True
     register: bool = False
+
+
+@dataclass(frozen=True)
+class BatchConfig(InferenceConfig):
+    """Options of a run over a folder of cases.
+
+    Attributes:
+        resume: Whether to skip cases that an earlier run has finished.
+        workers: Cases preprocessed ahead of the network, and written behind it; None to choose by device.
+    """
+
     resume: bool = False
     workers: int | None = None
 
@@ -88,10 +100,10 @@ class NetworkConfig:
     inputs: tuple[str, ...] = SEQUENCES  # sequences that the network uses; "-T2w": with inverted intensities
     regions: bool = False  # an additional channel: 1 in basal ganglia and centrum semiovale
     view: str = ""  # 2D only: planes of thin-sliced volumes along this view; "": slices as acquired
-    widths: tuple[int, ...] = (16, 48, 96, 192)  # channels per level, full resolution first
-    nested_from: int = 0  # first level with a nested row; rows above have two nodes
+    widths: tuple[int, ...] = (16, 32, 64, 128)  # channels per level, full resolution first
+    nested_from: int = 1  # first level with a nested row; rows above have two nodes
     residual: bool = False  # shortcuts around the encoder's stages below the first
-    fluid: bool = False  # a second output: the PVS fraction of each voxel
+    fluid: bool = True  # a second output: the PVS fraction of each voxel
     text_width: int = 384  # width of the text encoder's token embeddings
     nodes: int = 10  # K of equations (1, 2)
     neighbours: int = 5  # nearest nodes joined to each feature, equation (6)
@@ -150,15 +162,15 @@ class NetworkConfig:
 
     @staticmethod
     def from_json(text: str) -> NetworkConfig:
-        values = json.loads(text)
+        values = {"nested_from": 0, "fluid": False} | json.loads(text)  # absent from the files first released
         for name in ("widths", "inputs"):
             if name in values:  # absent from files older than "inputs"
                 values[name] = tuple(values[name])
         return NetworkConfig(**values)
 
 
-NETWORK_3D = NetworkConfig(widths=(16, 32, 64, 128), nested_from=1, fluid=True)
-NETWORK_2D = NetworkConfig(dimensions=2, neighbour_slices=3, widths=(32, 64, 128, 256), nested_from=1, fluid=True)
+NETWORK_3D = NetworkConfig()
+NETWORK_2D = NetworkConfig(dimensions=2, neighbour_slices=3, widths=(32, 64, 128, 256))
 
 
 def shipped_weights() -> Path:

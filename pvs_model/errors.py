@@ -30,6 +30,11 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
+def one_line(error: BaseException) -> str:
+    """A library's error message with its line breaks replaced by spaces."""
+    return " ".join(str(error).split())
+
+
 def escape_control_characters(text: str) -> str:
     """Returns text with its unprintable and direction-changing characters spelt out, as file names are untrusted."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -6,7 +6,6 @@ Heavy libraries are imported on first use, so that a wrong path is reported at o
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -189,6 +188,8 @@ class Segmenter:
             log.warning("%s: %s", name, warning)
 
         def run(device: torch.device) -> tuple[FloatArray, FloatArray | None, str]:
+            from tqdm import tqdm
+
             from pvs_model.inference.sliding_window import backend_name
 
             # Loaded anew where the GPU that held the networks was lost.
@@ -196,7 +197,7 @@ class Segmenter:
             with self._network_lock:
                 backend = backend_name(networks, device, self.config.backend)
                 line = f"predict ({configuration}, {len(networks.networks)} networks, {backend})"
-                with stage(name, line, seconds), _progress_bar(name) as bar:
+                with stage(name, line, seconds), tqdm(desc=name, unit=" windows", leave=False, disable=None) as bar:
                     maps = predict_maps(prepared, networks, text, device, self.config.mirror, bar, self.config.backend)
             return *maps, backend
 
@@ -275,9 +276,9 @@ def mask_from(
     from pvs_model.inference.postprocess import threshold_and_filter
     from pvs_model.inference.signal_rule import remove_components_unlike_csf
 
-    limits = prepared.limits(region)
+    limits, settings = prepared.limits(region), ensemble.settings
     mask, outside = threshold_and_filter(
-        probability, ensemble.threshold, prepared.foreground, prepared.voxel_mm3, limits, ensemble.low_threshold
+        probability, settings.threshold, prepared.foreground, prepared.voxel_mm3, limits, settings.low_threshold
     )
     by_signal = 0
     tissue = prepared.pvs_tissue
@@ -323,11 +324,12 @@ def predict_maps(
     from pvs_model.inference import sliding_window
 
     ensemble = ensemble.with_available_inputs(prepared.sequences)
+    settings = ensemble.settings
     grid = NetworkGrid.create(
-        prepared.searched, prepared.grid.affine, ensemble.dimensions, ensemble.spacing_mm, ensemble.thickness_mm
+        prepared.search_mask, prepared.grid.affine, ensemble.dimensions, settings.in_plane_mm, settings.through_plane_mm
     )
     image = torch.from_numpy(network_image(prepared, grid, any(group.regions for group in ensemble.groups)))
-    searched = torch.from_numpy(grid.apply_mask(prepared.searched, 0.01) > 0)
+    searched = torch.from_numpy(grid.apply_mask(prepared.search_mask, 0.01) > 0)
     if bar is not None:
         bar.reset(total=sliding_window.count_windows(ensemble, image.shape[1:], grid.order, searched))
     progress = None if bar is None else bar.update
@@ -351,17 +353,17 @@ def stage(case: str, name: str, seconds: dict[str, float]) -> Iterator[None]:
 def _metadata(prediction: Prediction, voxels: int, removed: dict[str, int]) -> dict[str, Any]:
     """How a mask was made, as the sidecar and the report have it."""
     preprocessed, ensemble = prediction.preprocessed, prediction.ensemble
-    prepared = preprocessed.prepared
+    prepared, settings = preprocessed.prepared, ensemble.settings
     spacing_mm = prepared.grid.spacing_mm
-    network_mm = target_spacing(spacing_mm, ensemble.dimensions, ensemble.spacing_mm, ensemble.thickness_mm)
+    network_mm = target_spacing(spacing_mm, ensemble.dimensions, settings.in_plane_mm, settings.through_plane_mm)
     return {
         "network": ensemble.configuration,
         "members": len(ensemble.networks),
         **({"groups": len(ensemble.groups)} if len(ensemble.groups) > 1 else {}),
-        "overlap": ensemble.overlap,
+        "overlap": settings.overlap,
         "backend": prediction.backend,
-        "threshold": ensemble.threshold,
-        **({} if ensemble.low_threshold is None else {"low_threshold": ensemble.low_threshold}),
+        "threshold": settings.threshold,
+        **({} if settings.low_threshold is None else {"low_threshold": settings.low_threshold}),
         "prompt": prediction.prompt,
         "sequences": list(prepared.sequences),
         "reference": prepared.reference,
@@ -370,7 +372,7 @@ def _metadata(prediction: Prediction, voxels: int, removed: dict[str, int]) -> d
         "network_spacing_mm": [round(s, 4) for s in network_mm],
         "voxels": voxels,
         "anatomy": prepared.anatomy is not None,
-        "skull_taken_off": prepared.skull_removed,
+        "skull_removed": prepared.skull_removed,
         **removed,
         "warnings": list(prepared.warnings),
         "seconds": {name.split(" ")[0]: round(value, 2) for name, value in preprocessed.seconds.items()},
@@ -380,15 +382,3 @@ def _metadata(prediction: Prediction, voxels: int, removed: dict[str, int]) -> d
 
 def _with_warnings(prepared: PreparedImages, warnings: list[str]) -> PreparedImages:
     return replace(prepared, warnings=tuple(warnings))
-
-
-@contextmanager
-def _progress_bar(name: str) -> Iterator[Any]:
-    """A progress bar over windows on a terminal, else None."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from tqdm import tqdm
-
-    with tqdm(desc=name, unit=" windows", leave=False) as bar:
-        yield bar

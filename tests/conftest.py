@@ -16,7 +16,8 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from pvs_model.config import NetworkConfig
+from pvs_model.config import TRAINED_RANGE, NetworkConfig
+from pvs_model.inference.settings import EnsembleSettings
 from pvs_model.nets import checkpoint
 from pvs_model.nets.model import build
 from pvs_model.simulation.head import HeadModel
@@ -27,8 +28,8 @@ from pvs_model.volume.io import write_volume
 
 ROOT = Path(__file__).parent.parent
 TINY = {
-    "3d": NetworkConfig(widths=(4, 8, 8, 8)),
-    "2d": NetworkConfig(dimensions=2, neighbour_slices=3, widths=(4, 8, 8, 8)),
+    "3d": NetworkConfig(widths=(4, 8, 8, 8), nested_from=0, fluid=False),
+    "2d": NetworkConfig(dimensions=2, neighbour_slices=3, widths=(4, 8, 8, 8), nested_from=0, fluid=False),
 }
 
 
@@ -150,7 +151,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 bias = network.heads[0].logit.bias  # type: ignore[union-attr]
                 bias -= network(views, torch.randn(len(views), 4, 384)).median()
             checkpoint.save(files[-1], network, facts)
-        release(folder, kind, files, threshold=0.5, roi_size=40, overlap=0.25, data="none: random weights", scores={})
+        settings = EnsembleSettings(0.5, 40, 0.25, *TRAINED_RANGE[kind])
+        release(folder, kind, files, settings, data="none: random weights", scores={})
         for file in files:
             file.unlink()
     return folder

@@ -18,7 +18,7 @@ from pvs_model import config
 from pvs_model.errors import LayoutError, WeightsError
 
 #: Modules whose docstrings have examples.
-EXAMPLES = ("api", "inference.device", "inference.postprocess", "preprocessing.network_grid")
+EXAMPLES = ("api", "inference.device", "inference.postprocess", "inference.settings", "preprocessing.network_grid")
 
 
 @pytest.fixture
@@ -69,3 +69,9 @@ def test_importing_the_package_imports_nothing_else() -> None:
     code = "import sys, pvs_model; print(*(m for m in sys.modules if m.startswith(('pvs_model', 'numpy', 'torch'))))"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.split() == ["pvs_model"]
+
+
+def test_options_of_batch_runs_are_refused(workplace: Path) -> None:
+    for option in ({"resume": True}, {"workers": 2}):
+        with pytest.raises(TypeError, match=f"unexpected keyword argument '{next(iter(option))}'"):
+            pvs_model.segment("cases", **option)

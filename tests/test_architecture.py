@@ -48,7 +48,7 @@ NOT_AT_RUN_TIME = frozenset({"datasets", "training", "simulation"})
 #: they are pinned. They import them when they are needed, never when they are loaded themselves.
 EXTRAS: Mapping[str, tuple[frozenset[str], str]] = {
     "batch.scheduling": (frozenset({"distributed"}), "requirements-cluster.txt"),
-    "batch.clusters": (frozenset({"dask", "dask_jobqueue", "distributed"}), "requirements-cluster.txt"),
+    "batch.dask_clusters": (frozenset({"dask", "dask_jobqueue", "distributed"}), "requirements-cluster.txt"),
     "batch.worker": (frozenset({"distributed"}), "requirements-cluster.txt"),
     "inference.openvino": (frozenset({"openvino"}), "requirements-openvino.txt"),
     "inference.graph_cache": (frozenset({"openvino"}), "requirements-openvino.txt"),

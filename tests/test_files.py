@@ -20,7 +20,7 @@ import torch
 from pvs_model.burden.measure import measure
 from pvs_model.errors import LayoutError, PVSError, VolumeError, WeightsError
 from pvs_model.files import ABANDONED_S, PART, remove_abandoned, write_atomically, write_tensors, write_text
-from pvs_model.reports.folder import Report
+from pvs_model.reports.folder import ReportFolder
 from tests.processes import Python, fork_server
 
 
@@ -94,7 +94,7 @@ def _report_cases(folder: str, number: int) -> int:
     mask[2, 2, 2 : 4 + number % 3] = 1
     burden = measure(mask, {}, np.eye(4)).as_json()
     for case in range(4):
-        report = Report(Path(folder))
+        report = ReportFolder(Path(folder))
         report._write_case(f"{number}-{case}", {"metadata": None, "burden": burden, "problem": None})
         report.finish()
     return 0

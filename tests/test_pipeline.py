@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pvs_model import batch, pipeline
-from pvs_model.config import InferenceConfig
+from pvs_model.config import BatchConfig, InferenceConfig
 from pvs_model.errors import VolumeError, WeightsError
 from pvs_model.nets.text import prompt as standard_prompt
 from pvs_model.pipeline import Segmenter
@@ -80,7 +80,7 @@ def test_missing_weights_are_told_before_any_case_is_read(
     write_body(tmp_path / "in" / "a" / "a_{}.nii.gz", ("T2w",))
     monkeypatch.setattr(pipeline, "read", lambda case: pytest.fail("a case was read"))
     with pytest.raises(WeightsError, match="MANIFEST.json: expected the manifest"):
-        batch.run(tmp_path / "in", tmp_path / "out", InferenceConfig(tmp_path / "none"))
+        batch.run(tmp_path / "in", tmp_path / "out", BatchConfig(tmp_path / "none"))
 
 
 def test_a_bug_in_one_case_leaves_the_others(
@@ -96,7 +96,7 @@ def test_a_bug_in_one_case_leaves_the_others(
         return real(volumes, n4, anatomy)
 
     monkeypatch.setattr(pipeline, "prepare", broken)
-    failures = batch.run(tmp_path / "in", tmp_path / "out", InferenceConfig(weights, "cpu"))
+    failures = batch.run(tmp_path / "in", tmp_path / "out", BatchConfig(weights, "cpu"))
     assert len(failures) == 1 and failures[0].startswith("a: unexpected KeyError: ")
     assert "\n" not in failures[0] and "[" not in failures[0]
     assert [p.relative_to(tmp_path / "out").as_posix() for p in sorted((tmp_path / "out").rglob("*.nii.gz"))] == [

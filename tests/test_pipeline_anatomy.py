@@ -31,6 +31,7 @@ from pvs_model.inference.postprocess import (
     threshold_and_filter,
     to_mask,
 )
+from pvs_model.inference.settings import EnsembleSettings
 from pvs_model.nets.text import prompt as standard_prompt
 from pvs_model.pipeline import Segmenter, mask_from
 from pvs_model.preprocessing.prepare import PreparedImages, prepare
@@ -284,7 +285,7 @@ def test_pvs_outside_the_parenchyma_are_removed_where_the_anatomy_knows_most_of_
     monkeypatch.setattr(pipeline, "estimate_anatomy", find)
     prediction = segmenter.predict(segmenter.preprocess(case))
     segmentation = segmenter.postprocess(prediction)
-    plain = to_mask(prediction.probability, prediction.ensemble.threshold, segmentation.prepared.foreground)
+    plain = to_mask(prediction.probability, prediction.ensemble.settings.threshold, segmentation.prepared.foreground)
     expected, dropped = plain, 0
     if removes:
         expected, dropped = remove_components_outside(plain, known[0])
@@ -307,7 +308,7 @@ def test_the_signal_of_clusters_decides_in_thin_slices_with_an_anatomy(thickness
     prepared = PreparedImages(
         images, whole, grid, "T2w", to_ras_grid(grid)[1], (), anatomy_on(shape, whole), skull_removed=True
     )
-    ensemble = Ensemble("3d", (), 0.5, 64, 0.125, (0.4, 1.2), (0.4, 2.5))
+    ensemble = Ensemble("3d", (), EnsembleSettings(0.5, 64, 0.125, (0.4, 1.2), (0.4, 2.5)))
     mask, counts = mask_from(prepared, probability, ensemble)
     assert counts == {"removed_outside": 0, "removed_by_signal": removed} and mask.sum() == 2 - removed
     mask, counts = mask_from(replace(prepared, anatomy=None), probability, ensemble)

@@ -28,18 +28,21 @@ from benchmarks.networks.plan import (
     select_models,
 )
 from benchmarks.networks.recipes import ENSEMBLES, EnsembleSpec
+from benchmarks.networks.sample_cache import SampleCache, train
+from pvs_model.config import TRAINED_RANGE
 from pvs_model.datasets.simulated_sets import HeadModels, plan_insertions, plan_simulated, write_set
 from pvs_model.errors import PVSError, first_line
+from pvs_model.inference.settings import EnsembleSettings
 from pvs_model.inference.weights import Weights
 from pvs_model.nets.text import prompt
 from pvs_model.nets.zoo import MODELS, ModelSpec
 from pvs_model.pipeline import predict_probability
 from pvs_model.simulation.insertion import RealScan
+from pvs_model.training.checkpoint import STATE
 from pvs_model.training.config import TrainingConfig
 from pvs_model.training.prompts import CONSTANT_PROMPT
 from pvs_model.training.release import release
-from pvs_model.training.sampling import FoldData, SampleCache
-from pvs_model.training.segmentation import train
+from pvs_model.training.sampling import FoldData
 
 log = logging.getLogger(__name__)
 
@@ -226,17 +229,17 @@ class Benchmark:
         )  # fmt: skip
         facts = train(
             model.config, training, self.setup.material, folder, self.setup.encoder, self.setup.device,
-            cache=self.cache, show=False,
+            self.cache,
         )  # fmt: skip
         if facts["steps"] < steps:
             return None
-        for state in folder.glob("state*"):
-            state.unlink()  # several times the size of the network, and no longer needed
+        (folder / STATE).unlink(missing_ok=True)  # several times the size of the network, and no longer needed
         weights = folder / "weights"
-        release(
-            weights, model.configuration, [folder / "network.safetensors"], facts["threshold"],
-            budget.window_size(model), 0.25, f"simulated; benchmark, {steps} steps", {},
-        )  # fmt: skip
+        settings = EnsembleSettings(
+            facts["threshold"], budget.window_size(model), 0.25, *TRAINED_RANGE[model.configuration]
+        )
+        data = f"simulated; benchmark, {steps} steps"
+        release(weights, model.configuration, [folder / "network.safetensors"], settings, data, {})
         sets = evaluation_sets(model)
         record: Record = {
             "model": model.name, "seed": job.seed, "equal": job.equal, "steps": steps,
@@ -316,10 +319,9 @@ class Benchmark:
                 thresholds.append(float(record["threshold"]))
         threshold = spec.threshold if spec.threshold is not None else sum(thresholds) / len(thresholds)
         window = self.budget.window if spec.configuration == "3d" else 2 * self.budget.window
-        release(
-            folder, spec.configuration, members, threshold, window, 0.25, f"simulated; benchmark, {spec.name}", {},
-            groups=groups, combine=spec.combine,
-        )  # fmt: skip
+        settings = EnsembleSettings(threshold, window, 0.25, *TRAINED_RANGE[spec.configuration], spec.combine)
+        data = f"simulated; benchmark, {spec.name}"
+        release(folder, spec.configuration, members, settings, data, {}, groups=groups)
         path = folder / f"{spec.configuration}_{RESULT}"
         made_from = [str(m.stat().st_mtime_ns) for m in members]
         if path.is_file() and (stored := read_json(path)).get("made_from") == made_from:

@@ -24,7 +24,7 @@ from pvs_model.inference.weights import Manifest
 from pvs_model.nets.precision import autocast
 from pvs_model.types import Affine, BoolArray, Grid, Mask, Volume
 from pvs_model.volume.components import FACES, filter_components, label_components, largest_component
-from pvs_model.volume.geometry import Crop, crop_to, to_ras
+from pvs_model.volume.geometry import Crop, corners_of, crop_to, to_ras
 
 #: Shape of the grids that the network was trained on.
 TRAINED_SHAPE = (80, 96, 80)
@@ -154,9 +154,7 @@ def working_image(volume: Volume) -> tuple[Tensor, Affine]:
     small = block_average(
         Volume(data, volume.affine), [max(1, int(SPACING_MM / s)) if s <= _FINE_MM else 1 for s in volume.spacing_mm]
     )
-    corners = np.array([[x, y, z, 1] for x in (0, 1) for y in (0, 1) for z in (0, 1)], float)
-    corners[:, :3] = corners[:, :3] * np.array(data.shape) - 0.5
-    places = corners @ volume.affine.T
+    places = corners_of([-0.5] * 3, np.array(data.shape) - 0.5) @ volume.affine.T
     low, high = places[:, :3].min(0), places[:, :3].max(0)
     needed = np.ceil((high - low) / SPACING_MM - 0.01).astype(int)
     x, y, z = (max(least, -(-int(n) // 16) * 16) for n, least in zip(needed, TRAINED_SHAPE, strict=True))

@@ -16,7 +16,7 @@ from torch import Tensor
 from pvs_model.anatomy.intensity import normalise
 from pvs_model.anatomy.regions import CLASSES, to_labels
 from pvs_model.types import Affine, BoolArray, FloatArray, Grid, Mask
-from pvs_model.volume.geometry import crop_to
+from pvs_model.volume.geometry import corners_of, crop_to
 
 #: Number of voxels of the scan per chunk.
 _CHUNK = 150_000
@@ -264,9 +264,8 @@ def _box_of(mask: BoolArray, index: Affine, shape: tuple[int, int, int]) -> tupl
     """Bounding box in a grid of a mask on another; ``index`` maps voxels of the grid to those of the mask."""
     if not mask.any():
         return None
-    bounds = [(part.start - 1, part.stop) for part in crop_to(mask).slices]
-    corners = np.array([[x, y, z, 1.0] for x in bounds[0] for y in bounds[1] for z in bounds[2]])
-    positions = corners @ np.linalg.inv(index).T
+    slices = crop_to(mask).slices
+    positions = corners_of([part.start - 1 for part in slices], [part.stop for part in slices]) @ np.linalg.inv(index).T
     low = np.maximum(0, np.floor(positions[:, :3].min(0)).astype(int))
     high = np.minimum(shape, np.ceil(positions[:, :3].max(0)).astype(int) + 1)
     if (high <= low).any():

@@ -2,7 +2,7 @@
 
 from pvs_model.batch.inputs import Part
 from pvs_model.batch.local import run
-from pvs_model.batch.outputs import Reports, report_failures, report_interrupted
+from pvs_model.batch.outputs import ReportOptions, report_failures, report_interrupted
 from pvs_model.batch.prefetch import exit_process
 
-__all__ = ["Part", "Reports", "exit_process", "report_failures", "report_interrupted", "run"]
+__all__ = ["Part", "ReportOptions", "exit_process", "report_failures", "report_interrupted", "run"]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import math
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from pvs_model import __version__
-from pvs_model.batch.clusters import dask_logs_redirected
+from pvs_model.batch.dask_clusters import dask_logs_redirected
 from pvs_model.batch.inputs import Part, find_cases, log_missing_weights
-from pvs_model.batch.outputs import Reports, ResultWriter
+from pvs_model.batch.outputs import ReportOptions, ResultWriter
 from pvs_model.batch.run_record import write_run_record
 from pvs_model.batch.scheduling import ClusterError, Scheduling, Segment, detail
 from pvs_model.batch.worker import RunConfig, manifest_sha256, segment_case
-from pvs_model.config import InferenceConfig
+from pvs_model.config import BatchConfig
 from pvs_model.files import remove_abandoned
 from pvs_model.layouts import Options
 from pvs_model.types import Case
@@ -37,11 +36,11 @@ VISIBLE_WITHIN_S = 90.0
 def run(
     source: Path,
     output: Path,
-    config: InferenceConfig,
+    config: BatchConfig,
     cluster: Callable[[int], AbstractContextManager[Any]],
     layout_name: str | None = None,
     options: Options | None = None,
-    reports: Reports | None = None,
+    reports: ReportOptions | None = None,
     part: Part | None = None,
     retries: int = 2,
     log_file: Path | None = None,
@@ -53,7 +52,7 @@ def run(
     worker.
 
     Args:
-        cluster: Starts workers for a number of cases, and provides a ``distributed.Client`` (``batch.clusters``).
+        cluster: Starts workers for a number of cases, and provides a ``distributed.Client`` (``batch.dask_clusters``).
         retries: Number of further attempts at a case after its worker died or after a transient error.
         log_file: File for the messages of Dask, the stages of every case, and tracebacks.
         segment: Function that a worker calls for each case.
@@ -108,14 +107,13 @@ def _progress(writer: ResultWriter) -> Iterator[Callable[[], None]]:
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     began = time.monotonic()
-    terminal = sys.stderr.isatty()
-    bar = tqdm(total=len(writer.cases), unit=" cases", disable=not terminal)
+    bar = tqdm(total=len(writer.cases), unit=" cases", disable=None)
 
     def update() -> None:
         bar.set_postfix(failed=len(writer.failures), left=len(writer.cases) - writer.finished, refresh=False)
         bar.update(writer.finished - bar.n)
 
-    with logging_redirect_tqdm() if terminal else nullcontext(), bar:
+    with nullcontext() if bar.disable else logging_redirect_tqdm(), bar:
         update()
         yield update
     hours = (time.monotonic() - began) / 3600

@@ -12,8 +12,8 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TypeVar
 
-from pvs_model.batch.outputs import Reports, is_complete, name_conflict
-from pvs_model.config import InferenceConfig, default_sockets
+from pvs_model.batch.outputs import ReportOptions, is_complete, name_conflict
+from pvs_model.config import BatchConfig, InferenceConfig, default_sockets
 from pvs_model.errors import escape_control_characters
 from pvs_model.inference.weights import missing_parts
 from pvs_model.layouts import LAYOUTS, Layout, Options, choose
@@ -93,7 +93,7 @@ def add_common_arguments(parser: argparse.ArgumentParser, weights: Path) -> None
 
 
 def add_inference_arguments(parser: argparse.ArgumentParser, weights: Path) -> None:
-    """Adds the arguments of ``InferenceConfig``, but for its number of workers and ``resume``.
+    """Adds the arguments of ``InferenceConfig``.
 
     Args:
         parser: Parser of the command.
@@ -111,10 +111,10 @@ def add_inference_arguments(parser: argparse.ArgumentParser, weights: Path) -> N
     add("--mirror", action="store_true", help="average over mirror images (8 or 4 times slower)")
 
 
-def inference_config(args: argparse.Namespace, workers: int | None = None) -> InferenceConfig:
-    """Returns the options of the inference; the number of workers is given, as ``--workers`` may mean others."""
-    names = {field.name for field in fields(InferenceConfig)} - {"workers"}
-    return InferenceConfig(**{name: getattr(args, name) for name in names}, workers=workers)
+def batch_config(args: argparse.Namespace, workers: int | None = None) -> BatchConfig:
+    """Returns the options of the run; the number of workers is given, as ``--workers`` may mean others."""
+    names = {field.name for field in fields(BatchConfig)} - {"workers"}
+    return BatchConfig(**{name: getattr(args, name) for name in names}, workers=workers)
 
 
 def options_from(args: argparse.Namespace) -> Options:
@@ -129,7 +129,7 @@ def _part(text: str) -> Part:
         raise argparse.ArgumentTypeError(f"expected K/N with K from 1 to N, got {text}") from error
 
 
-def with_output_folders(options: Options | None, output: Path, reports: Reports | None) -> Options:
+def with_output_folders(options: Options | None, output: Path, reports: ReportOptions | None) -> Options:
     """Returns the options with the folders that the run writes to, which are not searched for cases."""
     folders = (output, *([reports.folder] if reports is not None else []))
     return replace(options or Options(), outputs=folders)
@@ -140,7 +140,7 @@ def find_cases(
     output: Path,
     layout_name: str | None = None,
     options: Options | None = None,
-    reports: Reports | None = None,
+    reports: ReportOptions | None = None,
     part: Part | None = None,
 ) -> tuple[Layout, list[Case]]:
     """Finds the cases of a folder and logs their number and the unused files.
@@ -252,7 +252,7 @@ def dry_run(
     output: Path,
     layout_name: str | None,
     options: Options,
-    reports: Reports | None,
+    reports: ReportOptions | None,
     resume: bool,
     part: Part | None = None,
 ) -> int:

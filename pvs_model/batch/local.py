@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pvs_model.batch.inputs import Part, find_cases, log_missing_weights
-from pvs_model.batch.outputs import Reports, ResultWriter, describe_failure, report_case, write_case
+from pvs_model.batch.outputs import ReportOptions, ResultWriter, describe_failure, report_case, write_case
 from pvs_model.batch.prefetch import process_in_order
 from pvs_model.batch.run_record import write_run_record
-from pvs_model.config import InferenceConfig
+from pvs_model.config import BatchConfig
 from pvs_model.errors import PVSError
 from pvs_model.layouts import Layout, Options
 from pvs_model.pipeline import Prediction, Segmenter
@@ -27,10 +27,10 @@ WORKERS = {"cuda": 2, "cpu": 0}
 def run(
     source: Path,
     output: Path,
-    config: InferenceConfig,
+    config: BatchConfig,
     layout_name: str | None = None,
     options: Options | None = None,
-    reports: Reports | None = None,
+    reports: ReportOptions | None = None,
     part: Part | None = None,
     keep: Callable[[Case], bool] | None = None,
 ) -> list[str]:
@@ -65,7 +65,7 @@ def run(
         _finish_case(case, predicted, segmenter, layout, output, writer, reports)
 
     try:
-        workers = _workers(segmenter, len(writer.pending))
+        workers = _workers(segmenter, len(writer.pending), config.workers)
         process_in_order(writer.pending, segmenter.preprocess, segmenter.predict, finish, workers)
     finally:
         failures = writer.close()
@@ -73,10 +73,10 @@ def run(
     return failures
 
 
-def _workers(segmenter: Segmenter, cases: int) -> int:
+def _workers(segmenter: Segmenter, cases: int, workers: int | None) -> int:
     """Returns the number of cases to preprocess ahead, and imports what their threads need."""
-    config = segmenter.config
-    workers = WORKERS["cpu"] if config.workers is None and config.device == "cpu" else config.workers
+    if workers is None and segmenter.config.device == "cpu":
+        workers = WORKERS["cpu"]
     if cases < 2 or workers == 0:
         return 0
     try:
@@ -96,7 +96,7 @@ def _finish_case(
     layout: Layout,
     output: Path,
     writer: ResultWriter,
-    reports: Reports | None,
+    reports: ReportOptions | None,
 ) -> None:
     """Writes the mask and the report of a case, or records why that failed."""
     try:

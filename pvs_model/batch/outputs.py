@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pvs_model.batch.prefetch import INTERRUPTED
-from pvs_model.errors import PVSError, VolumeError, escape_control_characters
+from pvs_model.errors import PVSError, VolumeError, escape_control_characters, one_line
 from pvs_model.layouts import Layout
 from pvs_model.layouts.subjects import is_nameless
 from pvs_model.pipeline import SegmentationResult
 from pvs_model.types import SEQUENCES, Case
 
 if TYPE_CHECKING:
-    from pvs_model.reports.folder import Report
+    from pvs_model.reports.folder import ReportFolder
 
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ _DIGEST_BYTES = 4096
 
 
 @dataclass(frozen=True)
-class Reports:
+class ReportOptions:
     """Destination of reports.
 
     Attributes:
@@ -47,7 +47,7 @@ class Reports:
     tables: bool = True
     viewer: bool = True
 
-    def open(self, output: Path) -> Report:
+    def open(self, output: Path) -> ReportFolder:
         """Creates the folder.
 
         Raises:
@@ -57,9 +57,9 @@ class Reports:
             raise PVSError(
                 f"{self.folder}: expected a folder for reports outside that of the masks, got one in {output}"
             )
-        from pvs_model.reports.folder import Report
+        from pvs_model.reports.folder import ReportFolder
 
-        return Report(self.folder, self.tables)
+        return ReportFolder(self.folder, self.tables)
 
 
 def write_case(case: Case, result: SegmentationResult, layout: Layout, output: Path) -> Path:
@@ -92,7 +92,7 @@ def _write_region_maps(case: Case, result: SegmentationResult, layout: Layout, o
         write_labels(output / place, prepared.reorientation.invert(maps[name]), case.images[result.reference])
 
 
-def report_case(case: Case, result: SegmentationResult, report: Report, reports: Reports) -> None:
+def report_case(case: Case, result: SegmentationResult, report: ReportFolder, reports: ReportOptions) -> None:
     """Measures a case and writes its page, its numbers and, where ``reports`` says so, its probability map.
 
     Raises:
@@ -119,7 +119,7 @@ def describe_failure(case: Case, error: Exception) -> str:
     """Returns the sentence that reports a failed case."""
     if isinstance(error, PVSError):
         return f"{case.name}: {error}"
-    return f"{case.name}: unexpected {type(error).__name__}: {' '.join(str(error).split())}"
+    return f"{case.name}: unexpected {type(error).__name__}: {one_line(error)}"
 
 
 def report_failures(failures: Sequence[str]) -> int:
@@ -183,7 +183,7 @@ def name_conflict(case: Case, output: Path) -> str | None:
     )
 
 
-def is_complete(case: Case, layout: Layout, output: Path, report: Report | None) -> bool:
+def is_complete(case: Case, layout: Layout, output: Path, report: ReportFolder | None) -> bool:
     """Whether an earlier run completed a case from its present images.
 
     Files appear under their names only once they are complete.
@@ -227,7 +227,7 @@ class ResultWriter:
     """
 
     cases: Sequence[Case]
-    report: Report | None = None
+    report: ReportFolder | None = None
     pending: tuple[Case, ...] = ()
     completed: int = 0
     results: dict[str, WrittenCase] = field(default_factory=dict)
@@ -237,7 +237,7 @@ class ResultWriter:
 
     @classmethod
     def open(
-        cls, cases: Sequence[Case], layout: Layout, output: Path, reports: Reports | None, resume: bool
+        cls, cases: Sequence[Case], layout: Layout, output: Path, reports: ReportOptions | None, resume: bool
     ) -> ResultWriter:
         """Prepares the output folders and selects the cases to be run.
 

@@ -17,7 +17,7 @@ from typing import Any
 from pvs_model import files
 from pvs_model.batch.inputs import Part
 from pvs_model.batch.outputs import ResultWriter
-from pvs_model.config import InferenceConfig
+from pvs_model.config import BatchConfig
 from pvs_model.layouts import Layout
 
 #: What the record of a case takes from its report.
@@ -27,7 +27,7 @@ _METADATA = (
 
 
 def write_run_record(
-    writer: ResultWriter, layout: Layout, source: Path, output: Path, config: InferenceConfig, part: Part | None
+    writer: ResultWriter, layout: Layout, source: Path, output: Path, config: BatchConfig, part: Part | None
 ) -> None:
     """Writes the record of a run that has ended or was stopped, where reports were requested.
 

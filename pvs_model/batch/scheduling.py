@@ -18,7 +18,7 @@ from typing import Any
 
 from pvs_model.batch.outputs import ResultWriter
 from pvs_model.batch.worker import RunConfig, TaskResult
-from pvs_model.errors import PVSError, escape_control_characters
+from pvs_model.errors import PVSError, escape_control_characters, one_line
 from pvs_model.types import Case
 
 log = logging.getLogger(__name__)
@@ -137,7 +137,7 @@ class Scheduling:
             cause: BaseException = error
             while cause.__cause__ is not None:
                 cause = cause.__cause__
-            got = f"{type(cause).__name__}: {' '.join(str(cause).split())}"
+            got = f"{type(cause).__name__}: {one_line(cause)}"
             expected = "expected pvs_model and Dask on workers and scheduler as they are here"
             result = TaskResult(worker_error=f"{expected}, got {got}")
         for level, message in result.messages:

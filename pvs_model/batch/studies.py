@@ -7,20 +7,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pvs_model.batch.inputs import log_missing_weights
-from pvs_model.batch.outputs import Reports, ResultWriter, describe_failure, report_case, write_case
+from pvs_model.batch.outputs import ReportOptions, ResultWriter, describe_failure, report_case, write_case
 from pvs_model.batch.run_record import write_run_record
 from pvs_model.burden.regions import burden_of
-from pvs_model.config import InferenceConfig
+from pvs_model.config import BatchConfig
 from pvs_model.dicom.convert import convert, unpacked
 from pvs_model.dicom.headers import Study, read_studies, require_extra
 from pvs_model.dicom.report import build_report
 from pvs_model.dicom.segmentation import build_segmentation, read_headers, study_of, write_dicom
 from pvs_model.dicom.sequences import Choices, select
 from pvs_model.errors import LayoutError, PVSError, escape_control_characters
-from pvs_model.layouts import LAYOUTS, Options
+from pvs_model.layouts import LAYOUTS, Layout, Options
 from pvs_model.pipeline import SegmentationResult, Segmenter
 from pvs_model.types import Case
 from pvs_model.volume.io import read_grid
@@ -31,10 +32,10 @@ log = logging.getLogger(__name__)
 def run_studies(
     source: Path,
     output: Path,
-    config: InferenceConfig,
+    config: BatchConfig,
     choices: Choices = (),
     suffix: str = "pred",
-    reports: Reports | None = None,
+    reports: ReportOptions | None = None,
     nifti: Path | None = None,
 ) -> list[str]:
     """Segments every study of a DICOM folder. Failed studies are logged; the remaining ones continue.
@@ -71,26 +72,11 @@ def run_studies(
         cases = {study: Case(study.name, {}, Path(study.name, f"{study.name}_{suffix}.nii.gz")) for study in studies}
         report = reports.open(output) if reports is not None else None
         writer = ResultWriter(list(cases.values()), report, tuple(cases.values()))
+        run = _Run(segmenter, choices, layout, output, nifti, reports, writer)
         try:
             for study, case in cases.items():
-                seg, sr = (output / study.name / f"{study.name}_{ending}.dcm" for ending in ("SEG", "SR"))
                 try:
-                    owner = study_of(seg)
-                    written = owner == study.uid and sr.is_file() and (output / case.output).is_file()
-                    if config.resume and written and (report is None or report.has(case.name)):
-                        writer.completed += 1
-                        writer.pending = tuple(other for other in writer.pending if other.name != case.name)
-                        continue
-                    if owner not in (None, study.uid):
-                        raise PVSError(f"{seg}: expected study {study.uid}, got {owner}: choose another output folder")
-                    with tempfile.TemporaryDirectory(prefix="pvs_dicom_") as scratch:
-                        began = time.perf_counter()
-                        case, result = _segment(study, case, choices, segmenter, nifti or Path(scratch))
-                        path = write_case(case, result, layout, output)
-                        _write_objects(study, case, result, choices, seg, sr)
-                        if report is not None and reports is not None:
-                            report_case(case, result, report, reports)
-                    writer.add(case, path, int(result.mask.sum()), time.perf_counter() - began)
+                    run.process(study, case, config.resume)
                 except Exception as error:  # also a bug of a library: the other studies continue
                     log.debug("%s", study.name, exc_info=True)
                     writer.fail(case, describe_failure(case, error))
@@ -98,6 +84,44 @@ def run_studies(
             failures = writer.close()
             write_run_record(writer, layout, source, output, config, None)
         return failures
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What the studies of a run share; attributes as of ``run_studies``."""
+
+    segmenter: Segmenter
+    choices: Choices
+    layout: Layout
+    output: Path
+    nifti: Path | None
+    reports: ReportOptions | None
+    writer: ResultWriter
+
+    def process(self, study: Study, case: Case, resume: bool) -> None:
+        """Segments a study and writes its files, unless an earlier run has.
+
+        Raises:
+            PVSError: It cannot be segmented, or its folder holds another study.
+        """
+        seg, sr = (self.output / study.name / f"{study.name}_{ending}.dcm" for ending in ("SEG", "SR"))
+        writer, report = self.writer, self.writer.report
+        owner = study_of(seg)
+        written = owner == study.uid and sr.is_file() and (self.output / case.output).is_file()
+        if resume and written and (report is None or report.has(case.name)):
+            writer.completed += 1
+            writer.pending = tuple(other for other in writer.pending if other.name != case.name)
+            return
+        if owner not in (None, study.uid):
+            raise PVSError(f"{seg}: expected study {study.uid}, got {owner}: choose another output folder")
+        with tempfile.TemporaryDirectory(prefix="pvs_dicom_") as scratch:
+            began = time.perf_counter()
+            case, result = _segment(study, case, self.choices, self.segmenter, self.nifti or Path(scratch))
+            path = write_case(case, result, self.layout, self.output)
+            _write_objects(study, case, result, self.choices, seg, sr)
+            if report is not None and self.reports is not None:
+                report_case(case, result, report, self.reports)
+        writer.add(case, path, int(result.mask.sum()), time.perf_counter() - began)
 
 
 def describe_studies(source: Path, choices: Choices = ()) -> int:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from pvs_model import __version__
-from pvs_model.batch.outputs import Reports, describe_failure, report_case, write_case
+from pvs_model.batch.outputs import ReportOptions, describe_failure, report_case, write_case
 from pvs_model.config import MANIFEST, InferenceConfig
 from pvs_model.errors import DeviceError, PVSError, WeightsError
 from pvs_model.files import sha256_of
@@ -59,7 +59,7 @@ class RunConfig:
     output: Path
     inference: InferenceConfig
     layout: Layout
-    reports: Reports | None
+    reports: ReportOptions | None
     version: str
     manifest: str
 

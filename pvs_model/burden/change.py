@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pvs_model.burden.records import BOTH, Burden, Pvs, Value
+from pvs_model.burden.records import BOTH, Burden, Pvs, RegionBurden, Value
 from pvs_model.types import Affine, BoolArray, Float64Array, spacing_of
 from pvs_model.volume.components import label_components
 
@@ -97,43 +97,72 @@ class Change:
 
     def rows(self) -> list[dict[str, Value]]:
         """Returns the rows of ``longitudinal.csv``: regions and parts that both visits have, both sides together."""
-        rows = []
         rows_after = {row.region: row for row in self.later.burden.regions if row.hemisphere == BOTH}
-        for before in self.earlier.burden.regions:
-            after = rows_after.get(before.region)
-            if before.hemisphere != BOTH or after is None:
-                continue
-            counts = {
-                (side, status): sum(m.status == status and m.pvs.is_in(before.region) for m in matches)
-                for side, matches in (("from", self.earlier_pvs), ("to", self.later_pvs))
-                for status in (STABLE, GONE, NEW, OUTSIDE)
-            }
-            values: tuple[Value, ...] = (
-                self.earlier.name, self.later.name, before.region, before.count, after.count,
-                after.count - before.count, counts["from", STABLE], counts["to", STABLE], counts["from", GONE],
-                counts["to", NEW], counts["from", OUTSIDE], counts["to", OUTSIDE], before.volume_mm3, after.volume_mm3,
-                after.volume_mm3 - before.volume_mm3,
-                100 * (after.volume_mm3 / before.volume_mm3 - 1) if before.volume_mm3 else None,
-                before.fluid_mm3, after.fluid_mm3, _difference(before.fluid_mm3, after.fluid_mm3),
-                before.expected_fluid_mm3, after.expected_fluid_mm3,
-                _difference(before.expected_fluid_mm3, after.expected_fluid_mm3),
-                before.region_mm3, after.region_mm3,
-            )  # fmt: skip
-            rows.append(dict(zip(CHANGE_COLUMNS, values, strict=True)))
-        return rows
+        return [
+            self._row(before, rows_after[before.region])
+            for before in self.earlier.burden.regions
+            if before.hemisphere == BOTH and before.region in rows_after
+        ]
+
+    def _row(self, before: RegionBurden, after: RegionBurden) -> dict[str, Value]:
+        """Returns the row of a region."""
+
+        def count(matches: Sequence[Match], status: str) -> int:
+            return sum(m.status == status and m.pvs.is_in(before.region) for m in matches)
+
+        return {
+            "from": self.earlier.name,
+            "to": self.later.name,
+            "region": before.region,
+            "count_from": before.count,
+            "count_to": after.count,
+            "count_change": after.count - before.count,
+            "stable_from": count(self.earlier_pvs, STABLE),
+            "stable_to": count(self.later_pvs, STABLE),
+            "gone": count(self.earlier_pvs, GONE),
+            "new": count(self.later_pvs, NEW),
+            "outside_from": count(self.earlier_pvs, OUTSIDE),
+            "outside_to": count(self.later_pvs, OUTSIDE),
+            "volume_from_mm3": before.volume_mm3,
+            "volume_to_mm3": after.volume_mm3,
+            "volume_change_mm3": after.volume_mm3 - before.volume_mm3,
+            "volume_change_percent": 100 * (after.volume_mm3 / before.volume_mm3 - 1) if before.volume_mm3 else None,
+            "fluid_from_mm3": before.fluid_mm3,
+            "fluid_to_mm3": after.fluid_mm3,
+            "fluid_change_mm3": _difference(before.fluid_mm3, after.fluid_mm3),
+            "expected_fluid_from_mm3": before.expected_fluid_mm3,
+            "expected_fluid_to_mm3": after.expected_fluid_mm3,
+            "expected_fluid_change_mm3": _difference(before.expected_fluid_mm3, after.expected_fluid_mm3),
+            "region_volume_from_mm3": before.region_mm3,
+            "region_volume_to_mm3": after.region_mm3,
+        }
 
     def pvs_rows(self) -> list[dict[str, Value]]:
         """Returns the rows of ``pvs_changes.csv``."""
-        rows = []
-        for visit, matches in ((self.earlier, self.earlier_pvs), (self.later, self.later_pvs)):
-            for m in matches:
-                values: tuple[Value, ...] = (
-                    self.earlier.name, self.later.name, visit.name, m.pvs.number, m.status,
-                    "; ".join(map(str, m.others)) or None, m.pvs.region, m.pvs.hemisphere, m.pvs.shape.volume_mm3,
-                    m.pvs.fluid_mm3, *m.middle_mm,
-                )  # fmt: skip
-                rows.append(dict(zip(MATCH_COLUMNS, values, strict=True)))
-        return rows
+        return [
+            self._pvs_row(visit, match)
+            for visit, matches in ((self.earlier, self.earlier_pvs), (self.later, self.later_pvs))
+            for match in matches
+        ]
+
+    def _pvs_row(self, visit: Visit, match: Match) -> dict[str, Value]:
+        """Returns the row of a PVS of a visit."""
+        right, anterior, superior = match.middle_mm
+        return {
+            "from": self.earlier.name,
+            "to": self.later.name,
+            "visit": visit.name,
+            "pvs": match.pvs.number,
+            "status": match.status,
+            "pvs_of_other_visit": "; ".join(map(str, match.others)) or None,
+            "region": match.pvs.region,
+            "hemisphere": match.pvs.hemisphere,
+            "volume_mm3": match.pvs.shape.volume_mm3,
+            "fluid_volume_mm3": match.pvs.fluid_mm3,
+            "middle_right_mm": right,
+            "middle_anterior_mm": anterior,
+            "middle_superior_mm": superior,
+        }
 
 
 def change_between(earlier: Visit, later: Visit) -> Change:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +33,7 @@ def measure(
     hemispheres: AnyArray | None = None,
     pvs_fraction: AnyArray | None = None,
     parts: Mapping[str, AnyArray] | None = None,
-    rated: Mapping[str, AnyArray] | None = None,
+    potter_sections: Mapping[str, AnyArray] | None = None,
 ) -> Burden:
     """Counts, measures and rates the PVS of a mask. All arrays lie on one grid, in any order of its axes.
 
@@ -49,97 +51,126 @@ def measure(
             unknown: then volumes of fluid are left out.
         parts: Names -> masks (x, y, z) of parts of the regions, which may overlap; they have rows of their own after
             those of the regions. A PVS counts in every part that has at least half of its voxels.
-        rated: Names of regions or parts -> masks (x, y, z) of the section on which the Potter score counts the PVS of
-            this region; without one it is the slab with most of them.
+        potter_sections: Names of regions or parts -> masks (x, y, z) of the section on which the Potter score counts
+            the PVS of this region; without one it is the slab with most of them.
 
     Raises:
         ValueError: arrays of unequal shape or not of three axes, an affine that is not a finite, invertible (4, 4), a
             region without a name or named "other", or other values than 0, 1 and 2 for hemispheres.
     """
-    parts, rated = parts or {}, rated or {}
-    grid = _checked(mask, regions, affine, intracranial, hemispheres, pvs_fraction, parts, rated)
+    parts, potter_sections = parts or {}, potter_sections or {}
+    grid = _checked(mask, regions, affine, intracranial, hemispheres, pvs_fraction, parts, potter_sections)
     grid, reorientation = to_ras_grid(grid)
     names = [name for name in regions if name != ALL]
-    region_values = region_map({name: reorientation.apply(regions[name]) != 0 for name in names}, grid.shape)
-    sides = None if hemispheres is None else reorientation.apply(hemispheres).astype(np.uint8)
-    fraction = None if pvs_fraction is None else reorientation.apply(pvs_fraction)
-    part_masks = {name: reorientation.apply(part) != 0 for name, part in parts.items()}
-    sections = {name: reorientation.apply(section) != 0 for name, section in rated.items()}
-    pvs, pvs_voxels = _every_pvs(
-        reorientation.apply(mask) != 0, grid.affine, region_values, sides, names, fraction, part_masks, sections
+    oriented = {name: reorientation.apply(region) != 0 for name, region in regions.items()}
+    arrays = _Arrays(
+        mask=reorientation.apply(mask) != 0,
+        names=names,
+        regions=region_map({name: oriented[name] for name in names}, grid.shape),
+        whole=oriented.get(ALL),
+        sides=None if hemispheres is None else reorientation.apply(hemispheres).astype(np.uint8),
+        pvs_fraction=None if pvs_fraction is None else reorientation.apply(pvs_fraction),
+        parts={name: reorientation.apply(part) != 0 for name, part in parts.items()},
+        sections={name: reorientation.apply(section) != 0 for name, section in potter_sections.items()},
     )
-
     voxel_mm3 = voxel_volume_mm3(grid.affine)
-    of_pvs = voxel_mm3 * voxels_by_region(
-        region_values[pvs_voxels], None if sides is None else sides[pvs_voxels], names
-    )
-    of_region = voxel_mm3 * voxels_by_region(region_values, sides, names)
-    of_all = (
-        np.full(3, np.nan) if ALL not in regions else voxel_mm3 * _voxels(reorientation.apply(regions[ALL]) != 0, sides)
-    )
     intracranial_mm3 = None if intracranial is None else voxel_mm3 * int(np.count_nonzero(intracranial)) or None
-
-    def expected(part: BoolArray) -> npt.NDArray[np.float64]:
-        return np.zeros(3) if fraction is None else voxel_mm3 * _expected_voxels(fraction, part, sides)
-
-    rows: list[RegionBurden] = []
-    volumes = {
-        name: (of_pvs[value], of_region[value], expected(region_values == value)) for value, name in enumerate(names, 1)
-    }
-    for name, part_mask in part_masks.items():
-        side_of_pvs = None if sides is None else sides[pvs_voxels]
-        pvs_mm3, part_mm3 = (
-            voxel_mm3 * _voxels(part_mask[pvs_voxels], side_of_pvs),
-            voxel_mm3 * _voxels(part_mask, sides),
-        )
-        volumes[name] = pvs_mm3, part_mm3, expected(part_mask)
-    for name, (pvs_mm3, part_mm3, fluid) in {
-        **volumes,
-        ALL: (of_pvs.sum(0), of_all, expected(region_values > 0)),
-    }.items():
-        for side in (BOTH,) if sides is None else (BOTH, *SIDES):
-            columns = slice(None) if side == BOTH else SIDES[side]
-            volume, region_mm3 = float(pvs_mm3[columns].sum()), float(part_mm3[columns].sum())
-            if side != BOTH and part_mm3.sum() > 0 and not part_mm3[1:].any():
-                continue  # a region in the middle, of which no side is known
-            known_mm3 = None if np.isnan(region_mm3) else region_mm3
-            # Without regions it would be a sum over the background, where small fractions are many.
-            expected_mm3 = float(fluid[columns].sum()) if fraction is not None and names else None
-            rows.append(
-                region_burden(pvs, name, side, volume, known_mm3, intracranial_mm3, expected_mm3, fraction is not None)
-            )
-
-    slices = slices_per_slab(grid.spacing_mm[2])
+    pvs = _every_pvs(arrays, grid.affine)
+    slices, sides_known = slices_per_slab(grid.spacing_mm[2]), hemispheres is not None
     return Burden(
         pvs=pvs,
-        regions=tuple(rows),
-        scores=estimate(pvs, [*names, *part_masks], slices, sides is not None, tuple(sections)),
+        regions=tuple(_rows(pvs, arrays, voxel_mm3, intracranial_mm3)),
+        scores=estimate(pvs, [*names, *parts], slices, sides_known, tuple(potter_sections)),
         spacing_mm=grid.spacing_mm,
         slices_per_slab=slices,
-        warnings=_warnings(grid, intracranial_mm3, sides is not None),
+        warnings=_warnings(grid, intracranial_mm3, sides_known),
     )
 
 
-def _every_pvs(
-    mask: BoolArray,
-    affine: Affine,
-    where: npt.NDArray[np.uint8],
-    sides: npt.NDArray[np.uint8] | None,
-    names: list[str],
-    pvs_fraction: AnyArray | None,
-    parts: Mapping[str, BoolArray],
-    rated: Mapping[str, BoolArray],
-) -> tuple[tuple[Pvs, ...], tuple[npt.NDArray[np.intp], ...]]:
-    """Returns the PVS of a mask with RAS+ axes, and the indices of all its voxels."""
+@dataclass(frozen=True)
+class _Arrays:
+    """The arrays (x, y, z) of a measurement, with RAS+ axes.
+
+    Attributes:
+        mask: PVS.
+        names: Names of the regions.
+        regions: Number of each voxel's region, 1, 2, ... in the order of names, 0 elsewhere.
+        whole: Mask named ``ALL``, if any.
+        sides: 1 left, 2 right, 0 neither; None where sides are unknown.
+        pvs_fraction: Share of each voxel that PVS fill; None where unknown.
+        parts: Masks of parts of the regions by name.
+        sections: Masks of sections for the Potter score by name.
+    """
+
+    mask: BoolArray
+    names: list[str]
+    regions: npt.NDArray[np.uint8]
+    whole: BoolArray | None
+    sides: npt.NDArray[np.uint8] | None
+    pvs_fraction: AnyArray | None
+    parts: dict[str, BoolArray]
+    sections: dict[str, BoolArray]
+
+
+class _Volumes(NamedTuple):
+    """Volumes of a region, mm3: of its PVS, its own, and of its expected fluid, each on neither side, left, right."""
+
+    pvs: AnyArray
+    region: AnyArray
+    fluid: AnyArray
+
+
+def _rows(
+    pvs: tuple[Pvs, ...], arrays: _Arrays, voxel_mm3: float, intracranial_mm3: float | None
+) -> Iterator[RegionBurden]:
+    """Yields a row per region, part and ``ALL``, and per side where sides are known."""
+    predicted = arrays.pvs_fraction is not None
+    for name, volumes in _volumes(arrays, voxel_mm3).items():
+        for side in (BOTH,) if arrays.sides is None else (BOTH, *SIDES):
+            if side != BOTH and volumes.region.sum() > 0 and not volumes.region[1:].any():
+                continue  # a region in the middle, of which no side is known
+            columns = slice(None) if side == BOTH else SIDES[side]
+            pvs_mm3, region_mm3, fluid_mm3 = (float(values[columns].sum()) for values in volumes)
+            known_mm3 = None if np.isnan(region_mm3) else region_mm3
+            # Without regions it would be a sum over the background, where small fractions are many.
+            expected_mm3 = fluid_mm3 if predicted and arrays.names else None
+            yield region_burden(pvs, name, side, pvs_mm3, known_mm3, intracranial_mm3, expected_mm3, predicted)
+
+
+def _volumes(arrays: _Arrays, voxel_mm3: float) -> dict[str, _Volumes]:
+    """Returns the volumes of every region, every part, and ``ALL``, by name."""
+    inside, sides = np.nonzero(arrays.mask), arrays.sides
+    sides_of_pvs = None if sides is None else sides[inside]
+
+    def fluid(part: BoolArray) -> npt.NDArray[np.float64]:
+        fraction = arrays.pvs_fraction
+        return np.zeros(3) if fraction is None else voxel_mm3 * _expected_voxels(fraction, part, sides)
+
+    of_pvs = voxel_mm3 * voxels_by_region(arrays.regions[inside], sides_of_pvs, arrays.names)
+    of_region = voxel_mm3 * voxels_by_region(arrays.regions, sides, arrays.names)
+    volumes = {
+        name: _Volumes(of_pvs[number], of_region[number], fluid(arrays.regions == number))
+        for number, name in enumerate(arrays.names, 1)
+    }
+    for name, part in arrays.parts.items():
+        pvs_mm3 = voxel_mm3 * _voxels(part[inside], sides_of_pvs)
+        volumes[name] = _Volumes(pvs_mm3, voxel_mm3 * _voxels(part, sides), fluid(part))
+    of_all = np.full(3, np.nan) if arrays.whole is None else voxel_mm3 * _voxels(arrays.whole, sides)
+    volumes[ALL] = _Volumes(of_pvs.sum(0), of_all, fluid(arrays.regions > 0))
+    return volumes
+
+
+def _every_pvs(arrays: _Arrays, affine: Affine) -> tuple[Pvs, ...]:
+    """Returns the PVS of the mask; ``affine`` maps its voxels to RAS mm."""
     from scipy import ndimage
 
-    inside = np.nonzero(mask)
-    if not len(inside[0]):
-        return (), inside
-    box = crop_to(mask)
-    labels, _ = label_components(box.apply(mask))
+    if not arrays.mask.any():
+        return ()
+    box = crop_to(arrays.mask)
+    labels, _ = label_components(box.apply(arrays.mask))
     corner = [part.start for part in box.slices]
-    volumes = None if pvs_fraction is None else _fluid_volumes(labels, pvs_fraction, corner, affine)
+    fraction, sides = arrays.pvs_fraction, arrays.sides
+    volumes = None if fraction is None else _fluid_volumes(labels, fraction, corner, affine)
     pvs = []
     for number, part in enumerate(ndimage.find_objects(labels), 1):
         cluster = labels[part] == number
@@ -150,16 +181,18 @@ def _every_pvs(
         pvs.append(
             Pvs(
                 number,
-                region=region_of(where[here][cluster], names),
+                region=region_of(arrays.regions[here][cluster], arrays.names),
                 hemisphere=None if sides is None else side_of(sides[here][cluster]),
                 shape=shape_of(cluster, placed),
                 slices=(int(first[2]), int(first[2]) + cluster.shape[2] - 1),
                 fluid_mm3=None if volumes is None else float(volumes[number - 1]),
-                parts=tuple(name for name, piece in parts.items() if piece[here][cluster].mean() >= 0.5),
-                rated=tuple(name for name, section in rated.items() if section[here][cluster].any()),
+                parts=tuple(name for name, piece in arrays.parts.items() if piece[here][cluster].mean() >= 0.5),
+                potter_sections=tuple(
+                    name for name, section in arrays.sections.items() if section[here][cluster].any()
+                ),
             )
         )
-    return tuple(pvs), inside
+    return tuple(pvs)
 
 
 def _fluid_volumes(labels: AnyArray, pvs_fraction: AnyArray, corner: list[int], affine: Affine) -> AnyArray:
@@ -226,12 +259,12 @@ def _checked(
     hemispheres: AnyArray | None,
     pvs_fraction: AnyArray | None,
     parts: Mapping[str, AnyArray],
-    rated: Mapping[str, AnyArray],
+    potter_sections: Mapping[str, AnyArray],
 ) -> Grid:
     """Returns the grid of the mask after checking all arguments against it."""
     if mask.ndim != 3:
         raise ValueError(f"expected a mask (x, y, z), got {mask.ndim} axes")
-    sections = {f"rated section of {name}": section for name, section in rated.items()}
+    sections = {f"rated section of {name}": section for name, section in potter_sections.items()}
     whole = {"intracranial mask": intracranial, "map of hemispheres": hemispheres, "PVS fraction": pvs_fraction}
     arrays = {**regions, **parts, **sections, **whole}
     for name, array in arrays.items():

@@ -102,7 +102,7 @@ def fullest_slab(spans: Sequence[tuple[int, int]], slices: int) -> tuple[int, tu
 
 
 def estimate(
-    pvs: Sequence[Pvs], regions: Sequence[str], slices: int, sides: bool, rated: Sequence[str] = ()
+    pvs: Sequence[Pvs], regions: Sequence[str], slices: int, sides: bool, potter_sections: Sequence[str] = ()
 ) -> tuple[EstimatedScore, ...]:
     """Estimates the scores of all regions that have a scale.
 
@@ -111,16 +111,16 @@ def estimate(
         regions: Names of the measured regions and parts; "BG", "CSO", "WM" and "midbrain" have scales.
         slices: Slices per slab.
         sides: Whether left and right are known; without them there is no Potter score of BG and CSO.
-        rated: Regions with a known rated section, on which the Potter score counts.
+        potter_sections: Regions with a known rated section, on which the Potter score counts.
     """
     scores = []
     if "BG" in regions:
         if sides:
-            scores.append(_potter(pvs, "BG", slices, "BG" in rated))
+            scores.append(_potter(pvs, "BG", slices, "BG" in potter_sections))
         total = sum(p.is_in("BG") for p in pvs)
         scores.append(EstimatedScore(MCPVS, "BG", mcpvs_bg_score(total), total, BOTH, None))
     if "CSO" in regions and sides:
-        scores.append(_potter(pvs, "CSO", slices, "CSO" in rated))
+        scores.append(_potter(pvs, "CSO", slices, "CSO" in potter_sections))
     if "WM" in regions:
         here = [p for p in pvs if p.is_in("WM")]
         count, slab = fullest_slab([p.slices for p in here], slices)
@@ -139,7 +139,7 @@ def _potter(pvs: Sequence[Pvs], region: str, slices: int, on_rated_section: bool
     for side in (LEFT, RIGHT):
         here = [p for p in pvs if p.is_in(region) and p.hemisphere == side]
         if on_rated_section:
-            counts[side] = sum(region in p.rated for p in here), None
+            counts[side] = sum(region in p.potter_sections for p in here), None
         else:
             counts[side] = fullest_slab([p.slices for p in here], slices)
     side = max(counts, key=lambda name: counts[name][0])

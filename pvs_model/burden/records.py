@@ -75,7 +75,7 @@ class Pvs:
         fluid_mm3: Estimated volume of its fluid, which does not depend on the voxel size; None where the networks do
             not predict it.
         parts: Parts of regions that have at least half of its voxels.
-        rated: Regions or parts on whose rated section it has a voxel.
+        potter_sections: Regions or parts on whose rated section it has a voxel.
     """
 
     number: int
@@ -85,7 +85,7 @@ class Pvs:
     slices: tuple[int, int]
     fluid_mm3: float | None = None
     parts: tuple[str, ...] = ()
-    rated: tuple[str, ...] = ()
+    potter_sections: tuple[str, ...] = ()
 
     def is_in(self, region: str) -> bool:
         """Whether it is counted in a region or part; in ``ALL`` every PVS is."""
@@ -231,46 +231,49 @@ def region_values(burden: Burden, row: RegionBurden) -> dict[str, Value]:
         burden.estimated_score(scale, row.region) if row.hemisphere == BOTH else None for scale in (POTTER, MCPVS)
     )
     potter_score = None if potter is None else potter.score
-    values = (
-        row.region,
-        row.hemisphere,
-        row.count,
-        row.volume_mm3,
-        row.fluid_mm3,
-        row.expected_fluid_mm3,
-        row.region_mm3,
-        row.intracranial_mm3,
-        row.count_per_cm3,
-        row.volume_percent,
-        row.pvsnm,
-        row.mean_length_mm,
-        row.median_length_mm,
-        row.mean_width_mm,
-        row.median_width_mm,
-        None if row.region == "midbrain" else potter_score,
-        potter_score if row.region == "midbrain" else None,
-        None if mcpvs is None else mcpvs.score,
-    )
-    return dict(zip(REGION_COLUMNS, values, strict=True))
+    return {
+        "region": row.region,
+        "hemisphere": row.hemisphere,
+        "pvs_count": row.count,
+        "pvs_volume_mm3": row.volume_mm3,
+        "fluid_volume_mm3": row.fluid_mm3,
+        "expected_fluid_volume_mm3": row.expected_fluid_mm3,
+        "region_volume_mm3": row.region_mm3,
+        "intracranial_volume_mm3": row.intracranial_mm3,
+        "pvs_count_per_cm3": row.count_per_cm3,
+        "pvs_volume_percent": row.volume_percent,
+        "pvsnm_mm3_per_million_mm3": row.pvsnm,
+        "mean_length_mm": row.mean_length_mm,
+        "median_length_mm": row.median_length_mm,
+        "mean_width_mm": row.mean_width_mm,
+        "median_width_mm": row.median_width_mm,
+        "estimated_potter_score_0_to_4": None if row.region == "midbrain" else potter_score,
+        "estimated_potter_midbrain_score_0_to_1": potter_score if row.region == "midbrain" else None,
+        "estimated_mcpvs_score_1_to_4": None if mcpvs is None else mcpvs.score,
+    }
 
 
 def pvs_values(pvs: Pvs) -> dict[str, Value]:
     """Returns the cells of a row of ``pvs.csv`` by column."""
     shape = pvs.shape
-    values = (
-        pvs.number,
-        pvs.region,
-        "; ".join(pvs.parts) or None,
-        pvs.hemisphere,
-        shape.voxels,
-        shape.volume_mm3,
-        pvs.fluid_mm3,
-        shape.length_mm,
-        shape.width_mm,
-        shape.elongation,
-        shape.linearity,
-        *(shape.direction or (None, None, None)),
-        shape.angle_to_superior_degrees,
-        *shape.centre_mm,
-    )
-    return dict(zip(PVS_COLUMNS, values, strict=True))
+    right, anterior, superior = shape.direction or (None, None, None)
+    return {
+        "pvs": pvs.number,
+        "region": pvs.region,
+        "parts": "; ".join(pvs.parts) or None,
+        "hemisphere": pvs.hemisphere,
+        "voxels": shape.voxels,
+        "volume_mm3": shape.volume_mm3,
+        "fluid_volume_mm3": pvs.fluid_mm3,
+        "length_mm": shape.length_mm,
+        "width_mm": shape.width_mm,
+        "elongation": shape.elongation,
+        "linearity": shape.linearity,
+        "direction_right": right,
+        "direction_anterior": anterior,
+        "direction_superior": superior,
+        "angle_to_superior_degrees": shape.angle_to_superior_degrees,
+        "centre_right_mm": shape.centre_mm[0],
+        "centre_anterior_mm": shape.centre_mm[1],
+        "centre_superior_mm": shape.centre_mm[2],
+    }

@@ -6,7 +6,7 @@ import argparse
 import signal
 from pathlib import Path
 
-from pvs_model.batch import Reports, inputs, report_failures, report_interrupted
+from pvs_model.batch import ReportOptions, inputs, report_failures, report_interrupted
 from pvs_model.batch import run as run_folder
 from pvs_model.commands import report
 from pvs_model.config import default_weights
@@ -46,8 +46,8 @@ def run(args: argparse.Namespace) -> int:
         bids_filter=args.bids_filter_file, participants=tuple(args.participant_label), ignore=tuple(args.ignore),
         sessions=tuple(args.session_label), derivative_of=args.bids_dir,
     )  # fmt: skip
-    config = inputs.inference_config(args)
-    reports = Reports(folder, args.probability, within_output=True, tables=False)
+    config = inputs.batch_config(args)
+    reports = ReportOptions(folder, args.probability, within_output=True, tables=False)
     if args.dry_run:
         return inputs.dry_run(args.bids_dir, args.output_dir, "bids", options, reports, args.resume, args.part)
     signal.signal(signal.SIGTERM, signal.default_int_handler)

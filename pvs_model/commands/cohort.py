@@ -7,7 +7,7 @@ import signal
 from functools import partial
 from pathlib import Path
 
-from pvs_model.batch import Reports, inputs, report_failures, report_interrupted
+from pvs_model.batch import ReportOptions, inputs, report_failures, report_interrupted
 from pvs_model.config import default_weights
 from pvs_model.errors import PVSError
 
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         PVSError: Nothing could be run.
     """
-    from pvs_model.batch import clusters, dask
+    from pvs_model.batch import dask, dask_clusters
 
     for name, minimum in (("workers", 1), ("threads", 1), ("retries", 0)):
         value = getattr(args, name)
@@ -44,13 +44,13 @@ def run(args: argparse.Namespace) -> int:
             raise PVSError(f"--{name}: expected {minimum} or more, got {value}")
         if name != "retries" and value is not None and (args.scheduler or args.slurm):
             raise PVSError(f"--{name}: expected it for workers of this machine, got --scheduler or --slurm")
-    cluster = partial(clusters.local, workers=args.workers, threads=args.threads, gpus=args.gpus)
+    cluster = partial(dask_clusters.local, workers=args.workers, threads=args.threads, gpus=args.gpus)
     if args.scheduler:
-        cluster = partial(clusters.existing, address=args.scheduler)
+        cluster = partial(dask_clusters.existing, address=args.scheduler)
     elif args.slurm:
-        cluster = partial(clusters.slurm, words=args.slurm)
-    config = inputs.inference_config(args)
-    reports = Reports(args.report, args.probability, viewer=args.viewer) if args.report else None
+        cluster = partial(dask_clusters.slurm, words=args.slurm)
+    config = inputs.batch_config(args)
+    reports = ReportOptions(args.report, args.probability, viewer=args.viewer) if args.report else None
     options = inputs.options_from(args)
     if args.dry_run:
         return inputs.dry_run(args.input, args.output, args.layout, options, reports, args.resume, args.part)

@@ -61,9 +61,9 @@ def run(args: argparse.Namespace) -> int:
     print("scores by the challenge's metrics against the simulated reference (not a result on real scans):")
     print(text(report))
     print(
-        f"clusters: {counts.touched_truth} of {counts.truth_clusters} reference clusters detected, "
-        f"{counts.touching_predicted} of {counts.predicted_clusters} predicted clusters touch the reference; "
-        f"voxels: {counts.predicted_voxels} predicted, {counts.truth_voxels} in the reference"
+        f"clusters: {counts.detected_reference_clusters} of {counts.reference_clusters} reference clusters detected, "
+        f"{counts.true_positive_clusters} of {counts.predicted_clusters} predicted clusters touch the reference; "
+        f"voxels: {counts.predicted_voxels} predicted, {counts.reference_voxels} in the reference"
     )
     for warning in report.warnings:
         print(f"note: {warning}")

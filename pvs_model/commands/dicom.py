@@ -6,7 +6,7 @@ import argparse
 import signal
 from pathlib import Path
 
-from pvs_model.batch import Reports, inputs, report_failures, report_interrupted
+from pvs_model.batch import ReportOptions, inputs, report_failures, report_interrupted
 from pvs_model.config import default_weights
 from pvs_model.types import SEQUENCES
 
@@ -51,8 +51,8 @@ def run(args: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: no file is left half-written
     if args.dry_run:
         return describe_studies(args.input, args.series)
-    config = inputs.inference_config(args)
-    reports = Reports(args.report, args.probability) if args.report else None
+    config = inputs.batch_config(args)
+    reports = ReportOptions(args.report, args.probability) if args.report else None
     try:
         failures = run_studies(args.input, args.output, config, args.series, args.suffix, reports, args.nifti)
     except KeyboardInterrupt:

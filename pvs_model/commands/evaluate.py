@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of ``evaluate``."""
     add = parser.add_argument
     add(
-        "--truth", type=Path, required=True, metavar="DIR",
+        "--reference", "--truth", type=Path, required=True, metavar="DIR",
         help="reference masks: <case>_PVS.nii.gz, PVS.nii.gz in folders of cases, or any names",
     )  # fmt: skip
     add("--pred", type=Path, required=True, metavar="DIR", help="masks to score, named after the cases")
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.workers is not None and args.workers < 1:
         raise PVSError(f"--workers: expected at least 1, got {args.workers}")
-    report = evaluate(args.truth, args.pred, args.regions, args.workers, args.suffix, anatomy_weights(args.weights))
+    report = evaluate(args.reference, args.pred, args.regions, args.workers, args.suffix, anatomy_weights(args.weights))
     print(text(report, args.names_of))
     print(_summary(report))
     if args.json:

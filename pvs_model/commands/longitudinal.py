@@ -138,9 +138,9 @@ def changes_between(
 
 
 def _write(case: Case, result: SegmentationResult, layout: Layout, output: Path, viewer: bool) -> None:
-    from pvs_model.batch.outputs import Reports, report_case, write_case
+    from pvs_model.batch.outputs import ReportOptions, report_case, write_case
 
-    masks, reports = output / "masks", Reports(output / "reports", viewer=viewer)
+    masks, reports = output / "masks", ReportOptions(output / "reports", viewer=viewer)
     report = reports.open(masks)
     write_case(case, result, layout, masks)
     report_case(case, result, report, reports)

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--team", action="append", default=[], metavar="NAME=DIR", help="masks of a team (repeat)")
     add(
-        "--truth", action="append", default=[], metavar="[PHASE=]DIR",
+        "--reference", "--truth", action="append", default=[], metavar="[PHASE=]DIR",
         help="reference masks, for --team; with several phases each team's DIR has a folder per phase",
     )  # fmt: skip
     add("--regions", metavar="DIR|boxes|none", help="as for evaluate")
@@ -98,18 +98,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _scores_of_teams(args: argparse.Namespace) -> tuple[list[Score], list[str]]:
-    """The scores of ``--team`` against ``--truth``, and sentences on what could not be scored."""
+    """The scores of ``--team`` against ``--reference``, and sentences on what could not be scored."""
     from pvs_model.evaluation.evaluate import evaluate
     from pvs_model.evaluation.score_tables import ONLY_PHASE, scores_of
 
-    if bool(args.team) != bool(args.truth):
-        raise PVSError("--team, --truth: expected both or neither, got only one of them")
+    if bool(args.team) != bool(args.reference):
+        raise PVSError("--team, --reference: expected both or neither, got only one of them")
     phases = {}
-    for argument in args.truth:
+    for argument in args.reference:
         name, separator, folder = argument.partition("=")
         phases[name if separator else ONLY_PHASE] = Path(folder if separator else name)
-    if len(phases) < len(args.truth):
-        raise PVSError("--truth: expected a unique name for each of several phases (PHASE=DIR)")
+    if len(phases) < len(args.reference):
+        raise PVSError("--reference: expected a unique name for each of several phases (PHASE=DIR)")
     scores: list[Score] = []
     problems: list[str] = []
     for argument in args.team:

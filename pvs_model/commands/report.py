@@ -29,11 +29,11 @@ def run(args: argparse.Namespace) -> int:
 
 def merge(folder: Path) -> int:
     """Writes tables and index of a folder of reports; result and errors as of ``run``."""
-    from pvs_model.reports.folder import Report
+    from pvs_model.reports.folder import ReportFolder
 
     cases = sorted(path for path in (folder / "cases").rglob("*.json") if "/." not in path.as_posix())
     if not cases:
         raise PVSError(f"{folder}: expected a folder of reports with cases/*.json, got none")
-    Report(folder).finish()
+    ReportFolder(folder).finish()
     problems = [json.loads(path.read_text(encoding="utf-8"))["problem"] for path in cases]
     return report_failures([problem for problem in problems if problem is not None])

@@ -12,7 +12,7 @@ import signal
 import sys
 from pathlib import Path
 
-from pvs_model.batch import Reports, inputs, report_failures, report_interrupted
+from pvs_model.batch import ReportOptions, inputs, report_failures, report_interrupted
 from pvs_model.batch import run as run_folder
 from pvs_model.config import default_weights
 from pvs_model.errors import PVSError
@@ -47,8 +47,8 @@ def run(args: argparse.Namespace) -> int:
         from pvs_model.evaluation.grand_challenge import evaluate_submission
 
         return evaluate_submission(args.input, args.output, args.ground_truth, args.sockets)
-    config = inputs.inference_config(args, args.workers)
-    reports = Reports(args.report, args.probability, viewer=args.viewer) if args.report else None
+    config = inputs.batch_config(args, args.workers)
+    reports = ReportOptions(args.report, args.probability, viewer=args.viewer) if args.report else None
     try:
         options = inputs.options_from(args)
         if args.dry_run:

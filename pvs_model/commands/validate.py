@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pvs_model import files
-from pvs_model.batch import Reports, inputs, report_interrupted
+from pvs_model.batch import ReportOptions, inputs, report_interrupted
 from pvs_model.batch import run as run_folder
 from pvs_model.commands.evaluate import anatomy_weights
 from pvs_model.config import default_weights
@@ -54,8 +54,8 @@ def run(args: argparse.Namespace) -> int:
         lines = [f"{case.name}: {', '.join((*case.images, *references.masks))}" for case, references in labelled]
         print("\n".join([*lines, f"cases without reference masks: {without}", *problems]))
         return 1 if problems else 0
-    config = inputs.inference_config(args)
-    reports = Reports(args.report, args.probability, viewer=args.viewer) if args.report else None
+    config = inputs.batch_config(args)
+    reports = ReportOptions(args.report, args.probability, viewer=args.viewer) if args.report else None
     masks, output = args.output / "masks", args.output
     names = {case.name for case, _ in labelled}
     try:
@@ -83,7 +83,7 @@ def _labelled(args: argparse.Namespace, options: Options) -> tuple[list[tuple[Ca
     from pvs_model.datasets.reference_masks import find_reference_masks
     from pvs_model.layouts import choose
 
-    options = inputs.with_output_folders(options, args.output, Reports(args.report) if args.report else None)
+    options = inputs.with_output_folders(options, args.output, ReportOptions(args.report) if args.report else None)
     cases = choose(args.input, args.layout, options).find_cases(args.input)
     if args.part is not None:
         cases = args.part.select(cases)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pvs_model.errors import PVSError, VolumeError
+from pvs_model.errors import PVSError, VolumeError, one_line
 from pvs_model.evaluation.file_matching import CaseFiles, match_files
 from pvs_model.evaluation.metrics import all_sets, penalty_scores, without_ignored
 from pvs_model.evaluation.regions import BOXES, NO_REGIONS, REGION_ORDER, RegionMasks, Regions, regions_of
@@ -78,7 +77,7 @@ def evaluate(
     if extra:
         warnings.append(f"{predictions}: {len(extra)} masks belong to no reference and were left out: {listed(extra)}")
     sources = {BOXES: "boxes around the middle of the image, as in the challenge's script", NO_REGIONS: "none"}
-    source = sources.get(way or "", str(folder) if folder else "masks beside the truth")
+    source = sources.get(way or "", str(folder) if folder else "masks beside the reference")
     return replace(report, warnings=tuple(warnings), regions_from=source, names=(str(references), str(predictions)))
 
 
@@ -179,7 +178,7 @@ def _each(cases: Sequence[CaseFiles], regions: Regions, workers: int) -> Iterato
     """Yields (index, result) of every case as they come, with a progress bar on a terminal."""
     from tqdm import tqdm
 
-    with tqdm(total=len(cases), unit=" cases", leave=False, disable=not sys.stderr.isatty()) as bar:
+    with tqdm(total=len(cases), unit=" cases", leave=False, disable=None) as bar:
         for entry in _serial(cases, regions) if workers <= 1 else _parallel(cases, regions, workers):
             bar.update()
             yield entry
@@ -222,7 +221,7 @@ def _guarded(case: CaseFiles, regions: Regions) -> ScoredCase:
         return _not_scored(f"{case.label}: not scored: {error}")
     except Exception as error:
         log.debug("%s", case.label, exc_info=True)
-        text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        text = f"{type(error).__name__}: {one_line(error)}"
         return _not_scored(f"{case.label}: not scored, unexpected {text}")
 
 

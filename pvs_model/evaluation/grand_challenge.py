@@ -94,7 +94,7 @@ def evaluate_jobs(source: Path, output: Path, references: Path, sockets: Sockets
         )
     report = score_cases([matched.get(name, case) for name, case in sorted(cases.items())])
     report = replace(
-        report, regions_from="masks beside the truth", names=(str(references), str(source)),
+        report, regions_from="masks beside the reference", names=(str(references), str(source)),
         problems=(*report.problems, *problems), data_errors=(*report.data_errors, *problems),
     )  # fmt: skip
     _write(output / "metrics.json", _metrics(report, keys))

@@ -57,7 +57,7 @@ SETS: dict[str, tuple[str, ...]] = {
     "official": ("dice", "avd", "avd_capped", "recall", "precision"),
     "detection": ("recall", "precision", "f1", "matched_recall", "matched_precision", "matched_f1"),
     "volume": (
-        "truth_mm3",
+        "reference_mm3",
         "predicted_mm3",
         "signed_mm3",
         "absolute_mm3",
@@ -88,20 +88,20 @@ class Overlap:
     """Counts of two masks and their intersection, from which all scores but the surface Dice follow.
 
     Attributes:
-        truth_voxels, predicted_voxels, shared_voxels: Numbers of voxels.
-        truth_clusters, predicted_clusters: Numbers of 26-connected components.
-        touched_truth: Detected reference clusters, which share a voxel with the prediction.
-        touching_predicted: True-positive predicted clusters, which share a voxel with the reference.
+        reference_voxels, predicted_voxels, shared_voxels: Numbers of voxels.
+        reference_clusters, predicted_clusters: Numbers of 26-connected components.
+        detected_reference_clusters: Detected reference clusters, which share a voxel with the prediction.
+        true_positive_clusters: True-positive predicted clusters, which share a voxel with the reference.
         matched: Pairs in the largest one-to-one matching at ``MATCH_IOU``.
     """
 
-    truth_voxels: int
+    reference_voxels: int
     predicted_voxels: int
     shared_voxels: int
-    truth_clusters: int
+    reference_clusters: int
     predicted_clusters: int
-    touched_truth: int
-    touching_predicted: int
+    detected_reference_clusters: int
+    true_positive_clusters: int
     matched: int
 
 
@@ -152,7 +152,7 @@ def overlap(prediction: BoolArray, reference: BoolArray) -> Overlap:
     """
     prediction, reference = _cropped(prediction, reference)
     predicted, predicted_clusters = clusters(prediction)
-    actual, truth_clusters = clusters(reference)
+    actual, reference_clusters = clusters(reference)
     both = prediction & reference
     # Pairs of overlapping clusters, encoded as one number for a single sort.
     pairs, shared = np.unique(
@@ -163,33 +163,33 @@ def overlap(prediction: BoolArray, reference: BoolArray) -> Overlap:
     union = sizes - shared
     close = shared * MATCH_IOU.denominator >= union * MATCH_IOU.numerator
     return Overlap(
-        truth_voxels=int(reference.sum()),
+        reference_voxels=int(reference.sum()),
         predicted_voxels=int(prediction.sum()),
         shared_voxels=int(both.sum()),
-        truth_clusters=truth_clusters,
+        reference_clusters=reference_clusters,
         predicted_clusters=predicted_clusters,
-        touched_truth=len(np.unique(in_reference)),
-        touching_predicted=len(np.unique(in_prediction)),
+        detected_reference_clusters=len(np.unique(in_reference)),
+        true_positive_clusters=len(np.unique(in_prediction)),
         matched=_matched(in_reference[close], in_prediction[close]),
     )
 
 
 def official(o: Overlap) -> Values:
     """Computes the challenge's scores as its script does."""
-    avd = _ratio(abs(o.predicted_voxels - o.truth_voxels), o.truth_voxels)
+    avd = _ratio(abs(o.predicted_voxels - o.reference_voxels), o.reference_voxels)
     return {
-        "dice": _ratio(2 * o.shared_voxels, o.truth_voxels + o.predicted_voxels),
+        "dice": _ratio(2 * o.shared_voxels, o.reference_voxels + o.predicted_voxels),
         "avd": avd,
         "avd_capped": 1.0 if avd is None else min(1.0, avd),
-        "recall": _ratio(o.touched_truth, o.truth_clusters) or 0.0,
-        "precision": _ratio(o.touched_truth, o.predicted_clusters) or 0.0,
+        "recall": _ratio(o.detected_reference_clusters, o.reference_clusters) or 0.0,
+        "precision": _ratio(o.detected_reference_clusters, o.predicted_clusters) or 0.0,
     }
 
 
 def detection(o: Overlap) -> Values:
     """Computes recall, precision and F1 of clusters, by overlap and by one-to-one matching."""
-    t, p = o.truth_clusters, o.predicted_clusters
-    touched, touching = o.touched_truth, o.touching_predicted
+    t, p = o.reference_clusters, o.predicted_clusters
+    touched, touching = o.detected_reference_clusters, o.true_positive_clusters
     return {
         "recall": _ratio(touched, t),
         "precision": _ratio(touching, p),
@@ -204,9 +204,9 @@ def detection(o: Overlap) -> Values:
 def voxels(o: Overlap) -> Values:
     """Computes Dice, intersection over union, sensitivity and positive predictive value of voxels."""
     return {
-        "dice": _ratio(2 * o.shared_voxels, o.truth_voxels + o.predicted_voxels),
-        "iou": _ratio(o.shared_voxels, o.truth_voxels + o.predicted_voxels - o.shared_voxels),
-        "sensitivity": _ratio(o.shared_voxels, o.truth_voxels),
+        "dice": _ratio(2 * o.shared_voxels, o.reference_voxels + o.predicted_voxels),
+        "iou": _ratio(o.shared_voxels, o.reference_voxels + o.predicted_voxels - o.shared_voxels),
+        "sensitivity": _ratio(o.shared_voxels, o.reference_voxels),
         "ppv": _ratio(o.shared_voxels, o.predicted_voxels),
     }
 
@@ -214,11 +214,11 @@ def voxels(o: Overlap) -> Values:
 def volume(o: Overlap, voxel_mm3: float, surface_dice_1mm: float | None) -> Values:
     """Computes volumes in mm3; also returns the given surface Dice."""
     return {
-        "truth_mm3": o.truth_voxels * voxel_mm3,
+        "reference_mm3": o.reference_voxels * voxel_mm3,
         "predicted_mm3": o.predicted_voxels * voxel_mm3,
-        "signed_mm3": (o.predicted_voxels - o.truth_voxels) * voxel_mm3,
-        "absolute_mm3": abs(o.predicted_voxels - o.truth_voxels) * voxel_mm3,
-        "symmetric_difference_mm3": (o.truth_voxels + o.predicted_voxels - 2 * o.shared_voxels) * voxel_mm3,
+        "signed_mm3": (o.predicted_voxels - o.reference_voxels) * voxel_mm3,
+        "absolute_mm3": abs(o.predicted_voxels - o.reference_voxels) * voxel_mm3,
+        "symmetric_difference_mm3": (o.reference_voxels + o.predicted_voxels - 2 * o.shared_voxels) * voxel_mm3,
         "surface_dice_1mm": surface_dice_1mm,
     }
 

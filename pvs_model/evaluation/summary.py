@@ -21,7 +21,13 @@ MIN_CASES_FOR_INTERVAL = 5
 #: Titles of the columns of the printed table, as in the challenge.
 TITLES = {"dice": "Dice", "avd": "AVD", "avd_capped": "AVD (capped)", "recall": "recall", "precision": "precision"}
 
-_COUNTS = ("truth_clusters", "predicted_clusters", "touched_truth", "touching_predicted", "matched")
+_COUNTS = (
+    "reference_clusters",
+    "predicted_clusters",
+    "detected_reference_clusters",
+    "true_positive_clusters",
+    "matched",
+)
 
 
 def summarise(rows: Sequence[Row]) -> tuple[Summary, ...]:
@@ -111,7 +117,7 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
     """Returns all results as JSON values; None where a score has no value, never NaN."""
     content = {
         "version": __version__,
-        "truth": evaluation.names[0],
+        "reference": evaluation.names[0],
         "predictions": evaluation.names[1],
         "regions": evaluation.regions_from,
         "problems": list(evaluation.problems),
@@ -139,7 +145,7 @@ def as_csv(rows: Iterable[Row]) -> str:
         for row in rows
     ]
     names = ("case", "site", "protocol", "region", "status")
-    return csv_text([*names, *columns, *_COUNTS, "truth", "prediction"], lines)
+    return csv_text([*names, *columns, *_COUNTS, "reference", "prediction"], lines)
 
 
 def _names(row: Row) -> dict[str, str]:
@@ -147,4 +153,4 @@ def _names(row: Row) -> dict[str, str]:
 
 
 def _files(row: Row) -> dict[str, str | None]:
-    return {"truth": str(row.reference), "prediction": None if row.prediction is None else str(row.prediction)}
+    return {"reference": str(row.reference), "prediction": None if row.prediction is None else str(row.prediction)}

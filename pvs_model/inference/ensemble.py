@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from pvs_model.config import NetworkConfig
 from pvs_model.errors import VolumeError
+from pvs_model.inference.settings import EnsembleSettings
 from pvs_model.nets.base import SegmentationNet
 from pvs_model.types import SEQUENCES
 
@@ -57,25 +59,12 @@ class Ensemble:
     Attributes:
         configuration: "3d" (slices thinner than 2.5 mm) or "2d".
         groups: Groups, weighted equally for any number of networks.
-        threshold: Probability that a PVS reaches somewhere, chosen on simulated scans only.
-        roi_size: Side of the sliding window in voxels.
-        overlap: Overlap of neighbouring windows, as a fraction of their side.
-        spacing_mm: Lowest and highest voxel spacing within slices that training covered; grids outside this range
-            are resampled into it.
-        thickness_mm: The same across slices.
-        combine: How groups are combined: "mean", or "maximum", which marks what any group marks at the threshold.
-        low_threshold: Probability that each voxel of a PVS reaches; None for ``threshold``.
+        settings: Thresholds, windows, trained spacings and combination of the groups.
     """
 
     configuration: str
     groups: tuple[Group, ...]
-    threshold: float
-    roi_size: int
-    overlap: float
-    spacing_mm: tuple[float, float]
-    thickness_mm: tuple[float, float]
-    combine: str = "mean"
-    low_threshold: float | None = None
+    settings: EnsembleSettings
 
     @property
     def dimensions(self) -> int:
@@ -90,7 +79,11 @@ class Ensemble:
     def fast(self) -> Ensemble:
         """The first network of each group, with windows that overlap no more than they must: for a quick look."""
         groups = tuple(replace(group, networks=group.networks[:1]) for group in self.groups)
-        return replace(self, groups=groups, overlap=0.0)
+        return replace(self, groups=groups).with_settings(overlap=0.0)
+
+    def with_settings(self, **changes: Any) -> Ensemble:
+        """The same networks with other settings."""
+        return replace(self, settings=replace(self.settings, **changes))
 
     def with_available_inputs(self, available: Sequence[str]) -> Ensemble:
         """Keeps the groups that use at least one available sequence.

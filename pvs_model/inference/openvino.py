@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pvs_model.errors import DeviceError
+from pvs_model.errors import DeviceError, one_line
 from pvs_model.inference.graph_cache import cached_graph
 from pvs_model.nets.base import SegmentationNet, crop
 from pvs_model.nets.precision import cpu_has_bfloat16
@@ -117,7 +117,7 @@ def compiled(networks: tuple[SegmentationNet, ...], required: bool = False) -> C
     try:
         return CompiledEnsemble(networks)
     except Exception as error:  # of any kind, from the converter: PyTorch runs all networks
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)[:300]
         if required:
             raise DeviceError(f"--backend openvino: expected it to run these networks, got: {reason}") from error
         log.warning("OpenVINO cannot run these networks (%s): using PyTorch", reason)

@@ -9,7 +9,7 @@ import numpy as np
 from pvs_model.types import BoolArray, FloatArray, Mask
 from pvs_model.volume.components import filter_components, label_components
 
-#: A PVS of 1 mm width and a shorter length: chosen on two held-out simulated heads at 0.5 mm (docs/results.md).
+#: A PVS of 1 mm width and a shorter length: chosen on two held-out simulated heads at 0.5 mm.
 MIN_COMPONENT_MM3 = 0.5
 
 

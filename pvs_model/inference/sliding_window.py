@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,11 +21,6 @@ Progress = Callable[[int], None]
 
 #: Sides of 2D windows are multiples of this: few different shapes, and even ones on every level of the network.
 _PLANE_STEP = 16
-
-
-def predict(ensemble: Ensemble, image: Tensor, text: Tensor, device: torch.device, **options: Any) -> Tensor:
-    """Predicts the probability of PVS (X, Y, Z): the first map of ``predict_maps``, with the same options."""
-    return predict_maps(ensemble, image, text, device, **options)[0]
 
 
 def predict_maps(
@@ -80,7 +74,7 @@ def predict_maps(
     if len(maps) == 1:
         return maps[0]
     probability = torch.stack([m[0] for m in maps])
-    combined = probability.amax(0) if ensemble.combine == "maximum" else probability.mean(0)
+    combined = probability.amax(0) if ensemble.settings.combine == "maximum" else probability.mean(0)
     pvs_fraction = [m[1] for m in maps if len(m) > 1]
     return torch.stack([combined, torch.stack(pvs_fraction).mean(0)] if pvs_fraction else [combined])
 
@@ -96,7 +90,7 @@ def _layout(
     """Sides and places of a group's windows over an image (X, Y, Z), in the group's order of axes."""
     sides = roi_size_for(ensemble, lengths := [shape[axis] for axis in axes], group.dimensions)
     oriented = None if searched is None else searched.permute(*axes)
-    return sides, windows(lengths, sides, ensemble.overlap, oriented)
+    return sides, windows(lengths, sides, ensemble.settings.overlap, oriented)
 
 
 def _run(
@@ -194,10 +188,10 @@ def roi_size_for(ensemble: Ensemble, shape: Sequence[int], dimensions: int | Non
     most scans, and longer slices with as few planes as possible. On held-out simulated heads, larger cubes, the whole
     brain at once and boxes fitted to it did worse in 3D; smaller planes without padding did worse in 2D.
     """
-    side = ensemble.roi_size
+    side = ensemble.settings.roi_size
     if (dimensions or ensemble.dimensions) == 3:
         return side, side, side
-    x, y = (_plane_side(length, side, ensemble.overlap) for length in shape[:2])
+    x, y = (_plane_side(length, side, ensemble.settings.overlap) for length in shape[:2])
     return x, y, 1
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pvs_model.config import MANIFEST, SLICES, NetworkConfig
 from pvs_model.errors import PromptError, WeightsError
 from pvs_model.files import sha256_of
+from pvs_model.inference.settings import EnsembleSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
 #: Version of the manifest.
 FORMAT = 1
-#: How the probabilities of groups can be combined.
-COMBINE = ("mean", "maximum")
 #: File of the anatomy network.
 ANATOMY = "anatomy.safetensors"
 
@@ -140,53 +139,6 @@ class _Member(NamedTuple):
         return cls(name, sha256, str(entry.get("group", "")), tuple(int(axis) for axis in entry.get("mirrored", ())))
 
 
-@dataclass(frozen=True)
-class EnsembleEntry:
-    """The entry of an ensemble in a manifest; raises ValueError for values that cannot be used."""
-
-    members: list[_Member]
-    threshold: float
-    roi_size: int
-    overlap: float
-    spacing_mm: tuple[float, float]
-    thickness_mm: tuple[float, float]
-    combine: str
-    low_threshold: float | None
-
-    @classmethod
-    def parse(cls, entry: Mapping[str, Any]) -> EnsembleEntry:
-        return cls(
-            members=[_Member.parse(member) for member in entry["members"]],
-            threshold=float(entry["threshold"]),
-            roi_size=int(entry["window"]),
-            overlap=float(entry["overlap"]),
-            spacing_mm=_pair(entry["spacing_mm"]),
-            thickness_mm=_pair(entry["thickness_mm"]),
-            combine=entry.get("combine", COMBINE[0]),
-            low_threshold=float(entry["low_threshold"]) if "low_threshold" in entry else None,
-        )
-
-    @property
-    def problem(self) -> str | None:
-        """The rest of the sentence "expected an ensemble ..." if its values cannot be used."""
-        if (
-            not self.members
-            or not 0 < self.threshold < 1
-            or self.roi_size % 8
-            or self.roi_size <= 0
-            or not 0 <= self.overlap < 1
-        ):
-            return (
-                "with members, a threshold within 0 to 1, a window that is a multiple of 8 and an overlap below 1, "
-                f"got {len(self.members)}, {self.threshold}, {self.roi_size}, {self.overlap}"
-            )
-        if self.low_threshold is not None and not 0 < self.low_threshold <= self.threshold:
-            return f"with a low threshold above 0 and up to the threshold, {self.threshold}, got {self.low_threshold}"
-        if self.combine not in COMBINE:
-            return f"whose groups are combined by {' or '.join(COMBINE)}, got {self.combine!r}"
-        return None
-
-
 @dataclass
 class Weights:
     """Loads the ensembles and text embeddings of a weights folder, each once.
@@ -213,18 +165,9 @@ class Weights:
         if configuration not in self._ensembles:
             from pvs_model.inference.ensemble import Ensemble
 
-            entry = self._entry(configuration)
-            self._ensembles[configuration] = Ensemble(
-                configuration,
-                self._groups(configuration, entry.members),
-                entry.threshold,
-                entry.roi_size,
-                entry.overlap,
-                entry.spacing_mm,
-                entry.thickness_mm,
-                entry.combine,
-                entry.low_threshold,
-            )
+            members, settings = self._entry(configuration)
+            groups = self._groups(configuration, members)
+            self._ensembles[configuration] = Ensemble(configuration, groups, settings)
         return self._ensembles[configuration]
 
     def embed(self, prompt: str) -> Tensor:
@@ -249,7 +192,7 @@ class Weights:
             )
         return TextEncoder(folder).encode([prompt])[0]
 
-    def _entry(self, configuration: str) -> EnsembleEntry:
+    def _entry(self, configuration: str) -> tuple[list[_Member], EnsembleSettings]:
         path, ensembles = self.manifest.path, self.manifest.content.get("ensembles")
         if isinstance(ensembles, dict) and configuration not in ensembles:
             raise WeightsError(
@@ -257,12 +200,15 @@ class Weights:
                 f"{' and '.join(sorted(ensembles)) or 'none'} alone: python -m pvs_model release adds one"
             )
         try:
-            entry = EnsembleEntry.parse(self.manifest.content["ensembles"][configuration])
+            entry = self.manifest.content["ensembles"][configuration]
+            members = [_Member.parse(member) for member in entry["members"]]
+            settings = EnsembleSettings.from_json(entry)
         except (KeyError, TypeError, ValueError) as error:
             raise WeightsError(f"{path}: expected a {configuration} ensemble, got {error!r}") from error
-        if entry.problem is not None:
-            raise WeightsError(f"{path}: expected a {configuration} ensemble {entry.problem}")
-        return entry
+        problem = settings.problem if members else "with members, got none"
+        if problem is not None:
+            raise WeightsError(f"{path}: expected a {configuration} ensemble {problem}")
+        return members, settings
 
     def _groups(self, configuration: str, members: Sequence[_Member]) -> tuple[Group, ...]:
         from pvs_model.inference.ensemble import Group
@@ -307,8 +253,3 @@ def _interface(config: NetworkConfig) -> tuple[object, ...]:
 
 def _no_manifest(path: Path) -> WeightsError:
     return WeightsError(f"{path}: expected the manifest of the weights, got no such file")
-
-
-def _pair(values: Sequence[float]) -> tuple[float, float]:
-    low, high = values
-    return float(low), float(high)

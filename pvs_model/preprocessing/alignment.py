@@ -29,7 +29,7 @@ def align(volumes: dict[str, Volume], register: bool = False) -> tuple[dict[str,
     warnings: list[str] = []
     agreements: dict[str, float] = {}
     for name, moving in volumes.items():
-        if name == reference or geometry.overlap(moving.grid, fixed.grid) < MIN_OVERLAP:
+        if name == reference or geometry.fov_coverage(moving.grid, fixed.grid) < MIN_OVERLAP:
             continue
         if register:
             try:

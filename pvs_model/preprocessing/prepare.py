@@ -102,7 +102,7 @@ class PreparedImages:
         return (parenchyma, tissue, *asked)
 
     @property
-    def searched(self) -> BoolArray:
+    def search_mask(self) -> BoolArray:
         """Where PVS can be, bool (x, y, z): the foreground, and of it the parenchyma where that is reliable."""
         parenchyma = self.parenchyma
         inside = self.foreground if parenchyma is None else self.foreground & parenchyma
@@ -217,7 +217,7 @@ def _check_overlap(name: str, volume: Volume, reference: str, canonical: Volume)
     """
     from pvs_model.volume import geometry
 
-    covered = geometry.overlap(volume.grid, canonical.grid)
+    covered = geometry.fov_coverage(volume.grid, canonical.grid)
     if covered < MIN_OVERLAP:
         raise VolumeError(
             f"{volume.source}: expected {name} to overlap in space with {canonical.source}, but it covers only "

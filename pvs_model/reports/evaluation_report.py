@@ -56,7 +56,7 @@ LABELS: Mapping[tuple[str, str], Label] = {
     ("detection", "matched_recall"): Label("Recall, matched"),
     ("detection", "matched_precision"): Label("Precision, matched"),
     ("detection", "matched_f1"): Label("F1, matched"),
-    ("volume", "truth_mm3"): Label("Reference volume", "", 1),
+    ("volume", "reference_mm3"): Label("Reference volume", "", 1),
     ("volume", "predicted_mm3"): Label("Predicted volume", "", 1),
     ("volume", "signed_mm3"): Label("Predicted \N{MINUS SIGN} reference", "", 1),
     ("volume", "absolute_mm3"): Label("Absolute difference", "lower", 1),
@@ -73,7 +73,7 @@ CASE_COLUMNS: tuple[tuple[str, str], ...] = (
     *(("official", score) for score in SETS["official"]),
     ("detection", "f1"),
     ("volume", "surface_dice_1mm"),
-    ("volume", "truth_mm3"),
+    ("volume", "reference_mm3"),
     ("volume", "predicted_mm3"),
 )
 
@@ -152,13 +152,14 @@ def _cell(value: float | None, digits: int, why: str) -> Cell:
 def _score_cell(row: Row, score_set: str, score: str) -> Cell:
     value = row.sets[score_set].get(score)
     if (score_set, score) == ("official", "precision") and value is not None and value > 1:
-        clusters = f"{row.counts.touched_truth} reference clusters touched by {row.counts.predicted_clusters} predicted"
+        o = row.counts
+        clusters = f"{o.detected_reference_clusters} reference clusters touched by {o.predicted_clusters} predicted"
         return Cell(number(value, 3), f"exceeds 1, as the challenge's formula can: {clusters} ones", flag=True)
     return _cell(value, LABELS[score_set, score].digits, f"no value: {_empty_mask(row)}")
 
 
 def _empty_mask(row: Row) -> str:
-    reference, predicted = row.counts.truth_voxels, row.counts.predicted_voxels
+    reference, predicted = row.counts.reference_voxels, row.counts.predicted_voxels
     if reference and predicted:
         return "it is not defined here"
     if not reference and not predicted:
@@ -253,10 +254,10 @@ def _case(row: Row) -> dict[str, Any]:
         "scored": row.status == SCORED,
         "cells": [_score_cell(row, *column) for column in CASE_COLUMNS],
         "clusters": (
-            counts.truth_clusters,
-            counts.touched_truth,
+            counts.reference_clusters,
+            counts.detected_reference_clusters,
             counts.predicted_clusters,
-            counts.touching_predicted,
+            counts.true_positive_clusters,
         ),
         "reference": str(row.reference),
         "prediction": "" if row.prediction is None else str(row.prediction),
@@ -365,7 +366,7 @@ def _scatter(evaluation: Evaluation, region: str) -> dict[str, Any] | None:
     """Returns predicted against reference volumes of a region with notes; None without volumes."""
     points = []
     for row in evaluation.rows:
-        reference, predicted = row.sets["volume"].get("truth_mm3"), row.sets["volume"].get("predicted_mm3")
+        reference, predicted = row.sets["volume"].get("reference_mm3"), row.sets["volume"].get("predicted_mm3")
         if row.region == region and reference is not None and predicted is not None:
             points.append((reference, predicted, row))
     if not points:

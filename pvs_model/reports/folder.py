@@ -26,7 +26,7 @@ from pvs_model.reports.regions import OTHER_WM
 from pvs_model.types import FloatArray, Grid, Mask
 
 
-class Report:
+class ReportFolder:
     """The reports of a run, in a folder of their own, never among the masks.
 
     Args:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pvs_model.config import is_thick
+from pvs_model.config import STANDARD_RANGE, is_thick
 from pvs_model.simulation import artefacts
 from pvs_model.simulation.head import INDEX, INTRACRANIAL, TISSUES, tissue_ids
 from pvs_model.simulation.parameters import ScanParams
@@ -105,7 +105,7 @@ def standardise(scan: Scan, scene: Scene) -> Tensor:
         mean = (share * signals).sum()
         sd = ((share * (signals - mean) ** 2).sum() + 0.03**2).sqrt()
         z = (scan.images[c] - mean - p.mean_jitter[c] * sd) / (sd * p.scale_jitter[c])
-        out[c] = torch.where(scan.foreground, z.clamp(-4, 8), torch.zeros_like(z))
+        out[c] = torch.where(scan.foreground, z.clamp(*STANDARD_RANGE), torch.zeros_like(z))
     return out
 
 

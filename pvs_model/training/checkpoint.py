@@ -1,28 +1,22 @@
-"""Saves and resumes the state of a training: ``state.safetensors``, replaced in one step.
-
-Runs of earlier versions left ``state.json`` and the shards that it names; they are resumed too.
-"""
+"""Saves and resumes the state of a training: ``state.safetensors``, replaced in one step."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pvs_model.errors import WeightsError
+from pvs_model.errors import WeightsError, first_line
 from pvs_model.files import write_tensors
 from pvs_model.nets.checkpoint import fill, tensors_of
 
 STATE = "state.safetensors"
-#: Index of the shards that earlier versions wrote.
-SHARDS = "state.json"
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
@@ -45,19 +39,6 @@ class Progress:
     loss: float | None = None
     earlier_steps: int = 0
     earlier_minutes: float = 0.0
-
-    @staticmethod
-    def parse(values: Mapping[str, Any]) -> Progress:
-        """Reads the metadata of a state, of this version or an earlier one."""
-        step, earlier = int(values["step"]), values.get("earlier", {})
-        return Progress(
-            step=step,
-            samples=int(values.get("samples", values.get("visits", step))),
-            seconds=float(values.get("seconds", 0.0)),
-            loss=values.get("loss"),
-            earlier_steps=int(values.get("earlier_steps", earlier.get("steps", 0))),
-            earlier_minutes=float(values.get("earlier_minutes", earlier.get("minutes", 0.0))),
-        )
 
 
 class TrainingState:
@@ -103,8 +84,6 @@ class TrainingState:
         """
         metadata = {"facts": json.dumps(asdict(self.progress))}
         write_tensors(folder / STATE, self.tensors(), metadata, WeightsError)
-        for old in [folder / SHARDS, *folder.glob("state-*.safetensors")]:
-            old.unlink(missing_ok=True)
 
     def load(self, folder: Path) -> bool:
         """Resumes the state of a folder. Returns whether there is one.
@@ -112,15 +91,16 @@ class TrainingState:
         Raises:
             WeightsError: It is damaged or of another network.
         """
-        path = folder / STATE if (folder / STATE).is_file() else folder / SHARDS
+        path = folder / STATE
         if not path.is_file():
             return False
         try:
             self.progress, tensors = read_state(folder)
             self._fill(tensors)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            first = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise WeightsError(f"{path}: expected the state of a run of this network, got {first}") from error
+            raise WeightsError(
+                f"{path}: expected the state of a run of this network, got {first_line(error)}"
+            ) from error
         return True
 
     def _fill(self, tensors: Mapping[str, Tensor]) -> None:
@@ -137,31 +117,11 @@ class TrainingState:
 
 
 def read_state(folder: Path) -> tuple[Progress, dict[str, Tensor]]:
-    """Reads the progress and the tensors of a state; of two, left by a killed save, the one that is further.
+    """Reads the progress and the tensors of a state.
 
     Raises:
         OSError, SafetensorError, ValueError, KeyError, TypeError: It is missing or damaged.
     """
-    single, sharded = folder / STATE, folder / SHARDS
-    if not sharded.is_file():
-        return _read_progress(single), load_file(single)
-    index = json.loads(sharded.read_text())
-    if single.is_file() and _read_progress(single).step >= int(index["step"]):
-        return _read_progress(single), load_file(single)
-    return Progress.parse(index), dict(_join(folder / shard for shard in index["shards"]))
-
-
-def _read_progress(path: Path) -> Progress:
-    with safe_open(path, framework="pt") as file:
-        return Progress.parse(json.loads(file.metadata()["facts"]))
-
-
-def _join(shards: Iterator[Path]) -> Iterator[tuple[str, Tensor]]:
-    """Tensors of shards by name; large ones were cut along their first axis into ``<name>#0``, ``<name>#1``, ..."""
-    pieces: dict[str, dict[int, Tensor]] = {}
-    for shard in shards:
-        for key, tensor in load_file(shard).items():
-            name, _, number = key.partition("#")
-            pieces.setdefault(name, {})[int(number or 0)] = tensor
-    for name, parts in pieces.items():
-        yield name, parts[0] if len(parts) == 1 else torch.cat([parts[k] for k in range(len(parts))])
+    with safe_open(folder / STATE, framework="pt") as file:
+        progress = Progress(**json.loads(file.metadata()["facts"]))
+    return progress, load_file(folder / STATE)

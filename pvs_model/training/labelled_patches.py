@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pvs_model.config import NetworkConfig
+from pvs_model.config import STANDARD_RANGE, NetworkConfig
 from pvs_model.datasets.labelled_cases import REGION_VALUES, LabelledCase
 from pvs_model.nets.slices import stack_slices
 from pvs_model.nets.text import TRAINING_TEMPLATES, prompt
@@ -115,7 +115,7 @@ class LabelledPatches:
                 sequences[channel] = 0
                 continue
             values = sequences[channel]
-            sequences[channel] = torch.where(values == 0, values, (values * scale + shift).clamp(-4, 8))
+            sequences[channel] = torch.where(values == 0, values, (values * scale + shift).clamp(*STANDARD_RANGE))
         return sequences.flatten(0, 1)
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from pvs_model.anatomy.inference import find_regions
 from pvs_model.anatomy.regions import CLASS, REGIONS, STRUCTURES, Anatomy
-from pvs_model.config import NetworkConfig, is_thick
+from pvs_model.config import STANDARD_RANGE, NetworkConfig, is_thick
 from pvs_model.datasets.insertion_sites import find_insertion_sites
 from pvs_model.errors import PVSError, VolumeError
 from pvs_model.files import sha256_of, write_tensors
@@ -34,6 +34,7 @@ from pvs_model.layouts.base import entries
 from pvs_model.layouts.names import group
 from pvs_model.nets.slices import stack_slices
 from pvs_model.nets.text import TRAINING_TEMPLATES, prompt
+from pvs_model.preprocessing.prepare import BRAIN_MARGIN_MM
 from pvs_model.simulation import artefacts
 from pvs_model.simulation.acquisition import MIN_NOISE
 from pvs_model.simulation.head import BASAL_GANGLIA, CENTRUM_SEMIOVALE, INDEX, OTHER_BRAIN
@@ -44,7 +45,7 @@ from pvs_model.training.batch import UNKNOWN, Batch, flip
 from pvs_model.training.simulated_patches import MARGIN
 from pvs_model.types import SEQUENCES, Affine, Triple, Volume
 from pvs_model.volume.geometry import choose_reference, dilate_mm, resample_onto, to_ras
-from pvs_model.volume.intensity import correct_bias, foreground
+from pvs_model.volume.intensity import clip_outliers, correct_bias, foreground
 from pvs_model.volume.io import read
 
 log = logging.getLogger(__name__)
@@ -213,7 +214,7 @@ def unlabelled_scan(
     regions[anatomy.mask("WM")] = CENTRUM_SEMIOVALE
     regions[anatomy.mask("BG")] = BASAL_GANGLIA
     head = foreground(reference.data)
-    brain = head & dilate_mm(anatomy.brain | anatomy.mask("intracranial"), 1.0, spacing)
+    brain = head & dilate_mm(anatomy.brain | anatomy.mask("intracranial"), BRAIN_MARGIN_MM, spacing)
     corrected = images.copy()
     for channel in np.flatnonzero(present):
         corrected[channel] = correct_bias(Volume(images[channel], reference.affine), brain).data
@@ -225,7 +226,7 @@ def unlabelled_scan(
     for row, mask in enumerate((head, brain)):
         for channel in np.flatnonzero(present):
             inside = images[channel][mask & (images[channel] != 0)].astype(np.float64)
-            values = np.clip(inside, *np.percentile(inside, (0.5, 99.5))) if len(inside) else np.zeros(1)
+            values = clip_outliers(inside) if len(inside) else np.zeros(1)
             levels[row, channel] = values.mean(), max(float(values.std()), 1e-6)
     background = RealScan(name, images, present, tissues, regions, sites.mask, sites.csf_intensity, reference.affine)
     return UnlabelledScan(background, distance > SURE_MM, head, brain, levels)
@@ -283,7 +284,7 @@ class RealScanPatches:
                 continue
             mean, deviation = scan.levels[row, c]
             z = (images[c] - float(mean)) / float(deviation) * float(np.exp(rng.gauss(0, 0.15))) + rng.gauss(0, 0.15)
-            images[c] = torch.where(inside & (images[c] != 0), z.clamp(-4, 8), torch.zeros_like(z))
+            images[c] = torch.where(inside & (images[c] != 0), z.clamp(*STANDARD_RANGE), torch.zeros_like(z))
         crop = [slice(s, s + self.patch) for s in (rng.randint(0, 2 * MARGIN) for _ in range(self.config.dimensions))]
         if self.config.dimensions == 2:
             middle = SLICES // 2

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from pvs_model.anatomy.network import load as load_anatomy_network
-from pvs_model.config import MANIFEST, SLICES, TRAINED_RANGE, NetworkConfig, shipped_weights
+from pvs_model.config import MANIFEST, SLICES, NetworkConfig, shipped_weights
 from pvs_model.errors import WeightsError
 from pvs_model.files import sha256_of, write_atomically, write_text
-from pvs_model.inference.weights import ANATOMY, COMBINE, FORMAT, EnsembleEntry
+from pvs_model.inference.settings import EnsembleSettings
+from pvs_model.inference.weights import ANATOMY, FORMAT
 from pvs_model.nets import checkpoint
 
 #: Embeddings of the standard prompts, beside the shipped weights.
@@ -26,7 +27,7 @@ TRAINING_KEYS = ("batch", "patch", "seed")
 
 
 @dataclass(frozen=True)
-class ReleaseSettings:
+class ReleaseDefaults:
     """Settings of an ensemble that follow from its networks.
 
     Attributes:
@@ -40,7 +41,7 @@ class ReleaseSettings:
     roi_size: int
 
 
-def settings_of(networks: Sequence[Path]) -> ReleaseSettings:
+def defaults_of(networks: Sequence[Path]) -> ReleaseDefaults:
     """Reads the settings that follow from trained networks.
 
     Args:
@@ -54,22 +55,18 @@ def settings_of(networks: Sequence[Path]) -> ReleaseSettings:
     thresholds = [values.get("threshold") for values in facts]
     threshold = None if None in thresholds else round(statistics.fmean(thresholds), 3)
     sides = [max(values["patch"], WINDOW[c.dimensions]) for c, values in zip(configs, trainings, strict=True)]
-    return ReleaseSettings("2d" if as_acquired else "3d", threshold, max(sides))
+    return ReleaseDefaults("2d" if as_acquired else "3d", threshold, max(sides))
 
 
 def release(
     folder: Path,
     configuration: str,
     networks: Sequence[Path],
-    threshold: float,
-    roi_size: int,
-    overlap: float,
+    settings: EnsembleSettings,
     data: str,
     scores: dict[str, Any],
     groups: Sequence[str] | None = None,
-    combine: str = "mean",
     mirrored: bool = False,
-    low_threshold: float | None = None,
 ) -> None:
     """Copies networks into a weights folder as one ensemble and writes its entry in the manifest.
 
@@ -77,71 +74,56 @@ def release(
         folder: Weights folder; other entries of its manifest are kept.
         configuration: "3d" or "2d".
         networks: Files that ``checkpoint.save`` wrote, one per fold.
-        threshold: Probability that a PVS reaches somewhere.
-        roi_size: Side of the sliding window.
-        overlap: Overlap of neighbouring windows, a fraction.
+        settings: How the ensemble is run.
         data: Description of the training data.
         scores: Measured scores, in any JSON.
         groups: Group of each network; probabilities are averaged within a group. None: all are one group.
-        combine: "mean" or "maximum" of the probabilities of groups.
         mirrored: Whether each network sees another mirror image of its windows (``SegmentationNet.mirrored``).
-        low_threshold: Probability that each voxel of a PVS reaches; None for ``threshold``.
 
     Raises:
-        ValueError: There is not one group per network, or ``combine`` is unknown.
+        ValueError: There is not one group per network.
         WeightsError: A file holds no trained network, or one for other scans; a network would be overwritten before it
-            is copied; a value cannot be used. Nothing is copied then.
+            is copied; a setting cannot be used. Nothing is copied then.
     """
     if groups is not None and len(groups) != len(networks):
         raise ValueError(f"groups must be one per network, got {len(groups)} for {len(networks)}")
-    if combine not in COMBINE:
-        raise ValueError(f"combine must be one of {COMBINE}, got {combine!r}")
-    metadata = [_read(source) for source in networks]
-    _check_configuration(configuration, networks, [config for config, _, _ in metadata])
-    targets = [folder / f"{configuration}_fold{fold}.safetensors" for fold in range(len(networks))]
-    for fold, source in enumerate(networks):
-        if source.resolve() in [target.resolve() for target in targets[:fold]]:
-            raise WeightsError(f"{source}: expected a network that no other one overwrites: copy it elsewhere first")
-    manifest = _manifest(folder)
-    members = []
-    for fold, (source, (config, training, facts)) in enumerate(zip(networks, metadata, strict=True)):
-        members.append(
-            {
-                "file": targets[fold].name,
-                "sha256": sha256_of(source),
-                "network": json.loads(config.to_json()),
-                "steps": int(facts["steps"]),
-                **{name: training[name] for name in TRAINING_KEYS},
-            }
-        )
-        if groups is not None:
-            members[-1]["group"] = groups[fold]
-        if axes := [axis for axis in range(config.dimensions) if mirrored and fold >> axis & 1]:
-            members[-1]["mirrored"] = axes
-    (low, high), (thin, thick) = TRAINED_RANGE[configuration]
-    manifest["ensembles"][configuration] = {
-        "members": members,
-        "threshold": threshold,
-        "window": roi_size,
-        "overlap": overlap,
-        "spacing_mm": [low, high],
-        "thickness_mm": [thin, thick],
-        "data": data,
-        "scores": scores,
-    }
-    if low_threshold is not None:
-        manifest["ensembles"][configuration]["low_threshold"] = low_threshold
-    if combine != "mean":
-        manifest["ensembles"][configuration]["combine"] = combine
-    if problem := EnsembleEntry.parse(manifest["ensembles"][configuration]).problem:
+    if problem := settings.problem if networks else "with members, got none":
         raise WeightsError(f"{folder}: expected a {configuration} ensemble {problem}")
+    targets = [folder / f"{configuration}_fold{fold}.safetensors" for fold in range(len(networks))]
+    _check_overwriting(networks, targets)
+    members = _members(configuration, networks, targets, groups, mirrored)
+    manifest = _manifest(folder)
     for source, target in zip(networks, targets, strict=True):
         _copy(source, target)
     text = folder / SHIPPED_TEXT.name
     if not text.is_file():  # a new folder: the prompts are the same for every network
         _copy(SHIPPED_TEXT, text)
+    manifest["ensembles"][configuration] = {**settings.to_json(), "members": members, "data": data, "scores": scores}
     manifest["text"] = {"file": text.name, "sha256": sha256_of(text)}
     _write_manifest(folder, manifest)
+
+
+def _members(
+    configuration: str, networks: Sequence[Path], targets: Sequence[Path], groups: Sequence[str] | None, mirrored: bool
+) -> list[dict[str, Any]]:
+    """Entries of the networks in the manifest; ``targets`` are the files that they are copied to."""
+    metadata = [_read(source) for source in networks]
+    _check_configuration(configuration, networks, [config for config, _, _ in metadata])
+    members = []
+    for fold, (source, (config, training, facts)) in enumerate(zip(networks, metadata, strict=True)):
+        member = {
+            "file": targets[fold].name,
+            "sha256": sha256_of(source),
+            "network": json.loads(config.to_json()),
+            "steps": int(facts["steps"]),
+            **{name: training[name] for name in TRAINING_KEYS},
+        }
+        if groups is not None:
+            member["group"] = groups[fold]
+        if axes := [axis for axis in range(config.dimensions) if mirrored and fold >> axis & 1]:
+            member["mirrored"] = axes
+        members.append(member)
+    return members
 
 
 def release_anatomy(folder: Path, source: Path, data: str, scores: dict[str, Any]) -> None:
@@ -158,18 +140,21 @@ def release_anatomy(folder: Path, source: Path, data: str, scores: dict[str, Any
     """
     network = load_anatomy_network(source)
     metadata = checkpoint.read_metadata(source)
-    facts, training = json.loads(metadata["facts"]), json.loads(metadata["training"])
+    try:
+        facts, training = json.loads(metadata["facts"]), json.loads(metadata["training"])
+        entry = {
+            "file": ANATOMY,
+            "sha256": sha256_of(source),
+            "network": asdict(network.config),
+            "steps": facts["steps"],
+            "minutes": facts["minutes"],
+            "seed": training["seed"],
+            "data": data,
+            "scores": scores,
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"{source}: expected anatomy.safetensors of a training, got other weights") from error
     _copy(source, folder / ANATOMY)
-    entry = {
-        "file": ANATOMY,
-        "sha256": sha256_of(folder / ANATOMY),
-        "network": asdict(network.config),
-        "steps": facts["steps"],
-        "minutes": facts["minutes"],
-        "seed": training["seed"],
-        "data": data,
-        "scores": scores,
-    }
     _write_manifest(folder, {**_manifest(folder), "anatomy": entry})
 
 
@@ -200,6 +185,13 @@ def _read(path: Path) -> tuple[NetworkConfig, dict[str, Any], dict[str, Any]]:
             f"{path}: expected a network that `train` wrote (network.safetensors), got other weights"
         ) from error
     return config, training, facts
+
+
+def _check_overwriting(networks: Sequence[Path], targets: Sequence[Path]) -> None:
+    """Rejects networks of which one would be overwritten before it is copied."""
+    for fold, source in enumerate(networks):
+        if source.resolve() in [target.resolve() for target in targets[:fold]]:
+            raise WeightsError(f"{source}: expected a network that no other one overwrites: copy it elsewhere first")
 
 
 def _check_configuration(configuration: str, paths: Sequence[Path], configs: Sequence[NetworkConfig]) -> None:

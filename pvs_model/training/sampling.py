@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -12,7 +12,6 @@ from pvs_model.config import NetworkConfig
 from pvs_model.datasets.labelled_cases import LabelledCase
 from pvs_model.errors import VolumeError
 from pvs_model.simulation.head import HeadModel
-from pvs_model.simulation.render import Scene
 from pvs_model.training.batch import Batch, join
 from pvs_model.training.config import TrainingConfig
 from pvs_model.training.distributed import SINGLE_PROCESS, DistributedContext
@@ -88,21 +87,12 @@ class MixedSampler:
         self.device = device
         self.context = context
         self.sample_index = 0
-        #: Samples by index, kept for another training, and their maximum number.
-        self.cached: dict[int, Batch] = {}
-        self.max_cached = 0
 
     def batch(self, size: int) -> Batch:
         """Draws the next ``size`` samples."""
         parts = []
         for _ in range(size):
-            if self.sample_index in self.cached:
-                sample = self.cached[self.sample_index]
-            else:
-                sample = self._draw(self.sample_index)
-                if len(self.cached) < self.max_cached:
-                    self.cached[self.sample_index] = sample
-            parts.append(sample)
+            parts.append(self._draw(self.sample_index))
             self.sample_index += 1
         return join(parts, self.device)
 
@@ -123,60 +113,12 @@ def _count(samples: int, share: float) -> int:
     return int(samples * share + 1e-6)
 
 
-@dataclass
-class SampleCache:
-    """Keeps scenes and samples for later trainings of the same process that draw the same ones.
-
-    Attributes:
-        max_samples: Maximum number of samples of each kind, and of scenes.
-        limit_mib: Maximum size of scenes and samples together; those used longest ago are dropped first.
-        checks: Validation samples, all of them.
-    """
-
-    max_samples: int = 1000
-    limit_mib: float = 3072.0
-    scenes: dict[object, dict[int, Scene]] = field(default_factory=dict)
-    samples: dict[object, dict[int, Batch]] = field(default_factory=dict)
-    checks: dict[object, list[Batch]] = field(default_factory=dict)
-
-    def attach(self, stream: SimulatedPatches, sampler: MixedSampler) -> None:
-        """Makes a stream, and the sampler that draws from it, read from and add to this cache."""
-        config = stream.config
-        names = tuple(anatomy.name for anatomy in stream.anatomies)
-        key = (config.dimensions, config.view, stream.patch, stream.seed, stream.clear_scenes, names)
-        scenes = self.scenes[key] = self.scenes.pop(key, {})  # the last of the dictionary
-
-        def source(number: int) -> Scene:
-            if number not in scenes:
-                scene = stream.render(number)
-                if len(scenes) >= self.max_samples:
-                    return scene
-                scenes[number] = scene
-            return scenes[number]
-
-        stream.source = source
-        sample_key = (*key, config.neighbour_slices, config.regions, stream.region_share, stream.region_warmup,
-                      stream.labels, stream.coverage)  # fmt: skip
-        sampler.cached = self.samples[sample_key] = self.samples.pop(sample_key, {})
-        sampler.max_cached = self.max_samples
-        while self.size_mib() > self.limit_mib and len(self.scenes) + len(self.samples) > 2:
-            older = self.scenes if len(self.scenes) > 1 else self.samples  # scenes are the larger
-            older.pop(next(iter(older)))
-
-    def size_mib(self) -> float:
-        """Size of scenes and samples."""
-        scenes = [getattr(s, f.name) for kept in self.scenes.values() for s in kept.values() for f in fields(s)]
-        samples = [t for kept in self.samples.values() for b in kept.values() for t in (b.images, b.target)]
-        return sum(t.nbytes for t in (*scenes, *samples) if isinstance(t, torch.Tensor)) / 2**20
-
-
 def make_sampler(
     data: FoldData,
     config: NetworkConfig,
     training: TrainingConfig,
     device: torch.device,
     context: DistributedContext = SINGLE_PROCESS,
-    cache: SampleCache | None = None,
 ) -> MixedSampler:
     """Makes the sampler of one process, which draws its samples itself.
 
@@ -195,36 +137,23 @@ def make_sampler(
     if data.cases:
         cases = LabelledPatches(data.cases, config, training.patch, training.seed, region_share)
     scans = RealScanPatches(data.scans, config, training.patch, training.seed) if data.scans else None
-    sampler = MixedSampler(stream, cases, training.case_share, device, context, scans, training.scan_share)
-    if cache is not None and stream is not None:
-        cache.attach(stream, sampler)
-    return sampler
+    return MixedSampler(stream, cases, training.case_share, device, context, scans, training.scan_share)
 
 
-def validation_batches(
-    data: FoldData, config: NetworkConfig, training: TrainingConfig, cache: SampleCache | None = None
-) -> list[Batch]:
+def validation_batches(data: FoldData, config: NetworkConfig, training: TrainingConfig) -> list[Batch]:
     """Draws fixed patches of what is held out. Simulation runs on the CPU, so they are the same on every machine."""
-    key = (
-        config.dimensions, config.view, config.neighbour_slices, config.regions, training.patch, training.seed,
-        training.validation_patches, training.labels, training.coverage,
-    )  # fmt: skip
-    if cache is not None and key in cache.checks:
-        return cache.checks[key]
     seed, numbers = training.seed + VALIDATION_SEED, range(training.validation_patches)
-    checks = []
+    batches = []
     if data.held_out_anatomies:
         simulated = SimulatedPatches(
             data.held_out_anatomies, config, training.patch, seed, region_share=0.0, labels=training.labels,
             coverage=training.coverage,
         )  # fmt: skip
-        checks += [
+        batches += [
             simulated.sample(simulated.render(k), seed=k, region="brain", template=0, with_diameter=True)
             for k in numbers
         ]
     if data.held_out_cases:
         labelled = LabelledPatches(data.held_out_cases, config, training.patch, seed)
-        checks += [labelled.fixed(k) for k in numbers]
-    if cache is not None:
-        cache.checks[key] = checks
-    return checks
+        batches += [labelled.fixed(k) for k in numbers]
+    return batches

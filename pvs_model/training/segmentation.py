@@ -25,7 +25,7 @@ from pvs_model.training.distributed import SINGLE_PROCESS, DistributedContext
 from pvs_model.training.losses import DeepSupervision
 from pvs_model.training.prompts import Prompts
 from pvs_model.training.replay import ReplayBuffer
-from pvs_model.training.sampling import FoldData, SampleCache, make_sampler, validation_batches
+from pvs_model.training.sampling import FoldData, make_sampler, validation_batches
 from pvs_model.training.validation import THRESHOLDS, validate
 from pvs_model.training.workers import SampleWorkers
 
@@ -76,14 +76,13 @@ class SegmentationTask:
         encoder: Path,
         device: torch.device,
         start: Path | None = None,
-        cache: SampleCache | None = None,
     ) -> None:
         """As ``train``."""
-        self.config, self.training, self.data, self.device, self.cache = config, training, data, device, cache
+        self.config, self.training, self.data, self.device = config, training, data, device
         self.network, self.averaged_network = build_networks(config, training, device, start)
         self.prompts = Prompts(TextEncoder(encoder), training.prompts == "constant")
         self.supervision = DeepSupervision(training.loss)
-        self.checks: list[Batch] = []
+        self.validation_batches: list[Batch] = []
 
     def initial_progress(self) -> Progress:
         """As ``loop.Task``."""
@@ -94,12 +93,12 @@ class SegmentationTask:
         """As ``loop.Task``; the first process prepares the validation as well."""
         training = self.training
         if context.is_first:
-            self.checks = validation_batches(self.data, self.config, training, self.cache)
+            self.validation_batches = validation_batches(self.data, self.config, training)
         opened: AbstractContextManager[loop.Sampler]
         if training.workers:
             opened = SampleWorkers(self.data, self.config, training, self.device, context)
         else:
-            opened = nullcontext(make_sampler(self.data, self.config, training, self.device, context, self.cache))
+            opened = nullcontext(make_sampler(self.data, self.config, training, self.device, context))
         with opened as sampler:
             if training.reuse > 1:
                 seed = training.seed * context.count + context.rank
@@ -118,7 +117,9 @@ class SegmentationTask:
 
     def validate(self) -> dict[str, float]:
         """As ``loop.Task``: voxel-wise scores of held-out patches."""
-        measured = validate(self.averaged_network, self.checks, self.prompts, self.device, self.training.precision)
+        measured = validate(
+            self.averaged_network, self.validation_batches, self.prompts, self.device, self.training.precision
+        )
         best = int(measured.dice.argmax())
         return {
             "dice_at_0.5": round(float(measured.dice[(THRESHOLDS - 0.5).abs().argmin()]), 4),
@@ -144,7 +145,6 @@ def train(
     device: torch.device,
     start: Path | None = None,
     context: DistributedContext = SINGLE_PROCESS,
-    cache: SampleCache | None = None,
     show: bool = True,
 ) -> dict[str, float]:
     """Trains one segmentation network.
@@ -158,7 +158,6 @@ def train(
         device: Device of the network.
         start: Weights to begin from when there is no state to resume.
         context: Processes that train together.
-        cache: Samples of other trainings in this process, to be reused.
         show: Whether to show a progress bar.
 
     Returns:
@@ -168,5 +167,5 @@ def train(
         WeightsError: ``start`` or the state is of another network.
         PVSError: A worker process was killed.
     """
-    task = SegmentationTask(config, training, data, encoder, device, start, cache)
+    task = SegmentationTask(config, training, data, encoder, device, start)
     return loop.run(task, training, output, device, context, show)

@@ -6,12 +6,13 @@ import random
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from pvs_model.config import NetworkConfig
 from pvs_model.datasets.labelled_cases import REGION_VALUES
 from pvs_model.nets.slices import stack_slices
 from pvs_model.nets.text import TRAINING_TEMPLATES, prompt
-from pvs_model.simulation.acquisition import acquire, standardise
+from pvs_model.simulation.acquisition import Scan, acquire, standardise
 from pvs_model.simulation.head import HeadModel
 from pvs_model.simulation.parameters import draw_scan, draw_scene, draw_voxel, with_clear_pvs
 from pvs_model.simulation.render import DIAMETER_UNIT_MM, Scene, render
@@ -129,13 +130,7 @@ class SimulatedPatches:
         rng = random.Random(seed)
         scan_params = draw_scan(seed, 3 if self.config.view else self.config.dimensions)
         scan = acquire(scene, scan_params)
-        images = standardise(scan, scene)
-        if self.labels == "coverage":
-            label = scene.label_by_fraction(self.coverage)
-            ignore = torch.zeros_like(label)
-        else:
-            label, ignore = label_visible(scan.cnr, scene.voxel_mm, scene.pvs_fraction.float() / 255)
-        target = torch.stack([label.float(), ignore.float(), scene.pvs_fraction.float() / 255])
+        images, target = standardise(scan, scene), self._target(scene, scan)
         if with_diameter:
             target = torch.cat([target, scene.diameter[None] * DIAMETER_UNIT_MM])
         if region is None:
@@ -148,24 +143,35 @@ class SimulatedPatches:
         if self.config.view:
             axes = (0, *(a + 1 for a in PLANES[self.config.view]))
             images, target = images.permute(axes), target.permute(axes)
+        images, target = flip(*self._crop(images, target, rng), rng)
+        present = [name for name, there in zip(SEQUENCES, scan_params.present, strict=True) if there]
+        template = rng.choice(TRAINING_TEMPLATES) if template is None else template
+        text = prompt(present, scene.thickness_mm, region, template)
+        return Batch(images.contiguous()[None], target.contiguous()[None], [text])
+
+    def _target(self, scene: Scene, scan: Scan) -> Tensor:
+        """The label, the ignored voxels and the PVS fraction (3, X, Y, Z) of a scan."""
+        fraction = scene.pvs_fraction.float() / 255
+        if self.labels == "coverage":
+            label = scene.label_by_fraction(self.coverage)
+            ignore = torch.zeros_like(label)
+        else:
+            label, ignore = label_visible(scan.cnr, scene.voxel_mm, fraction)
+        return torch.stack([label.float(), ignore.float(), fraction])
+
+    def _crop(self, images: Tensor, target: Tensor, rng: random.Random) -> tuple[Tensor, Tensor]:
+        """Crops images and target (C, X, Y, Z) to a random patch; in 2D to one slice, stacked with its neighbours."""
         start = [rng.randint(0, n - self.patch) for n in images.shape[1:3]]
         crop = [slice(s, s + self.patch) for s in start]
         if self.config.dimensions == 3:
             last = rng.randint(0, images.shape[3] - self.patch)
             crop.append(slice(last, last + self.patch))
-            images, target = (x[(slice(None), *crop)] for x in (images, target))
-        else:
-            z = rng.randint(1, images.shape[3] - 2)
-            if rng.random() < PVS_SLICES and target[0, :, :, 1:-1].any():
-                z = 1 + int(target[0, :, :, 1:-1].sum((0, 1)).argmax())
-            window = images[:, crop[0], crop[1], z - 1 : z + 2]
-            images = stack_slices(window, self.config.neighbour_slices)[1]
-            target = target[:, crop[0], crop[1], z]
-        images, target = flip(images, target, rng)
-        present = [name for name, there in zip(SEQUENCES, scan_params.present, strict=True) if there]
-        template = rng.choice(TRAINING_TEMPLATES) if template is None else template
-        text = prompt(present, scene.thickness_mm, region, template)
-        return Batch(images.contiguous()[None], target.contiguous()[None], [text])
+            return images[(slice(None), *crop)], target[(slice(None), *crop)]
+        z = rng.randint(1, images.shape[3] - 2)
+        if rng.random() < PVS_SLICES and target[0, :, :, 1:-1].any():
+            z = 1 + int(target[0, :, :, 1:-1].sum((0, 1)).argmax())
+        window = images[:, crop[0], crop[1], z - 1 : z + 2]
+        return stack_slices(window, self.config.neighbour_slices)[1], target[:, crop[0], crop[1], z]
 
     def choose(self, index: int) -> tuple[int, int]:
         """Returns the number of a sample's scene, and that of the oldest scene in the buffer at that time."""

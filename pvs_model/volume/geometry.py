@@ -34,13 +34,13 @@ _ANTIALIAS_FROM = 1.5
 #: Tolerance in voxels of tests whether a point lies in a box, as affines are stored as float32.
 _TOLERANCE = 1e-3
 
-#: Points per axis of the lattice on which ``overlap`` is measured.
+#: Points per axis of the lattice on which ``fov_coverage`` is measured.
 _LATTICE = 32
 
 
 @dataclass(frozen=True)
 class Reorientation:
-    """A permutation and flips of array axes; calling it applies the inverse.
+    """A permutation and flips of array axes; ``invert`` undoes ``apply``.
 
     Attributes:
         axes: Stored axis of each new axis.
@@ -99,7 +99,7 @@ def resample_onto(volume: Volume, grid: Grid) -> Volume:
 
     Args:
         volume: Image.
-        grid: Target grid; ``overlap(volume.grid, grid)`` is the covered share.
+        grid: Target grid; ``fov_coverage(volume.grid, grid)`` is the covered share.
 
     Returns:
         The image on ``grid``, float32.
@@ -169,7 +169,7 @@ def block_average(volume: Volume, factors: Sequence[int]) -> Volume:
     return Volume(data, affine, volume.source)
 
 
-def overlap(volume_grid: Grid, grid: Grid) -> float:
+def fov_coverage(volume_grid: Grid, grid: Grid) -> float:
     """Measures the share of the field of view of ``grid`` that ``volume_grid`` covers.
 
     Measured on a lattice of 32 points per axis, with an accuracy of about 1/32 per face.
@@ -285,6 +285,11 @@ def dilate_mm(mask: BoolArray, margin_mm: float, spacing_mm: Triple) -> BoolArra
     )
     ball = np.sum(np.square(offsets), axis=0) <= (margin_mm + 1e-4) ** 2
     return np.asarray(ndimage.binary_dilation(mask, ball))  # a distance transform needs 5 times the time, and memory
+
+
+def corners_of(low: Sequence[float] | AnyArray, high: Sequence[float] | AnyArray) -> Float64Array:
+    """Returns the eight corners (8, 4) of a box from ``low`` to ``high`` (x, y, z), in homogeneous coordinates."""
+    return np.array([(*corner, 1.0) for corner in itertools.product(*zip(low, high, strict=True))])
 
 
 def find_slice_axis(spacing_mm: Triple) -> int:

@@ -6,11 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from pvs_model.types import AnyArray, BoolArray, FloatArray, Volume
+from pvs_model.config import STANDARD_RANGE
+from pvs_model.types import AnyArray, BoolArray, Float64Array, FloatArray, Volume
 from pvs_model.volume.components import FACES, label_components
-
-#: Range of standardised values. It includes CSF in T2w, at the upper end.
-STANDARD_RANGE = (-4.0, 8.0)
 
 #: Percentiles to which the foreground is clipped for its mean and deviation.
 _STATISTICS_PERCENT = (0.5, 99.5)
@@ -140,13 +138,18 @@ def standardise(data: FloatArray, mask: BoolArray) -> FloatArray:
     inside = data[mask].astype(np.float64)
     if inside.size == 0:
         return out
-    low, high = np.percentile(inside, _STATISTICS_PERCENT)
-    clipped = np.clip(inside, low, high)
+    clipped = clip_outliers(inside)
     mean, deviation = float(clipped.mean()), float(clipped.std())
     # Not 0: a deviation from float32 rounding alone would become an image.
-    if deviation > 1e-6 * max(abs(mean), abs(high - low)):
+    if deviation > 1e-6 * max(abs(mean), float(np.ptp(clipped))):
         out[mask] = np.clip((inside - mean) / deviation, *STANDARD_RANGE)
     return out
+
+
+def clip_outliers(values: Float64Array) -> Float64Array:
+    """Clips values (n,), n > 0, to their 0.5th and 99.5th percentile, for a robust mean and deviation."""
+    low, high = np.percentile(values, _STATISTICS_PERCENT)
+    return np.clip(values, low, high)
 
 
 def correct_bias(volume: Volume, mask: BoolArray) -> Volume:

@@ -11,7 +11,7 @@ import numpy as np
 from pvs_model.errors import VolumeError
 from pvs_model.types import BoolArray, FloatArray, Grid
 from pvs_model.volume import io
-from pvs_model.volume.geometry import to_ras_grid
+from pvs_model.volume.geometry import corners_of, to_ras_grid
 
 #: Relative difference up to which values count as equal, as scaling and resampling round them.
 ROUNDING = 1e-3
@@ -100,8 +100,7 @@ def aligned(mask: MaskImage, reference: Grid, name: object) -> BoolArray:
     expected, _ = to_ras_grid(reference)
     same = canonical.shape == expected.shape
     if same:
-        corners = np.array([[x, y, z, 1] for x in (0, 1) for y in (0, 1) for z in (0, 1)])
-        corners = corners * np.array([*(n - 1 for n in expected.shape), 1])
+        corners = corners_of([0] * 3, np.array(expected.shape) - 1)
         distance = corners @ (np.linalg.inv(expected.affine) @ canonical.affine - np.eye(4)).T
         same = bool(np.abs(distance).max() <= GRID_TOLERANCE)
     if not same:

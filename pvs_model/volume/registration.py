@@ -225,9 +225,7 @@ def _displacements(centre: FloatArray) -> Iterator[tuple[Affine, str]]:
 
 
 def _largest_displacement(transform: Affine, grid: Grid) -> float:
-    corners = np.array([[x, y, z, 1.0] for x in (0, 1) for y in (0, 1) for z in (0, 1)])
-    corners[:, :3] *= np.array(grid.shape) - 1
-    points = corners @ grid.affine.T
+    points = geometry.corners_of([0] * 3, np.array(grid.shape) - 1) @ grid.affine.T
     return float(np.linalg.norm((points @ transform.T - points)[:, :3], axis=1).max())
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pvs_model.errors import VolumeError
+from pvs_model.errors import VolumeError, one_line
 from pvs_model.types import Affine, AnyArray, Grid, spacing_of
 
 #: Largest number of voxels: 2 GiB as float32, five times a scan of 512 x 512 x 400.
@@ -50,7 +50,7 @@ class ImageHandle:
 
 def corrupt_file_error(path: Path, error: BaseException | None = None) -> VolumeError:
     """Returns the error for a truncated file or one whose content does not match its extension."""
-    reason = " ".join(str(error).split()) if error is not None else ""
+    reason = one_line(error) if error is not None else ""
     ending = f" ({reason:.160})" if reason else ""
     return VolumeError(f"{path}: expected a complete image, got a damaged or truncated file{ending}")
 

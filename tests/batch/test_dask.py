@@ -1,4 +1,4 @@
-"""A run on a cluster gives the results of one machine, whatever happens to its workers: on local Dask clusters."""
+"""A run on a cluster gives the results of one machine, whatever happens to its workers: on local Dask dask_clusters."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ import pytest
 import torch
 
 from pvs_model import __version__, cli
-from pvs_model.batch import clusters, scheduling, worker
 from pvs_model.batch import dask as batch_dask
-from pvs_model.batch.outputs import Reports, ResultWriter
+from pvs_model.batch import dask_clusters, scheduling, worker
+from pvs_model.batch.outputs import ReportOptions, ResultWriter
 from pvs_model.batch.worker import RunConfig, TaskResult, segment_case
-from pvs_model.config import InferenceConfig
+from pvs_model.config import BatchConfig
 from pvs_model.errors import DeviceError, PVSError, VolumeError
 from pvs_model.files import PART
 from pvs_model.layouts import choose
@@ -110,8 +110,8 @@ def address() -> Iterator[str]:
 
     fork_server()
     with (
-        clusters.dask_logs_redirected(None),
-        clusters._environment_restored(),
+        dask_clusters.dask_logs_redirected(None),
+        dask_clusters._environment_restored(),
         dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}),
     ):
         with distributed.LocalCluster(
@@ -244,10 +244,14 @@ def test_nothing_left_to_do_needs_no_worker(bids: Path, single: Path, weights: P
 def test_the_case_of_a_killed_worker_is_run_by_another(
     source: Path, single: Path, weights: Path, address: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    output, reports, cluster = tmp_path / "out", Reports(tmp_path / "rep"), partial(clusters.existing, address=address)
+    output, reports, cluster = (
+        tmp_path / "out",
+        ReportOptions(tmp_path / "rep"),
+        partial(dask_clusters.existing, address=address),
+    )
     with caplog.at_level(logging.WARNING):
         failures = batch_dask.run(
-            source, output, InferenceConfig(weights, "cpu", "torch"), cluster, reports=reports, segment=killed_once
+            source, output, BatchConfig(weights, "cpu", "torch"), cluster, reports=reports, segment=killed_once
         )
     assert (tmp_path / "killed").exists()
     assert "site2/c: its worker died once while running it (out of memory?); it is tried again" in caplog.messages
@@ -259,11 +263,15 @@ def test_the_case_of_a_killed_worker_is_run_by_another(
 def test_a_case_that_always_kills_is_reported_and_the_rest_is_run(
     source: Path, single: Path, weights: Path, address: str, tmp_path: Path
 ) -> None:
-    output, reports, cluster = tmp_path / "out", Reports(tmp_path / "rep"), partial(clusters.existing, address=address)
+    output, reports, cluster = (
+        tmp_path / "out",
+        ReportOptions(tmp_path / "rep"),
+        partial(dask_clusters.existing, address=address),
+    )
     failures = batch_dask.run(
         source,
         output,
-        InferenceConfig(weights, "cpu", "torch"),
+        BatchConfig(weights, "cpu", "torch"),
         cluster,
         reports=reports,
         segment=kills_always,
@@ -278,8 +286,8 @@ def test_a_case_that_always_kills_is_reported_and_the_rest_is_run(
 
 
 def test_what_a_killed_worker_leaves_is_removed(bids: Path, weights: Path, address: str, tmp_path: Path) -> None:
-    cluster = partial(clusters.existing, address=address)
-    config = InferenceConfig(weights)
+    cluster = partial(dask_clusters.existing, address=address)
+    config = BatchConfig(weights)
     failures = batch_dask.run(bids, tmp_path / "out", config, cluster, retries=0, segment=dies_writing)
     assert [failure.partition(":")[2] for failure in failures] == [
         " its worker died once while running it (out of memory?)"
@@ -349,12 +357,12 @@ def test_a_signal_sets_the_event_and_nothing_else(capfd: pytest.CaptureFixture[s
 def test_an_interrupted_run_starts_no_case(source: Path, weights: Path, address: str, tmp_path: Path) -> None:
     @contextlib.contextmanager
     def interrupted(cases: int) -> Iterator[Any]:
-        with clusters.existing(cases, address) as client:
+        with dask_clusters.existing(cases, address) as client:
             signal.raise_signal(signal.SIGTERM)
             yield client
 
     with pytest.raises(KeyboardInterrupt):
-        batch_dask.run(source, tmp_path / "out", InferenceConfig(weights), interrupted, segment=stale)
+        batch_dask.run(source, tmp_path / "out", BatchConfig(weights), interrupted, segment=stale)
     assert not contents(tmp_path / "out")
 
 
@@ -366,7 +374,7 @@ def config(source: Path, weights: Path, tmp_path: Path) -> RunConfig:
     output = tmp_path / "out"
     output.mkdir()
     manifest = worker.manifest_sha256(weights)
-    inference = InferenceConfig(weights, "cpu", "torch")
+    inference = BatchConfig(weights, "cpu", "torch")
     return RunConfig(source, output, inference, choose(source), None, __version__, manifest)
 
 
@@ -387,8 +395,8 @@ def stale(config: RunConfig, case: Case) -> TaskResult:
 def test_a_transient_error_is_tried_again(
     source: Path, weights: Path, address: str, tmp_path: Path, retries: int, failed: int
 ) -> None:
-    cluster = partial(clusters.existing, address=address)
-    config = InferenceConfig(weights)
+    cluster = partial(dask_clusters.existing, address=address)
+    config = BatchConfig(weights)
     failures = batch_dask.run(source, tmp_path / "out", config, cluster, retries=retries, segment=stale)
     assert len(failures) == failed
     assert all(failure.endswith(": stale") for failure in failures)
@@ -416,7 +424,7 @@ def test_another_version_other_weights_or_folders_are_worker_errors(
         (replace(config, version="0.0.1"), "expected pvs_model 0.0.1"),
         (replace(config, manifest="0" * 64), "expected the weights that the run was started with"),
         (replace(config, source=tmp_path / "none"), "expected a folder shared by all machines"),
-        (replace(config, inference=InferenceConfig(tmp_path)), "expected the manifest of the weights"),
+        (replace(config, inference=BatchConfig(tmp_path)), "expected the manifest of the weights"),
     ):
         result = segment_case(changed, case)
         assert result.worker_error is not None and message in result.worker_error and result.path is None
@@ -471,7 +479,7 @@ def all_are_unusable(config: RunConfig, case: Case) -> TaskResult:
 def test_an_unusable_worker_gets_no_further_case(
     source: Path, weights: Path, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cluster, config = partial(clusters.existing, address=address), InferenceConfig(weights)
+    cluster, config = partial(dask_clusters.existing, address=address), BatchConfig(weights)
     monkeypatch.setattr(scheduling, "UNUSABLE_TIMEOUT_S", float("inf"))  # the other may be starting for long
     assert batch_dask.run(source, tmp_path / "out", config, cluster, segment=first_is_unusable) == []
     assert len((tmp_path / "out" / "unusable").read_text().splitlines()) == 1
@@ -492,8 +500,8 @@ def test_cases_without_a_usable_worker_are_reported(
     source: Path, weights: Path, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scheduling, "UNUSABLE_TIMEOUT_S", 0.0)
-    cluster = partial(clusters.existing, address=address)
-    failures = batch_dask.run(source, tmp_path / "out", InferenceConfig(weights), cluster, segment=one_is_written)
+    cluster = partial(dask_clusters.existing, address=address)
+    failures = batch_dask.run(source, tmp_path / "out", BatchConfig(weights), cluster, segment=one_is_written)
     written = os.readlink(tmp_path / "out" / "first")
     assert [failure.split(": not run, worker tcp://")[0] for failure in failures] == [
         name for name in (*CASES[:2], BAD, *CASES[2:]) if name != written
@@ -512,9 +520,9 @@ def test_a_function_that_a_worker_cannot_load(
 
     monkeypatch.setattr(scheduling, "UNUSABLE_TIMEOUT_S", 0.0)
     message = "expected pvs_model and Dask on workers and scheduler as they are here, got ModuleNotFoundError"
-    cluster = partial(clusters.existing, address=address)
+    cluster = partial(dask_clusters.existing, address=address)
     with pytest.raises(PVSError, match=message):
-        batch_dask.run(source, tmp_path / "out", InferenceConfig(weights), cluster, segment=Strange())
+        batch_dask.run(source, tmp_path / "out", BatchConfig(weights), cluster, segment=Strange())
 
 
 # ---- nothing can be run --------------------------------------------------------------------------------------------
@@ -545,7 +553,7 @@ def test_without_the_extra_one_sentence(
 def test_what_cannot_be_run_is_one_sentence(
     more: list[str], message: str, source: Path, weights: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
-    monkeypatch.setattr(clusters, "CONNECT_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(dask_clusters, "CONNECT_TIMEOUT_S", 0.5)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert cohort(source, tmp_path / "out", weights, *(word.format(out=tmp_path / "out") for word in more)) == 2
     err = capsys.readouterr().err
@@ -558,10 +566,10 @@ def test_what_cannot_be_run_is_one_sentence(
 def test_local_workers_listen_here_only_and_have_one_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
     import psutil
 
-    monkeypatch.setattr(clusters, "visible_gpus", lambda: ["3", "GPU-5"])
+    monkeypatch.setattr(dask_clusters, "visible_gpus", lambda: ["3", "GPU-5"])
     before = dict(os.environ)
     mine = {connection.laddr for connection in psutil.Process().net_connections("inet")}
-    with clusters.dask_logs_redirected(None), clusters.local(9, gpus=True) as client:
+    with dask_clusters.dask_logs_redirected(None), dask_clusters.local(9, gpus=True) as client:
         client.wait_for_workers(2)
         devices = client.run(lambda: os.environ["CUDA_VISIBLE_DEVICES"])
         assert sorted(devices.values()) == ["3", "GPU-5"]
@@ -574,9 +582,9 @@ def test_local_workers_listen_here_only_and_have_one_gpu_each(monkeypatch: pytes
 def test_the_visible_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert clusters.visible_gpus() == ["0", "1"]
+    assert dask_clusters.visible_gpus() == ["0", "1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, GPU-abc")
-    assert clusters.visible_gpus() == ["2", "GPU-abc"]
+    assert dask_clusters.visible_gpus() == ["2", "GPU-abc"]
 
 
 @pytest.mark.parametrize(
@@ -593,16 +601,16 @@ def test_parameters_that_slurm_does_not_have(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     message = f"^--slurm {' '.join(words)}: expected jobs=N and parameters of dask_jobqueue.SLURMCluster .*{reason}"
-    with clusters.dask_logs_redirected(None), pytest.raises(PVSError, match=message):
-        clusters.slurm_cluster(words)
+    with dask_clusters.dask_logs_redirected(None), pytest.raises(PVSError, match=message):
+        dask_clusters.slurm_cluster(words)
 
 
 def test_the_job_script_of_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # Dask makes the folder for logs
     words = ["jobs=20", "queue=long", "account=brain", "cores=8", "memory=16GB", "walltime=08:00:00"]
     words += ["directive=--gres=gpu:1", "directive=--exclude=node7", "prologue=module load cuda", "interface=lo"]
-    with clusters.dask_logs_redirected(None):
-        cluster, jobs = clusters.slurm_cluster(words)
+    with dask_clusters.dask_logs_redirected(None):
+        cluster, jobs = dask_clusters.slurm_cluster(words)
         with cluster:
             lines = cluster.job_script().splitlines()
     assert jobs == 20 and lines[0] == "#!/usr/bin/env bash"

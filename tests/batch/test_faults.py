@@ -24,7 +24,7 @@ import torch
 
 from pvs_model import pipeline
 from pvs_model.commands import segment
-from pvs_model.config import InferenceConfig
+from pvs_model.config import BatchConfig
 from pvs_model.errors import DeviceError
 from pvs_model.files import PART
 from pvs_model.inference.device import device_lost
@@ -328,7 +328,7 @@ def test_a_gpu_that_disappears(
         "pvs_model.inference.device.choose_device", lambda name: torch.device("cpu" if name == "cpu" else "cuda")
     )
     case = Case("a", {"T2w": source / "a" / "a_T2w.nii.gz"}, Path("a.nii.gz"))
-    segmenter = Segmenter(InferenceConfig(weights))
+    segmenter = Segmenter(BatchConfig(weights))
     with caplog.at_level(logging.WARNING):
         first, second = segmenter.segment(case), segmenter.segment(case)
     assert seen == ["cuda", "cpu", "cpu"] and np.array_equal(first.mask, second.mask) and first.mask.any()
@@ -336,4 +336,4 @@ def test_a_gpu_that_disappears(
     assert messages == ["a: the GPU failed (CUDA error: unspecified launch failure): continuing on the CPU"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(DeviceError, match="expected a working GPU, got: CUDA error: unspecified launch failure$"):
-        Segmenter(InferenceConfig(weights, "cuda")).segment(case)
+        Segmenter(BatchConfig(weights, "cuda")).segment(case)

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from pvs_model import cli
 from pvs_model.batch import Part, inputs
 from pvs_model.commands import cohort, segment, validate
-from pvs_model.config import InferenceConfig
+from pvs_model.config import BatchConfig
 from tests import processes
 
 ROOT = Path(__file__).parents[2]
@@ -40,8 +40,8 @@ def test_options_of_the_inference_are_those_given(tmp_path: Path) -> None:
         command.add_arguments(parser)
         options = ["--weights", str(tmp_path), "--no-anatomy", "--n4", "--resume", "--workers", "3"]
         args = parser.parse_args([*positional, *options])
-        assert inputs.inference_config(args) == InferenceConfig(tmp_path, anatomy=False, n4=True, resume=True)
-        assert inputs.inference_config(args, args.workers).workers == 3
+        assert inputs.batch_config(args) == BatchConfig(tmp_path, anatomy=False, n4=True, resume=True)
+        assert inputs.batch_config(args, args.workers).workers == 3
 
 
 def hashes(folder: Path) -> dict[str, str]:

@@ -24,7 +24,7 @@ from pvs_model import batch, pipeline
 from pvs_model.anatomy.regions import Anatomy
 from pvs_model.batch import local
 from pvs_model.batch.prefetch import INTERRUPTED
-from pvs_model.config import InferenceConfig
+from pvs_model.config import BatchConfig
 from pvs_model.errors import PVSError, VolumeError
 from pvs_model.pipeline import Segmenter
 from pvs_model.types import Case
@@ -58,7 +58,7 @@ def source(write_body: WriteBody, tmp_path_factory: pytest.TempPathFactory) -> P
 
 def test_masks_are_the_same_bytes(source: Path, weights: Path, tmp_path: Path) -> None:
     for workers in (0, 3):
-        assert batch.run(source, tmp_path / str(workers), InferenceConfig(weights, "cpu", workers=workers)) == []
+        assert batch.run(source, tmp_path / str(workers), BatchConfig(weights, "cpu", workers=workers)) == []
     alone = hashes(tmp_path / "0")
     assert list(alone) == [f"{name}/{name}_pred.nii.gz" for name in "abcd"] and hashes(tmp_path / "3") == alone
 
@@ -102,7 +102,7 @@ def test_failing_cases_leave_the_others_alone(
         patch.setattr(local, "write_case", write)
         outputs = [Path(scratch) / "alone", Path(scratch) / "together"]
         messages = [
-            batch.run(source, output, InferenceConfig(weights, "cpu", anatomy=False, workers=n))
+            batch.run(source, output, BatchConfig(weights, "cpu", anatomy=False, workers=n))
             for output, n in zip(outputs, (0, workers), strict=True)
         ]
         assert messages[0] == messages[1] and [sentence[0] for sentence in messages[0]] == sorted(bad)
@@ -119,8 +119,8 @@ def test_reports_and_resuming_are_the_same(source: Path, weights: Path, tmp_path
     (bad / "b" / "b_T2w.nii.gz").write_bytes(b"no image")
     pages: dict[int, dict[str, str]] = {}
     for workers in (0, 2):
-        output, reports = tmp_path / f"out{workers}", batch.Reports(tmp_path / f"rep{workers}")
-        chosen = InferenceConfig(weights, "cpu", workers=workers)
+        output, reports = tmp_path / f"out{workers}", batch.ReportOptions(tmp_path / f"rep{workers}")
+        chosen = BatchConfig(weights, "cpu", workers=workers)
         messages = batch.run(bad, output, chosen, reports=reports)
         assert len(messages) == 1 and messages[0].startswith("b: ")
         before = {path: path.stat().st_mtime_ns for path in output.rglob("*.nii.gz")}
@@ -149,7 +149,7 @@ def test_log_lines_bear_their_cases_name(
     source: Path, weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, logger="pvs_model"):
-        batch.run(source, tmp_path / "out", InferenceConfig(weights, "cpu", workers=2))
+        batch.run(source, tmp_path / "out", BatchConfig(weights, "cpu", workers=2))
     lines = [record.getMessage() for record in caplog.records]
     for name in "abcd":
         mine = [line.split(" ")[1] for line in lines if line.startswith(f"{name}: ")]
@@ -174,18 +174,18 @@ def test_how_many_cases_are_prefetched(
 ) -> None:
     monkeypatch.setattr("pvs_model.inference.device.choose_device", lambda name: torch.device(device))
     monkeypatch.setattr(Segmenter, "load", lambda self: None)
-    assert local._workers(Segmenter(InferenceConfig(weights, workers=asked)), cases) == expected
+    assert local._workers(Segmenter(BatchConfig(weights)), cases, asked) == expected
 
 
 def test_fewer_than_no_workers_are_rejected(source: Path, weights: Path, tmp_path: Path) -> None:
     with pytest.raises(PVSError, match="--workers: expected 0 or more cases, got -1"):
-        batch.run(source, tmp_path / "out", InferenceConfig(weights, "cpu", workers=-1))
+        batch.run(source, tmp_path / "out", BatchConfig(weights, "cpu", workers=-1))
     assert not (tmp_path / "out").exists()
 
 
 def test_damaged_weights_are_reported_by_each_case(source: Path, own_weights: Path, tmp_path: Path) -> None:
     (own_weights / "MANIFEST.json").write_text("{")
-    messages = {n: batch.run(source, tmp_path / "out", InferenceConfig(own_weights, "cpu", workers=n)) for n in (0, 2)}
+    messages = {n: batch.run(source, tmp_path / "out", BatchConfig(own_weights, "cpu", workers=n)) for n in (0, 2)}
     assert messages[0] == messages[2] and len(messages[0]) == 4 and "expected the manifest" in messages[0][0]
 
 
@@ -201,7 +201,7 @@ def test_weights_and_device_are_made_once(weights: Path, monkeypatch: pytest.Mon
         return torch.device("cpu")
 
     monkeypatch.setattr("pvs_model.inference.device.choose_device", choose)
-    segmenter = Segmenter(InferenceConfig(weights))
+    segmenter = Segmenter(BatchConfig(weights))
     seen: list[Any] = []
     runtime = segmenter.runtime
     threads = [threading.Thread(target=lambda: seen.append((runtime.device, id(runtime.weights)))) for _ in range(6)]
@@ -242,7 +242,7 @@ def lost_once(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_gpu_that_is_lost_costs_no_case(
     source: Path, own_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any, anatomy: bool
 ) -> None:
-    chosen = InferenceConfig(own_weights, "cpu", anatomy=False, workers=0)
+    chosen = BatchConfig(own_weights, "cpu", anatomy=False, workers=0)
     assert batch.run(source, tmp_path / "cpu", chosen) == []
     if anatomy:
         (own_weights / "anatomy.safetensors").write_bytes(b"a stand-in")
@@ -260,7 +260,7 @@ def test_an_anatomy_without_memory_waits_for_the_network(
     source: Path, own_weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (own_weights / "anatomy.safetensors").write_bytes(b"a stand-in")
-    segmenter = Segmenter(InferenceConfig(own_weights, "cpu"))
+    segmenter = Segmenter(BatchConfig(own_weights, "cpu"))
     alone = []
 
     def estimate_anatomy(volumes: Any, weights: Path, device: Any) -> Any:

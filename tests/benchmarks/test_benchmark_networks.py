@@ -103,7 +103,14 @@ def test_networks_are_scored_on_scans_of_their_configuration() -> None:
 def test_costs_of_a_small_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.networks.cost.WINDOW", {2: 32, 3: 16})
     config = NetworkConfig(
-        widths=(4, 8, 8, 8), text_width=10, text=False, graph=False, cross_attention=False, fusion=False
+        widths=(4, 8, 8, 8),
+        text_width=10,
+        text=False,
+        graph=False,
+        cross_attention=False,
+        fusion=False,
+        nested_from=0,
+        fluid=False,
     )
     result = measure(config, 16, 1, CPU)
     # The first convolution: 3 -> 4 channels, 27 voxels, 16^3 positions, 2 operations.
@@ -227,8 +234,8 @@ def test_a_failed_network_is_reported_and_the_others_continue(
 
     def fails(config: NetworkConfig, *args: Any, **kwargs: Any) -> Any:
         if config.architecture == "dynunet":
-            (args[2] / "state.json").parent.mkdir(parents=True)
-            (args[2] / "state.json").write_text("hours of work")
+            (args[2] / "state.safetensors").parent.mkdir(parents=True)
+            (args[2] / "state.safetensors").write_text("hours of work")
             raise RuntimeError("out of everything\nand more")
         return real(config, *args, **kwargs)
 
@@ -237,7 +244,7 @@ def test_a_failed_network_is_reported_and_the_others_continue(
     result = run_benchmark(small, ["dynunet-3d", "backbone-3d"], budget, tmp_path / "bench")
     assert result.failed == [{"model": "dynunet-3d", "error": "out of everything"}]
     assert [record["model"] for record in result.runs] == ["backbone-3d"]
-    (kept,) = (tmp_path / "bench" / "runs" / "dynunet-3d").rglob("state.json")
+    (kept,) = (tmp_path / "bench" / "runs" / "dynunet-3d").rglob("state.safetensors")
     assert kept.read_text() == "hours of work", "another run resumes it"
 
 

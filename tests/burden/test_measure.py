@@ -229,9 +229,14 @@ def test_parts_of_a_region_by_hand() -> None:
     part, section = empty(), empty()
     part[:4], section[:, :, 3] = True, True
     burden = measure(
-        mask, {"WM": ~empty()}, HALF, hemispheres=sides(), parts={"CSO": part, "deep WM": ~part}, rated={"CSO": section}
+        mask,
+        {"WM": ~empty()},
+        HALF,
+        hemispheres=sides(),
+        parts={"CSO": part, "deep WM": ~part},
+        potter_sections={"CSO": section},
     )
-    assert [(p.region, p.parts, p.rated) for p in burden.pvs] == [
+    assert [(p.region, p.parts, p.potter_sections) for p in burden.pvs] == [
         ("WM", ("CSO",), ("CSO",)),
         ("WM", ("CSO", "deep WM"), ()),
         ("WM", ("deep WM",), ("CSO",)),

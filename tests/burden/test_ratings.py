@@ -159,9 +159,9 @@ def test_mcpvs_takes_both_sides_together_and_those_without_a_side() -> None:
 def test_potter_counts_the_centrum_semiovale_on_its_rated_section() -> None:
     """A slab below it has more; a PVS of the white matter elsewhere is not counted, even on the section."""
     below = [replace(p, region="WM", parts=("CSO",)) for p in pvs("CSO", "left", *[3] * 50)]
-    on_it = [replace(p, region="WM", parts=("CSO",), rated=("CSO",)) for p in pvs("CSO", "right", *[9] * 11)]
-    elsewhere = [replace(p, region="WM", rated=("CSO",)) for p in pvs("CSO", "right", *[9] * 30)]
-    (score,) = estimate([*below, *on_it, *elsewhere], ["CSO"], slices=1, sides=True, rated=["CSO"])
+    on_it = [replace(p, region="WM", parts=("CSO",), potter_sections=("CSO",)) for p in pvs("CSO", "right", *[9] * 11)]
+    elsewhere = [replace(p, region="WM", potter_sections=("CSO",)) for p in pvs("CSO", "right", *[9] * 30)]
+    (score,) = estimate([*below, *on_it, *elsewhere], ["CSO"], slices=1, sides=True, potter_sections=["CSO"])
     assert score == EstimatedScore(POTTER, "CSO", 2, 11, "right", None, on_rated_section=True)
 
 

@@ -115,7 +115,7 @@ def test_a_temporal_pvs_is_in_the_white_matter_but_not_in_the_centrum_semiovale(
     mask[15, 60:63, 15] = 1  # low
     mask[15, 60:63, 64] = 1  # about 1 cm above the roof
     burden = burden_of(mask, affine, anatomy)
-    assert [(p.region, p.parts, p.rated) for p in burden.pvs] == [
+    assert [(p.region, p.parts, p.potter_sections) for p in burden.pvs] == [
         ("WM", ("deep WM",), ()),
         ("WM", ("CSO", "deep WM"), ("CSO",)),
     ]

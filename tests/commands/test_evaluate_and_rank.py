@@ -74,7 +74,7 @@ def test_the_challenges_tables(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "said"),
     [
         ([], "expected scores of two teams or more, got none"),
-        (["--team", "a=b"], "--team, --truth: expected both"),
+        (["--team", "a=b"], "--team, --reference: expected both"),
         (["--team", "b", "--truth", "c"], "--team: expected NAME=DIR, got b"),
         (["--scores", "x"], "--scores: expected NAME[:PHASE]=FILE, got x"),
         (["--truth", "c", "--truth", "d", "--team", "a=b"], "expected a unique name for each of several phases"),

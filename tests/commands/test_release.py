@@ -44,6 +44,22 @@ def test_a_new_folder_has_all_that_a_run_needs(tmp_path: Path, capsys: Any) -> N
     assert (folder / "3d_fold0.safetensors").read_bytes() == before and not list(folder.glob(".*"))
 
 
+def test_an_anatomy_network_is_released_alone(tmp_path: Path, capsys: Any) -> None:
+    folder, anatomy = tmp_path / "mine", str(SHIPPED / "anatomy.safetensors")
+    words = ["--weights", str(folder), "--data", "a toy"]
+    assert cli.main(["release", "--anatomy", anatomy, *words]) == 0
+    assert "has no 3d ensemble" in capsys.readouterr().err
+    load_network(folder)  # checks its SHA-256
+    entry = json.loads((folder / MANIFEST).read_text())["anatomy"]
+    shipped = json.loads((SHIPPED / MANIFEST).read_text())["anatomy"]
+    assert entry == {**shipped, "data": "a toy", "scores": {}, "steps": entry["steps"], "minutes": entry["minutes"]}
+    for wrong in ([anatomy, "--anatomy", anatomy], []):
+        assert cli.main(["release", *wrong, *words]) == 2
+        assert "expected the networks of an ensemble, or --anatomy FILE alone" in capsys.readouterr().err
+    assert cli.main(["release", "--anatomy", str(SHIPPED / "3d_fold0.safetensors"), *words]) == 2
+    assert "3d_fold0.safetensors: expected" in capsys.readouterr().err
+
+
 def test_settings_follow_from_the_networks(tmp_path: Path, capsys: Any, tiny: dict[str, NetworkConfig]) -> None:
     def write(name: str, config: NetworkConfig, patch: int, **facts: float) -> str:
         training = {"batch": 1, "patch": patch, "seed": 0}
@@ -85,7 +101,7 @@ def test_both_thresholds_reach_the_run(tmp_path: Path, capsys: Any) -> None:
     words = ["--network", "3d", "--threshold", "0.6", "--weights", str(tmp_path / "mine")]
     assert cli.main(["release", str(SHIPPED / "3d_fold0.safetensors"), *words, "--low-threshold", "0.3"]) == 0
     ensemble = Weights(tmp_path / "mine").ensemble("3d")
-    assert (ensemble.threshold, ensemble.low_threshold) == (0.6, 0.3)
+    assert (ensemble.settings.threshold, ensemble.settings.low_threshold) == (0.6, 0.3)
     capsys.readouterr()
     assert cli.main(["release", str(SHIPPED / "3d_fold0.safetensors"), *words, "--low-threshold", "0.7"]) == 2
     assert "with a low threshold above 0 and up to the threshold, 0.6, got 0.7" in capsys.readouterr().err
@@ -95,7 +111,7 @@ def test_both_thresholds_reach_the_run(tmp_path: Path, capsys: Any) -> None:
 def test_values_that_no_run_could_use_are_refused(tmp_path: Path, capsys: Any, wrong: tuple[str, str]) -> None:
     words = ["--threshold", "0.5", "--network", "3d", "--weights", str(tmp_path / "mine"), *wrong]
     assert cli.main(["release", str(SHIPPED / "3d_fold0.safetensors"), *words]) == 2
-    assert "mine: expected a 3d ensemble with members, a threshold within 0 to 1" in capsys.readouterr().err
+    assert "mine: expected a 3d ensemble with a threshold within 0 to 1" in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.safetensors"))
 
 

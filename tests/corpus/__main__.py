@@ -5,9 +5,9 @@
     python -m tests.corpus --only "gzip|name:"
     python -m tests.corpus --command "docker run --rm --network none -v {input}:/input:ro -v {output}:/output pvs-model"
 
-Without ``--command`` the shipped networks run in windows of 48 voxels in place of 96, on the CPU, so that it takes a
-minute or two. With it, kinds about the output folder and reports are left out. The exit status is 0 when every kind
-came out as stated, known problems apart.
+Without ``--command`` the shipped networks run in windows of 48 voxels in place of 64 in 3D and 192 in 2D, on the CPU,
+so that it takes a minute or two. With it, kinds about the output folder and reports are left out. The exit status is 0
+when every kind came out as stated, known problems apart.
 """
 
 from __future__ import annotations

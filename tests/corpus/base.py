@@ -121,6 +121,8 @@ def quick_weights(folder: Path) -> Path:
     """Small random networks, so that a case takes a part of a second and no release changes what is measured."""
     import torch
 
+    from pvs_model.config import TRAINED_RANGE
+    from pvs_model.inference.settings import EnsembleSettings
     from pvs_model.nets import checkpoint
     from pvs_model.nets.model import build
     from pvs_model.training.release import release
@@ -131,6 +133,7 @@ def quick_weights(folder: Path) -> Path:
     for kind, config in TINY.items():
         torch.manual_seed(101)
         checkpoint.save(folder / "random", build(config), facts)
-        release(folder, kind, [folder / "random"], THRESHOLDS[kind], 48, 0.25, "none: random weights", {})
+        settings = EnsembleSettings(THRESHOLDS[kind], 48, 0.25, *TRAINED_RANGE[kind])
+        release(folder, kind, [folder / "random"], settings, "none: random weights", {})
     (folder / "random").unlink()
     return folder

@@ -523,9 +523,9 @@ def test_the_readme_shows_and_explains_every_drawing() -> None:
         assert drawing == case.drawing.strip(), case.name
         o = case.overlap()
         assert said.strip().startswith(
-            f"T {o.truth_voxels}, P {o.predicted_voxels}, shared {o.shared_voxels};"
-            f" clusters {o.truth_clusters} and {o.predicted_clusters},"
-            f" touched {o.touched_truth} and {o.touching_predicted}, matched {o.matched}."
+            f"T {o.reference_voxels}, P {o.predicted_voxels}, shared {o.shared_voxels};"
+            f" clusters {o.reference_clusters} and {o.predicted_clusters},"
+            f" touched {o.detected_reference_clusters} and {o.true_positive_clusters}, matched {o.matched}."
         ), case.name
 
 

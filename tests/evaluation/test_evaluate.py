@@ -75,9 +75,11 @@ def test_every_case_and_region_is_scored(folders: tuple[Path, Path]) -> None:
     assert by_case["s1/a"].sets["official"] == {"dice": 1, "avd": 0, "avd_capped": 0, "recall": 1, "precision": 1}
     assert by_case["s1/a"].protocol == "1 x 1 x 3 mm" and by_case["s2/c"].protocol == "1 x 1 x 1 mm"
     voxels = int(blobs(0).sum())
-    assert by_case["s1/a"].sets["volume"]["truth_mm3"] == 3 * voxels == by_case["s1/a"].sets["volume"]["predicted_mm3"]
-    cso, bg = (rows(report, region)["s1/b"].counts.truth_voxels for region in ("CSO", "BG"))
-    assert cso + bg == by_case["s1/b"].counts.truth_voxels
+    assert (
+        by_case["s1/a"].sets["volume"]["reference_mm3"] == 3 * voxels == by_case["s1/a"].sets["volume"]["predicted_mm3"]
+    )
+    cso, bg = (rows(report, region)["s1/b"].counts.reference_voxels for region in ("CSO", "BG"))
+    assert cso + bg == by_case["s1/b"].counts.reference_voxels
     assert by_case["s2/c"].sets["official"] == {"dice": 0, "avd": 1, "avd_capped": 1, "recall": 0, "precision": 0}
     assert report.problems == () and "1 of 3 cases have no prediction and get the worst scores: s2/c" in report.warnings
 
@@ -238,7 +240,7 @@ def test_the_boxes_of_the_challenges_script() -> None:
 def test_boxes_are_of_the_stored_array(folders: tuple[Path, Path]) -> None:
     report = evaluate(*folders, regions="boxes", workers=1)
     inside = blobs(0).astype(bool) & boxes(SHAPE)["CSO"]
-    assert rows(report, "CSO")["s1/a"].counts.truth_voxels == inside.sum()
+    assert rows(report, "CSO")["s1/a"].counts.reference_voxels == inside.sum()
 
 
 def test_a_precision_above_one_is_flagged(tmp_path: Path) -> None:

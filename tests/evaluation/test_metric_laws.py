@@ -50,13 +50,13 @@ def ratios(o: Overlap) -> dict[str, Values]:
 def mirrored(o: Overlap) -> Overlap:
     """The counts with truth and prediction exchanged."""
     return Overlap(
-        truth_voxels=o.predicted_voxels,
-        predicted_voxels=o.truth_voxels,
+        reference_voxels=o.predicted_voxels,
+        predicted_voxels=o.reference_voxels,
         shared_voxels=o.shared_voxels,
-        truth_clusters=o.predicted_clusters,
-        predicted_clusters=o.truth_clusters,
-        touched_truth=o.touching_predicted,
-        touching_predicted=o.touched_truth,
+        reference_clusters=o.predicted_clusters,
+        predicted_clusters=o.reference_clusters,
+        detected_reference_clusters=o.true_positive_clusters,
+        true_positive_clusters=o.detected_reference_clusters,
         matched=o.matched,
     )
 
@@ -141,7 +141,7 @@ def test_exchanging_truth_and_prediction_exchanges_the_scores(
         ("voxels", "sensitivity", "ppv"),
         ("detection", "recall", "precision"),
         ("detection", "matched_recall", "matched_precision"),
-        ("volume", "truth_mm3", "predicted_mm3"),
+        ("volume", "reference_mm3", "predicted_mm3"),
     ):
         assert there[name][a] == here[name][b] and there[name][b] == here[name][a]
     for name, score in (
@@ -173,7 +173,7 @@ def test_scores_lie_between_0_and_1_but_for_two(pair: Pair) -> None:
     assert all(0 <= value <= 1 for values in sets.values() for value in known(values).values())
     assert all(value is not None and value >= 0 for value in unbounded.values())
     # The challenge's precision passes 1 exactly where more truth clusters are touched than there are predicted ones.
-    assert (unbounded["precision"] > 1) == (o.touched_truth > o.predicted_clusters > 0)
+    assert (unbounded["precision"] > 1) == (o.detected_reference_clusters > o.predicted_clusters > 0)
 
 
 @given(pairs)
@@ -181,12 +181,12 @@ def test_scores_lie_between_0_and_1_but_for_two(pair: Pair) -> None:
 def test_counts_fit_together(pair: Pair) -> None:
     prediction, truth = pair
     o = overlap(prediction, truth)
-    assert (o.truth_voxels, o.predicted_voxels) == (truth.sum(), prediction.sum())
-    assert o.shared_voxels <= min(o.truth_voxels, o.predicted_voxels)
-    assert o.matched <= min(o.touched_truth, o.touching_predicted)
-    assert o.touched_truth <= o.truth_clusters <= o.truth_voxels
-    assert o.touching_predicted <= o.predicted_clusters <= o.predicted_voxels
-    assert bool(o.touched_truth) == bool(o.touching_predicted) == bool(o.shared_voxels)
+    assert (o.reference_voxels, o.predicted_voxels) == (truth.sum(), prediction.sum())
+    assert o.shared_voxels <= min(o.reference_voxels, o.predicted_voxels)
+    assert o.matched <= min(o.detected_reference_clusters, o.true_positive_clusters)
+    assert o.detected_reference_clusters <= o.reference_clusters <= o.reference_voxels
+    assert o.true_positive_clusters <= o.predicted_clusters <= o.predicted_voxels
+    assert bool(o.detected_reference_clusters) == bool(o.true_positive_clusters) == bool(o.shared_voxels)
 
 
 @given(pairs)
@@ -284,11 +284,15 @@ def test_volumes_grow_with_the_cube_of_the_spacing(
 @law
 def test_volumes_fit_together(pair: Pair) -> None:
     scores = known(volume(overlap(*pair), 0.75, None))
-    assert scores["signed_mm3"] == scores["predicted_mm3"] - scores["truth_mm3"]
+    assert scores["signed_mm3"] == scores["predicted_mm3"] - scores["reference_mm3"]
     assert scores["absolute_mm3"] == abs(scores["signed_mm3"])
     either, both = (0.75 * int(mask.sum()) for mask in (pair[0] | pair[1], pair[0] & pair[1]))
     assert scores["symmetric_difference_mm3"] == either - both
-    assert scores["absolute_mm3"] <= scores["symmetric_difference_mm3"] <= scores["truth_mm3"] + scores["predicted_mm3"]
+    assert (
+        scores["absolute_mm3"]
+        <= scores["symmetric_difference_mm3"]
+        <= scores["reference_mm3"] + scores["predicted_mm3"]
+    )
 
 
 @given(pairs, spacings, st.sampled_from((0.0, 0.5, 1.0, 1.5, 3.0)))
@@ -367,8 +371,8 @@ def test_masking_one_keeps_what_is_shared(three: tuple[Bool, Bool, Bool]) -> Non
     assert both.shared_voxels == only_prediction.shared_voxels == only_truth.shared_voxels
     assert voxels(only_prediction)["ppv"] == voxels(both)["ppv"]
     assert voxels(only_truth)["sensitivity"] == voxels(both)["sensitivity"]
-    assert only_prediction.touching_predicted == both.touching_predicted
-    assert only_truth.touched_truth == both.touched_truth
+    assert only_prediction.true_positive_clusters == both.true_positive_clusters
+    assert only_truth.detected_reference_clusters == both.detected_reference_clusters
     for one in (only_prediction, only_truth):
         for name in ("dice", "iou"):
             assert (voxels(one)[name] or 0) <= (voxels(both)[name] or 0)
@@ -381,9 +385,9 @@ def test_regions_that_share_nothing_and_cover_all_add_up(four: tuple[Bool, Bool,
     prediction, truth, first, second = four
     parts = [overlap(prediction & region, truth & region) for region in (first, second & ~first, ~first & ~second)]
     whole = overlap(prediction, truth)
-    for name in ("truth_voxels", "predicted_voxels", "shared_voxels"):
+    for name in ("reference_voxels", "predicted_voxels", "shared_voxels"):
         assert sum(getattr(part, name) for part in parts) == getattr(whole, name)
-    for name in ("truth_clusters", "predicted_clusters", "touched_truth", "touching_predicted"):
+    for name in ("reference_clusters", "predicted_clusters", "detected_reference_clusters", "true_positive_clusters"):
         assert sum(getattr(part, name) for part in parts) >= getattr(whole, name)
 
 
@@ -419,7 +423,7 @@ def test_nothing_scores_worse_than_no_prediction(pair: Pair, spacing_mm: tuple[f
                 assert least == 1 and least >= min(1, value)
             elif not score.endswith("_mm3"):
                 assert least == 0 <= value
-    assert none["volume"]["absolute_mm3"] == none["volume"]["truth_mm3"] == sets["volume"]["truth_mm3"]
+    assert none["volume"]["absolute_mm3"] == none["volume"]["reference_mm3"] == sets["volume"]["reference_mm3"]
     assert all(value is not None for values in none.values() for value in values.values())
 
 

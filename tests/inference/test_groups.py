@@ -20,12 +20,13 @@ from torch import Tensor, nn
 
 from pvs_model import pipeline
 from pvs_model.anatomy.regions import CLASS, STRUCTURES, Anatomy
-from pvs_model.config import MANIFEST, InferenceConfig, NetworkConfig
+from pvs_model.config import MANIFEST, TRAINED_RANGE, InferenceConfig, NetworkConfig
 from pvs_model.errors import VolumeError, WeightsError
 from pvs_model.inference import sliding_window
 from pvs_model.inference.device import memory_plans
 from pvs_model.inference.ensemble import Ensemble, Group
-from pvs_model.inference.sliding_window import count_windows, predict, predict_maps
+from pvs_model.inference.settings import EnsembleSettings
+from pvs_model.inference.sliding_window import count_windows, predict_maps
 from pvs_model.inference.weights import Weights
 from pvs_model.nets import checkpoint
 from pvs_model.nets.model import build
@@ -34,6 +35,7 @@ from pvs_model.pipeline import Segmenter
 from pvs_model.preprocessing.prepare import prepare
 from pvs_model.training.release import release
 from pvs_model.types import Case
+from tests.prediction import predict
 
 CPU = torch.device("cpu")
 TOKENS = torch.zeros(4, 384)
@@ -44,7 +46,7 @@ class Stub(nn.Module):
 
     def __init__(self, logits: Callable[[Tensor], Tensor], **config: Any) -> None:
         super().__init__()
-        self.logits, self.config = logits, NetworkConfig(**config)
+        self.logits, self.config = logits, NetworkConfig(**{"nested_from": 0, "fluid": False} | config)
         self.windows: list[tuple[int, ...]] = []
 
     def forward(self, windows: Tensor, words: Tensor) -> Tensor:
@@ -54,7 +56,7 @@ class Stub(nn.Module):
 
 def ensemble_of(*groups: Sequence[nn.Module], combine: str = "mean", kind: str = "3d", window: int = 16) -> Ensemble:
     named = tuple(Group(tuple(networks), str(n)) for n, networks in enumerate(groups))  # type: ignore[arg-type]
-    return Ensemble(kind, named, 0.5, window, 0.25, (0.4, 1.3), (0.4, 2.5), combine)
+    return Ensemble(kind, named, EnsembleSettings(0.5, window, 0.25, (0.4, 1.3), (0.4, 2.5), combine))
 
 
 def constant(probability: float, **config: Any) -> Stub:
@@ -141,7 +143,7 @@ ORDERS = [(0, 1, 2), (0, 2, 1), (1, 2, 0)]  # as ``pipeline.axis_order`` gives t
 @pytest.mark.parametrize("kind", ["3d", "2d"])
 def test_a_view_is_its_network_slice_by_slice(view: str, order: tuple[int, int, int], kind: str) -> None:
     torch.manual_seed(3)
-    config = NetworkConfig(dimensions=2, neighbour_slices=3, widths=(4, 8, 8), view=view)
+    config = NetworkConfig(dimensions=2, neighbour_slices=3, widths=(4, 8, 8), view=view, nested_from=0, fluid=False)
     network, axis = build(config).eval(), 1 + VIEW_AXIS[view]
     head = image(16, 24, 32)  # in RAS+ order; sides for which there is one window per plane, without padding
     planes = head.unbind(axis)
@@ -253,7 +255,8 @@ def put(folder: Path, kind: str, members: list[tuple[NetworkConfig, str]], combi
     for file, (config, _) in zip(files, members, strict=True):
         checkpoint.save(file, build(config).eval(), facts)
     groups = [group for _, group in members]
-    release(folder, kind, files, 0.5, 32, 0.25, "none: random weights", {}, groups=groups, combine=combine)
+    settings = EnsembleSettings(0.5, 32, 0.25, *TRAINED_RANGE[kind], combine)
+    release(folder, kind, files, settings, "none: random weights", {}, groups=groups)
 
 
 @pytest.fixture
@@ -311,7 +314,7 @@ def change(folder: Path, kind: str = "3d", **entries: Any) -> list[dict[str, Any
 def test_a_manifest_without_groups_has_one(weights: Path) -> None:
     for kind in ("3d", "2d"):
         ensemble = Weights(weights).ensemble(kind)
-        assert len(ensemble.groups) == 1 and ensemble.groups[0].name == "" and ensemble.combine == "mean"
+        assert len(ensemble.groups) == 1 and ensemble.groups[0].name == "" and ensemble.settings.combine == "mean"
         assert ensemble.groups[0].networks == ensemble.networks
     entry = json.loads((weights / MANIFEST).read_text())["ensembles"]["3d"]
     assert "combine" not in entry and not any("group" in member for member in entry["members"])
@@ -372,7 +375,8 @@ def test_each_network_sees_its_own_mirror_image(own_weights: Path, tiny: dict[st
     files = [own_weights / f"made_{n}" for n in range(5)]
     for file in files:
         checkpoint.save(file, build(tiny["2d"]).eval(), facts)
-    release(own_weights, "2d", files, 0.5, 32, 0.25, "none: random weights", {}, mirrored=True)
+    settings = EnsembleSettings(0.5, 32, 0.25, *TRAINED_RANGE["2d"])
+    release(own_weights, "2d", files, settings, "none: random weights", {}, mirrored=True)
     networks = Weights(own_weights).ensemble("2d").networks
     assert [network.mirrored for network in networks] == [(), (0,), (1,), (0, 1), ()]
     manifest = json.loads((own_weights / MANIFEST).read_text())
@@ -383,10 +387,11 @@ def test_each_network_sees_its_own_mirror_image(own_weights: Path, tiny: dict[st
 
 
 def test_a_release_needs_a_group_per_network(tmp_path: Path) -> None:
+    settings = EnsembleSettings(0.5, 32, 0.25, *TRAINED_RANGE["3d"])
     with pytest.raises(ValueError, match="groups must be one per network, got 2 for 1"):
-        release(tmp_path, "3d", [tmp_path / "a"], 0.5, 32, 0.25, "", {}, groups=["a", "b"])
-    with pytest.raises(ValueError, match="combine must be one of"):
-        release(tmp_path, "3d", [tmp_path / "a"], 0.5, 32, 0.25, "", {}, combine="median")
+        release(tmp_path, "3d", [tmp_path / "a"], settings, "", {}, groups=["a", "b"])
+    with pytest.raises(WeightsError, match=r"expected a 3d ensemble whose groups are combined by mean or maximum, got"):
+        release(tmp_path, "3d", [tmp_path / "a"], replace(settings, combine="median"), "", {})
 
 
 def test_release_by_command_takes_a_group_per_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -396,11 +401,11 @@ def test_release_by_command_takes_a_group_per_network(tmp_path: Path, capsys: py
     for name in ("a", "b"):
         files.append(str(tmp_path / name))
         metadata = {"training": json.dumps({"batch": 1, "patch": 16, "seed": 0}), "facts": json.dumps({"steps": 0})}
-        checkpoint.save(files[-1], build(NetworkConfig(widths=(4, 8, 8, 8))), metadata)
+        checkpoint.save(files[-1], build(NetworkConfig(widths=(4, 8, 8, 8), nested_from=0, fluid=False)), metadata)
     words = ["release", *files, "--network", "3d", "--threshold", "0.5", "--window", "32",
              "--weights", str(tmp_path / "out"), "--combine", "maximum"]  # fmt: skip
     assert cli.main([*words, "--groups", "T1w"]) == 2
     assert "--groups: expected one for each of 2 networks, got 1" in capsys.readouterr().err
     assert cli.main([*words, "--groups", "T1w", "T2w"]) == 0
     ensemble = Weights(tmp_path / "out").ensemble("3d")
-    assert [group.name for group in ensemble.groups] == ["T1w", "T2w"] and ensemble.combine == "maximum"
+    assert [group.name for group in ensemble.groups] == ["T1w", "T2w"] and ensemble.settings.combine == "maximum"

@@ -16,7 +16,8 @@ from pvs_model.config import NetworkConfig
 from pvs_model.errors import DeviceError
 from pvs_model.inference import openvino, sliding_window
 from pvs_model.inference.ensemble import Ensemble, Group
-from pvs_model.inference.sliding_window import backend_name, mean_probability, predict
+from pvs_model.inference.settings import EnsembleSettings
+from pvs_model.inference.sliding_window import backend_name, mean_probability
 from pvs_model.inference.weights import Weights
 from pvs_model.nets.base import SegmentationNet
 from pvs_model.nets.model import build
@@ -27,8 +28,10 @@ from pvs_model.preprocessing.prepare import prepare
 from pvs_model.simulation.subject import simulate, whole_scene
 from pvs_model.types import SEQUENCES, Volume
 from tests import processes
+from tests.prediction import predict
 
 pytestmark = pytest.mark.openvino
+SETTINGS = EnsembleSettings(0.5, 16, 0.25, (0.4, 1.3), (0.4, 2.5))
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[2]
 needs_openvino = pytest.mark.skipif(not openvino.is_installed(), reason="needs the package openvino")
@@ -141,10 +144,10 @@ def test_the_shipped_networks_mark_the_same_voxels(
     weights = Weights(ROOT / "weights")
     text = weights.embed(prompt(SEQUENCES, max(voxel)))
     released = weights.ensemble(kind)
-    ensemble = replace(released, groups=(Group(released.networks[:1]),), roi_size=64)  # the head is small
-    fast = run_pipeline(prepared, ensemble, text, CPU, backend="openvino") >= ensemble.threshold
+    ensemble = replace(released, groups=(Group(released.networks[:1]),)).with_settings(roi_size=64)  # the head is small
+    fast = run_pipeline(prepared, ensemble, text, CPU, backend="openvino") >= ensemble.settings.threshold
     monkeypatch.setattr(sliding_window, "autocast", lambda device: nullcontext())
-    exact = run_pipeline(prepared, ensemble, text, CPU) >= ensemble.threshold
+    exact = run_pipeline(prepared, ensemble, text, CPU) >= ensemble.settings.threshold
     assert exact.sum() > 100
     assert 2 * (fast & exact).sum() / (fast.sum() + exact.sum()) >= 0.995
 
@@ -155,7 +158,7 @@ def test_a_graph_that_answers_otherwise_is_not_used(
 ) -> None:
     monkeypatch.setattr(openvino, "_MAX_ERROR", 0.0)
     networks = networks_of(tiny["3d"])
-    ensemble = Ensemble("3d", (Group(networks),), 0.5, 16, 0.25, (0.4, 1.3), (0.4, 2.5))
+    ensemble = Ensemble("3d", (Group(networks),), SETTINGS)
     image, text = torch.randn(3, 16, 16, 16), torch.randn(4, 384)
     with caplog.at_level(logging.WARNING):
         probability = predict(ensemble, image, text, CPU, backend="auto")
@@ -221,7 +224,9 @@ def test_networks_whose_graph_holds_for_one_size_are_pytorchs(
     networks = networks_of(tiny["3d"], tiny["3d"])
     networks[1].supports_dynamic_shape = False
     plain = networks_of(tiny["3d"])
-    ensemble = Ensemble("3d", (Group(networks, "a"), Group(plain, "b")), 0.5, 16, 0.25, (0.4, 1.3), (0.4, 2.5))
+    ensemble = Ensemble(
+        "3d", (Group(networks, "a"), Group(plain, "b")), EnsembleSettings(0.5, 16, 0.25, (0.4, 1.3), (0.4, 2.5))
+    )
     monkeypatch.setattr(openvino, "_graphs", lambda *_: pytest.fail("it was traced"))
     with caplog.at_level(logging.WARNING):
         assert openvino.compiled(networks) is None

@@ -77,14 +77,14 @@ def test_masks_are_far_better_than_chance(
     masks, truths = [], []
     for seed in (3, 4, 5):  # a small head holds few PVS: one alone would be a lottery
         network = released.networks[seed % len(released.networks)]
-        ensemble = replace(released, groups=(Group((network,)),), roi_size=64)  # the head is small
+        ensemble = replace(released, groups=(Group((network,)),)).with_settings(roi_size=64)  # the head is small
         case = simulate(anatomy, seed, voxel_mm, scan=plain_scan(seed, 3 if kind == "3d" else 2))
         volumes = {s: Volume(case.images[k], case.affine, Path(s)) for k, s in enumerate(SEQUENCES)}
         prepared = prepare(volumes)
         assert choose_configuration(prepared.grid) == kind
         probability = predict_probability(prepared, ensemble, text, choose_device("cpu"))
         assert np.isfinite(probability).all() and probability.min() >= 0 and probability.max() <= 1
-        masks.append(np.pad(to_mask(probability, ensemble.threshold, prepared.foreground) > 0, 1).ravel())
+        masks.append(np.pad(to_mask(probability, ensemble.settings.threshold, prepared.foreground) > 0, 1).ravel())
         truths.append(np.pad(case.reference > 0, 1).ravel())
     mask, truth = np.concatenate(masks), np.concatenate(truths)
     hit = (mask & truth).sum()

@@ -22,7 +22,8 @@ from pvs_model.inference import openvino, sliding_window
 from pvs_model.inference.device import MemoryPlan, choose_device, memory_plans
 from pvs_model.inference.ensemble import Ensemble, Group
 from pvs_model.inference.postprocess import to_mask
-from pvs_model.inference.sliding_window import count_windows, predict, roi_size_for
+from pvs_model.inference.settings import EnsembleSettings
+from pvs_model.inference.sliding_window import count_windows, roi_size_for
 from pvs_model.inference.weights import Weights
 from pvs_model.nets.model import build
 from pvs_model.nets.text import prompt
@@ -31,6 +32,7 @@ from pvs_model.preprocessing.prepare import prepare
 from pvs_model.simulation.subject import simulate, whole_scene
 from pvs_model.types import SEQUENCES, Volume
 from pvs_model.volume.components import label_components
+from tests.prediction import predict
 
 CPU = torch.device("cpu")
 PROMPT = prompt(("T1w", "T2w", "FLAIR"), 1.0)
@@ -43,7 +45,7 @@ class Stub(nn.Module):
         super().__init__()
         self.logits = logits
         self.neighbours = neighbours
-        self.config = NetworkConfig()
+        self.config = NetworkConfig(nested_from=0, fluid=False)
         self.windows: list[tuple[int, ...]] = []
 
     def forward(self, windows: Tensor, words: Tensor) -> Tensor:
@@ -54,9 +56,11 @@ class Stub(nn.Module):
 
 def ensemble_of(*networks: nn.Module, kind: str = "3d", window: int = 16, overlap: float = 0.25) -> Ensemble:
     for network in networks:
-        network.config = NetworkConfig(dimensions=int(kind[0]), neighbour_slices=network.neighbours)  # type: ignore[assignment, arg-type]
+        network.config = NetworkConfig(
+            dimensions=int(kind[0]), neighbour_slices=network.neighbours, nested_from=0, fluid=False
+        )  # type: ignore[assignment, arg-type]
     groups = (Group(networks),)  # type: ignore[arg-type]
-    return Ensemble(kind, groups, 0.5, window, overlap, (0.4, 1.3), (0.4, 2.5))
+    return Ensemble(kind, groups, EnsembleSettings(0.5, window, overlap, (0.4, 1.3), (0.4, 2.5)))
 
 
 def only(ensemble: Ensemble, member: int) -> Ensemble:
@@ -341,7 +345,7 @@ def test_the_gpu_agrees_with_the_cpu(anatomy: Any, kind: str, voxel: tuple[float
     weights = Weights(SHIPPED)
     ensemble, tokens = weights.ensemble(kind), weights.embed(prompt(SEQUENCES, max(voxel)))
     masks = [
-        run_pipeline(prepared, ensemble, tokens, torch.device(device)) >= ensemble.threshold
+        run_pipeline(prepared, ensemble, tokens, torch.device(device)) >= ensemble.settings.threshold
         for device in ("cpu", "cuda")
     ]
     assert masks[0].sum() > 100

@@ -41,8 +41,8 @@ def test_a_sound_folder_is_loaded(weights: Path, tiny: dict[str, NetworkConfig])
     three, two = folder.ensemble("3d"), folder.ensemble("2d")
     assert [n.config for n in three.networks] == [tiny["3d"]] * 2 and three.dimensions == 3
     assert [n.config for n in two.networks] == [tiny["2d"]] and two.dimensions == 2
-    assert (three.threshold, three.roi_size, three.overlap) == (0.5, 40, 0.25)
-    assert two.thickness_mm == (2.5, 8.0)
+    assert (three.settings.threshold, three.settings.roi_size, three.settings.overlap) == (0.5, 40, 0.25)
+    assert two.settings.through_plane_mm == (2.5, 8.0)
     assert not any(network.training for network in (*three.networks, *two.networks))
     assert folder.ensemble("3d") is three
 

@@ -214,7 +214,7 @@ def test_dynunet_needs_three_levels() -> None:
 def test_configs_of_older_files_are_read() -> None:
     text = '{"architecture": "graph_fusion", "widths": [4, 8, 12, 16]}'
     read = NetworkConfig.from_json(text)
-    assert read == NetworkConfig(widths=(4, 8, 12, 16))
+    assert read == NetworkConfig(widths=(4, 8, 12, 16), nested_from=0, fluid=False)
     assert (read.inputs, read.nested_from, read.fluid, read.outputs) == (SEQUENCES, 0, False, 1)
 
 

@@ -20,8 +20,10 @@ from pvs_model.nets.model import GraphFusionNet, TextConcatenation, TextGuidance
 from pvs_model.nets.nested import NestedUNet
 
 #: Small networks with every part, for the laws.
-SMALL_3D = NetworkConfig(widths=(4, 8, 12, 16), text_width=10)
-SMALL_2D = NetworkConfig(dimensions=2, neighbour_slices=3, widths=(4, 8, 12, 16), text_width=10)
+SMALL_3D = NetworkConfig(widths=(4, 8, 12, 16), text_width=10, nested_from=0, fluid=False)
+SMALL_2D = NetworkConfig(
+    dimensions=2, neighbour_slices=3, widths=(4, 8, 12, 16), text_width=10, nested_from=0, fluid=False
+)
 SMALL = pytest.mark.parametrize("config", [SMALL_2D, SMALL_3D], ids=["2D", "3D"])
 
 #: The rows of Table 2 of the paper.
@@ -472,7 +474,11 @@ def test_values_of_equation_3_are_a_choice_of_the_config() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "parameters", "cost"), [(NETWORK_3D, 1.56e6, 119e9), (NetworkConfig(), 3.5e6, 288e9)],
+    ("config", "parameters", "cost"),
+    [
+        (NETWORK_3D, 1.56e6, 119e9),
+        (NetworkConfig(widths=(16, 48, 96, 192), nested_from=0, fluid=False), 3.5e6, 288e9),
+    ],
     ids=["nested from half resolution", "nested at full resolution, as first released"],
 )  # fmt: skip
 def test_size_and_cost_of_the_3d_network(config: NetworkConfig, parameters: float, cost: float) -> None:

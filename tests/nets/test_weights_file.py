@@ -17,7 +17,7 @@ from pvs_model.errors import WeightsError
 from pvs_model.nets import checkpoint
 from pvs_model.nets.model import GraphFusionNet, build
 
-CONFIG = NetworkConfig(dimensions=2, widths=(4, 8), text_width=6)
+CONFIG = NetworkConfig(dimensions=2, widths=(4, 8), text_width=6, nested_from=0, fluid=False)
 
 
 @pytest.fixture

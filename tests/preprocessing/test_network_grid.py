@@ -23,6 +23,7 @@ from pvs_model.config import TRAINED_RANGE
 from pvs_model.inference import sliding_window
 from pvs_model.inference.ensemble import Ensemble
 from pvs_model.inference.postprocess import to_mask
+from pvs_model.inference.settings import EnsembleSettings
 from pvs_model.preprocessing.network_grid import axis_order, choose_configuration, target_spacing
 from pvs_model.preprocessing.prepare import prepare
 from pvs_model.types import Grid
@@ -32,7 +33,7 @@ ORIENTATIONS = [
     (axes, signs) for axes in itertools.permutations(range(3)) for signs in itertools.product((1, -1), repeat=3)
 ]
 #: As the shipped ensembles, without networks.
-ENSEMBLES = {kind: Ensemble(kind, (), 0.5, 32, 0.25, *TRAINED_RANGE[kind]) for kind in ("3d", "2d")}
+ENSEMBLES = {kind: Ensemble(kind, (), EnsembleSettings(0.5, 32, 0.25, *TRAINED_RANGE[kind])) for kind in ("3d", "2d")}
 T1, T2, FLAIR = range(3)
 
 

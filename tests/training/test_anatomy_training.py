@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from pvs_model.anatomy.inference import load_network
 from pvs_model.anatomy.network import AnatomyConfig, load
@@ -284,17 +283,6 @@ def test_an_interrupted_run_resumes_bit_for_bit(head: LabelMap, tmp_path: Path) 
     rows = [read_rows(tmp_path / name / "log.csv") for name in ("whole", "parts")]
     assert [[row["step"] for row in r] for r in rows] == [["2", "4"], ["1", "2", "4"]]
     assert rows[0][-1]["dice"] == rows[1][-1]["dice"] != "nan" and {"WM", "CBL", "side"} <= rows[0][0].keys()
-
-
-def test_a_state_of_earlier_versions_is_resumed(head: LabelMap, tmp_path: Path) -> None:
-    train(task(head), tmp_path / "whole", show=False)
-    train(task(head, max_minutes=0.0), tmp_path / "old", show=False)
-    progress, tensors = read_state(tmp_path / "old")
-    facts = {"step": progress.step, "seconds": 60.0, "earlier": {"steps": 100, "minutes": 5.0}, "config": "{}"}
-    save_file(tensors, tmp_path / "old" / "state.safetensors", metadata={"facts": json.dumps(facts)})
-    result = train(task(head), tmp_path / "old", show=False)
-    assert result["steps"] == 104 and result["minutes"] >= 6.0
-    assert same(read_state(tmp_path / "whole")[1], read_state(tmp_path / "old")[1])
 
 
 def test_a_run_begins_with_the_weights_of_another(head: LabelMap, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ from pvs_model.types import SEQUENCES
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
-CONFIG = NetworkConfig(dimensions=2, neighbour_slices=3, widths=(4, 8, 8, 8))
+CONFIG = NetworkConfig(dimensions=2, neighbour_slices=3, widths=(4, 8, 8, 8), nested_from=0, fluid=False)
 STEPS = 3
 
 

@@ -521,7 +521,7 @@ def test_cases_and_anatomies_together(
     monkeypatch.setattr(
         segmentation,
         "validation_batches",
-        lambda data, config, training, cache: real_batches(data, config, replace(training, validation_patches=2)),
+        lambda data, config, training: real_batches(data, config, replace(training, validation_patches=2)),
     )
     words = [
         "--cases",

@@ -15,17 +15,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pvs_model.config import MANIFEST, NetworkConfig
+from pvs_model.config import MANIFEST, TRAINED_RANGE, NetworkConfig
 from pvs_model.datasets.labelled_cases import LabelledCase
 from pvs_model.errors import WeightsError
-from pvs_model.inference.sliding_window import predict
+from pvs_model.inference.settings import EnsembleSettings
 from pvs_model.inference.weights import Weights
 from pvs_model.nets import checkpoint
 from pvs_model.nets.text import TextCache, prompt, thickness_class
 from pvs_model.simulation.head import HeadModel
 from pvs_model.training import loop, segmentation
 from pvs_model.training.batch import Batch
-from pvs_model.training.checkpoint import SHARDS, STATE, Progress, read_state
+from pvs_model.training.checkpoint import STATE, read_state
 from pvs_model.training.config import TrainingConfig, learning_rate
 from pvs_model.training.release import release, sha256_of
 from pvs_model.training.sampling import FoldData
@@ -33,6 +33,7 @@ from pvs_model.training.segmentation import train
 from pvs_model.training.simulated_patches import SimulatedPatches
 from pvs_model.training.validation import THRESHOLDS, dice_counts
 from pvs_model.types import SEQUENCES
+from tests.prediction import predict
 from tests.training.test_distributed import material
 
 ROOT = Path(__file__).parents[2]
@@ -235,55 +236,6 @@ def test_a_run_killed_while_it_saves_resumes_exactly(
     assert names[0] == names[1]
 
 
-def write_single(folder: Path, progress: Progress, tensors: dict[str, Tensor]) -> None:
-    """Writes a state as the first version did."""
-    facts = {"step": progress.step, "visits": progress.samples}
-    save_file(tensors, folder / STATE, metadata={"facts": json.dumps(facts)})
-
-
-def write_shards(folder: Path, progress: Progress, tensors: dict[str, Tensor]) -> None:
-    """Writes a state as the second version did: an index, and shards with the largest tensor in pieces."""
-    large = max(tensors, key=lambda name: tensors[name].nbytes)
-    pieces = {f"{large}#{k}": piece.contiguous() for k, piece in enumerate(tensors[large].split(1))}
-    groups = [{name: tensor for name, tensor in tensors.items() if name != large}, pieces]
-    assert len(pieces) > 1
-    shards = [f"state-{progress.step:07d}-{number:02d}.safetensors" for number in range(len(groups))]
-    for shard, group in zip(shards, groups, strict=True):
-        save_file(group, folder / shard)
-    facts = {"step": progress.step, "visits": progress.samples, "seconds": progress.seconds, "loss": progress.loss}
-    (folder / SHARDS).write_text(json.dumps({**facts, "shards": shards}))
-
-
-@pytest.mark.usefixtures("fake_encoder")
-@pytest.mark.parametrize("write", [write_single, write_shards])
-def test_states_of_earlier_versions_are_resumed(
-    noise_case: LabelledCase, tiny: dict[str, NetworkConfig], tmp_path: Path, write: Any
-) -> None:
-    run_on_case(noise_case, tiny["2d"], tmp_path / "whole")
-    run_on_case(noise_case, tiny["2d"], tmp_path / "old", steps=2)
-    progress, tensors = read_state(tmp_path / "old")
-    (tmp_path / "old" / STATE).unlink()
-    write(tmp_path / "old", progress, tensors)
-    (tmp_path / "old" / "log.csv").write_text("step,seconds,loss,learning_rate,dice_at_0.5\n2,1.5,0.7,0.001,0.25\n")
-    run_on_case(noise_case, tiny["2d"], tmp_path / "old")
-    assert same_tensors(read_state(tmp_path / "whole")[1], read_state(tmp_path / "old")[1])
-    assert sorted(path.name for path in (tmp_path / "old").glob("state*")) == [STATE]
-    rows = log_of(tmp_path / "old")
-    assert [row["step"] for row in rows] == ["2", "4"] and rows[0]["data_share"] == "" != rows[1]["data_share"]
-
-
-@pytest.mark.parametrize(("single", "sharded"), [(4, 2), (2, 4)])
-def test_of_two_states_the_further_one_counts(tmp_path: Path, single: int, sharded: int) -> None:
-    # A save that was killed between writing the new state and removing the old one.
-    tensors = {"network.a": torch.arange(6.0).reshape(3, 2)}
-    write_single(tmp_path, Progress(single, single), {"network.a": tensors["network.a"] + single})
-    write_shards(
-        tmp_path, Progress(sharded, sharded), {"network.a": tensors["network.a"] + sharded, "network.b": torch.ones(1)}
-    )
-    progress, state = read_state(tmp_path)
-    assert progress.step == 4 and torch.equal(state["network.a"], tensors["network.a"] + 4)
-
-
 @pytest.mark.usefixtures("fake_encoder")
 def test_a_finished_run_tells_what_it_reached(
     noise_case: LabelledCase, tiny: dict[str, NetworkConfig], tmp_path: Path
@@ -305,9 +257,8 @@ def test_a_state_that_is_damaged_or_of_another_network(
     state.write_bytes(state.read_bytes()[:1000])
     with pytest.raises(WeightsError, match=r"state.safetensors: expected the state of a run of this network, got"):
         run_on_case(noise_case, tiny["2d"], tmp_path / "run", steps=2)
-    state.unlink()
-    (tmp_path / "run" / SHARDS).write_text('{"step": 1, "visits": 1, "shards": ["state-0000001-00.safetensors"]}')
-    with pytest.raises(WeightsError, match=r"state.json: expected the state of a run of this network, got"):
+    save_file({"network.a": torch.ones(1)}, state, metadata={"facts": '{"step": 1, "unknown": 1}'})
+    with pytest.raises(WeightsError, match=r"state.safetensors: expected the state of a run of this network, got"):
         run_on_case(noise_case, tiny["2d"], tmp_path / "run", steps=2)
 
 
@@ -374,7 +325,8 @@ def test_what_is_trained_is_released_and_runs(
     for kind in ("3d", "2d"):
         run(anatomy, tiny[kind], tmp_path / kind, steps=1, seed=7)
         networks = [tmp_path / kind / "network.safetensors"] * 2
-        release(folder, kind, networks, 0.35, 16, 0.25, "simulated", {"dice": 0.5})
+        settings = EnsembleSettings(0.35, 16, 0.25, *TRAINED_RANGE[kind])
+        release(folder, kind, networks, settings, "simulated", {"dice": 0.5})
     manifest = json.loads((folder / MANIFEST).read_text())
     assert manifest["format"] == 1 and set(manifest["ensembles"]) == {"3d", "2d"}
     for kind, entry in manifest["ensembles"].items():
@@ -388,6 +340,6 @@ def test_what_is_trained_is_released_and_runs(
     tokens = weights.embed(prompt(SEQUENCES, thickness_class(1.0)))
     for kind in ("3d", "2d"):
         ensemble = weights.ensemble(kind)
-        assert ensemble.threshold == 0.35 and len(ensemble.networks) == 2
+        assert ensemble.settings.threshold == 0.35 and len(ensemble.networks) == 2
         probability = predict(ensemble, torch.randn(3, 16, 16, 4), tokens, torch.device("cpu"))
         assert probability.shape == (16, 16, 4) and 0 <= float(probability.min()) <= float(probability.max()) <= 1

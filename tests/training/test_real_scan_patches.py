@@ -31,7 +31,7 @@ from pvs_model.training.sampling import FoldData, make_sampler
 from pvs_model.types import Volume
 
 SHAPE = (56, 60, 52)
-THREE = NetworkConfig(widths=(4, 8, 12, 16))
+THREE = NetworkConfig(widths=(4, 8, 12, 16), nested_from=0, fluid=False)
 TWO = replace(THREE, dimensions=2, neighbour_slices=3)
 
 

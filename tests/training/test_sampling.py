@@ -1,4 +1,4 @@
-"""What training offers for comparisons: views, regions, coverage, one prompt for all, shared samples."""
+"""What training offers for comparisons: views, regions, coverage, one prompt for all."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from pvs_model import cli
 from pvs_model.config import NetworkConfig
 from pvs_model.simulation.head import HeadModel
 from pvs_model.simulation.render import labelling_threshold
-from pvs_model.training import sampling
 from pvs_model.training.config import TrainingConfig
 from pvs_model.training.prompts import CONSTANT_PROMPT, Prompts
-from pvs_model.training.sampling import FoldData, SampleCache, make_sampler, validation_batches
+from pvs_model.training.sampling import FoldData, make_sampler
 from pvs_model.training.simulated_patches import SimulatedPatches
 from pvs_model.types import PLANES
 
@@ -129,61 +128,6 @@ def test_regions_are_asked_for_after_the_warmup_steps_alone(anatomy: HeadModel, 
     samples = make_sampler(FoldData([anatomy], [anatomy]), tiny["2d"], training, CPU)
     words = [samples.batch(1).prompts[0] for _ in range(8)]
     assert ["the whole brain" in text for text in words] == [True] * 4 + [False] * 4
-
-
-def test_shared_samples_are_those_that_each_would_draw(
-    anatomy: HeadModel, tiny: dict[str, NetworkConfig], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    training = TrainingConfig(patch=8, scene_buffer=2, refresh_interval=1, seed=3)
-    heads = FoldData([anatomy], [anatomy])
-    kinds = {
-        "text": tiny["3d"],
-        "none": replace(tiny["3d"], **_NO_TEXT),  # type: ignore[arg-type]
-        "wider": replace(tiny["3d"], widths=(8, 8, 8, 8)),
-        "regions": replace(tiny["3d"], regions=True),
-    }
-    alone = {}
-    for name, config in kinds.items():
-        samples = make_sampler(heads, config, training, CPU)
-        alone[name] = [samples.batch(2) for _ in range(3)]
-    rendered = []
-    real = sampling.SimulatedPatches.render
-    monkeypatch.setattr(
-        sampling.SimulatedPatches, "render", lambda self, number: rendered.append(number) or real(self, number)
-    )
-    shared = SampleCache()
-    for name, config in kinds.items():
-        samples = make_sampler(heads, config, training, CPU, cache=shared)
-        for batch in alone[name]:
-            actual = samples.batch(2)
-            assert torch.equal(actual.images, batch.images) and torch.equal(actual.target, batch.target)
-            assert actual.prompts == batch.prompts
-    assert len(rendered) == len(set(rendered)), "a scene is rendered once"
-    checks = validation_batches(heads, kinds["text"], replace(training, validation_patches=1), shared)
-    assert validation_batches(heads, kinds["wider"], replace(training, validation_patches=1), shared) is checks
-
-
-def test_a_little_is_shared_where_there_is_room_for_little(anatomy: HeadModel, tiny: dict[str, NetworkConfig]) -> None:
-    shared, training = SampleCache(max_samples=2), TrainingConfig(patch=8, scene_buffer=2, refresh_interval=1)
-    for _ in range(2):
-        samples = make_sampler(FoldData([anatomy], [anatomy]), tiny["3d"], training, CPU, cache=shared)
-        for _ in range(4):
-            samples.batch(1)
-    assert max(len(kept) for kept in (*shared.samples.values(), *shared.scenes.values())) == 2
-
-
-def test_what_was_asked_for_longest_ago_goes_first(anatomy: HeadModel, tiny: dict[str, NetworkConfig]) -> None:
-    shared, heads = SampleCache(limit_mib=0.0), FoldData([anatomy], [anatomy])
-    for seed in (0, 1, 2):
-        training = TrainingConfig(patch=8, scene_buffer=2, refresh_interval=1, seed=seed)
-        samples = make_sampler(heads, tiny["3d"], training, CPU, cache=shared)
-        samples.batch(2)
-        assert len(samples.cached) == 2
-    assert len(shared.scenes) == 1 and len(shared.samples) == 1
-    (kind,) = shared.scenes
-    assert kind[3] == 2  # type: ignore[index]
-    scene = next(iter(shared.scenes[kind].values()))
-    assert shared.size_mib() > scene.pvs_fraction.nbytes / 2**20
 
 
 def test_cases_train_no_network_of_views_or_regions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

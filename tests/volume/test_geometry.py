@@ -16,7 +16,7 @@ from pvs_model.volume.geometry import (
     choose_reference,
     crop_to,
     find_slice_axis,
-    overlap,
+    fov_coverage,
     resample_onto,
     respacing,
     to_ras,
@@ -142,7 +142,7 @@ def test_downsampling_averages() -> None:
     assert out.data.max() >= 0.5  # mild steps are not blurred
 
 
-# overlap
+# fov_coverage
 
 
 @pytest.mark.parametrize(("shift", "share"), [((0, 0, 0), 1), ((5, 0, 0), 1 / 2), ((5, 5, -5), 1 / 8), ((10, 0, 0), 0)])
@@ -150,16 +150,16 @@ def test_overlap(shift: tuple[int, int, int], share: float) -> None:
     affine = np.eye(4)
     affine[:3, 3] = shift
     grid = Grid((10, 10, 10), np.eye(4))
-    assert overlap(Grid((10, 10, 10), affine), grid) == pytest.approx(share, abs=0.02)
+    assert fov_coverage(Grid((10, 10, 10), affine), grid) == pytest.approx(share, abs=0.02)
 
 
 def test_overlap_is_of_the_reference() -> None:
     small, large = Grid((10, 10, 10), np.eye(4)), Grid((20, 20, 20), np.eye(4))
-    assert overlap(large, small) == 1.0
-    assert overlap(small, large) == pytest.approx(1 / 8, abs=0.02)
+    assert fov_coverage(large, small) == 1.0
+    assert fov_coverage(small, large) == pytest.approx(1 / 8, abs=0.02)
     # The same box in coarse, flipped voxels: x = 9 - 5/2 and 9 - 5 - 5/2 are their centres.
     flipped = np.array([[-5.0, 0, 0, 7], [0, 2, 0, 0.5], [0, 0, 1, 0], [0, 0, 0, 1]])
-    assert overlap(Grid((2, 5, 10), flipped), small) == 1.0
+    assert fov_coverage(Grid((2, 5, 10), flipped), small) == 1.0
 
 
 # resample_to_spacing
@@ -182,7 +182,7 @@ def test_respacing_keeps_the_box_and_gives_the_shape_back(
     for corner in ([-0.5] * 3, [n - 0.5 for n in shape]):
         new_corner = [-0.5] * 3 if corner[0] < 0 else [n - 0.5 for n in out.data.shape]
         np.testing.assert_allclose(out.affine @ [*new_corner, 1], affine @ [*corner, 1], atol=1e-9)
-    assert overlap(out.grid, stored.grid) == 1.0
+    assert fov_coverage(out.grid, stored.grid) == 1.0
     back = undo.invert(np.full(out.data.shape, 0.25, np.float32))
     assert back.shape == shape
     np.testing.assert_allclose(back, 0.25, rtol=1e-6)

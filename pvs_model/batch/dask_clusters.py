@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pvs_model
-from pvs_model.errors import PVSError
+from pvs_model.errors import PVSError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -246,4 +246,4 @@ def _export_python_path() -> list[str]:
 
 
 def _text(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error) or type(error).__name__
