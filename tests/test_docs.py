@@ -99,8 +99,8 @@ def test_what_a_page_names_exists(page: Path) -> None:
 def test_a_page_that_names_something_else_fails(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
-        "[a](b.md) [b](#nothing) `pvs_model/nothing.py` `python -m benchmarks.nothing` `pvs-model nothing` `pvs_model.api.nothing` "
-        "`nothing` in `pvs_model/api.py`",
+        "[a](b.md) [b](#nothing) `pvs_model/nothing.py` `python -m benchmarks.nothing` `pvs-model nothing` "
+        "`pvs_model.api.nothing` `nothing` in `pvs_model/api.py`",
         encoding="utf-8",
     )
     assert len(list(problems(page))) == 7
