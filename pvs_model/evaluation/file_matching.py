@@ -110,6 +110,7 @@ def match_files(
     files = list(_images(predictions))
     if not files:
         raise LayoutError(f"{predictions}: expected masks to score, got no image in it or in any folder below")
+    files = [file for file in files if _may_be_prediction(file)]
     count = Counter(case.case.lower() for case in cases)
     by_name = {file.path: _by_name(file, suffix) for file in files}
     # The folder decides only where the file's own name does not.
@@ -186,6 +187,12 @@ def _reference_name(file: _File) -> tuple[str, str] | None:
     elif file.folder.name.lower() == case.lower():
         above = file.folder.parent
     return case, "" if above == Path() else above.as_posix()
+
+
+def _may_be_prediction(file: _File) -> bool:
+    """Whether a file is no mask of anything else than PVS, such as BIDS's ``label-brain``."""
+    mask = bids_mask(file.stem)
+    return mask is None or mask[1].lower() == "pvs"
 
 
 def _by_name(file: _File, suffix: str) -> set[str]:

@@ -163,6 +163,18 @@ def test_a_prediction_of_one_run_is_of_no_other(tmp_path: Path) -> None:
     assert extra == [predictions / BIDS.format("_run-1")]
 
 
+def test_masks_of_other_labels_are_no_predictions(tmp_path: Path) -> None:
+    """The output of the BIDS App; of sub-2 the PVS are missing, of sub-3 they are in capitals of another kind."""
+    others = ["sub-{0}/anat/sub-{0}_space-orig_label-brain_mask.nii.gz", "sub-{0}/anat/sub-{0}_seg-regions_dseg.nii.gz"]
+    names = [BIDS.format(""), "sub-3/anat/sub-3_label-pvs_mask.nii.gz"]
+    names += [other.format(subject) for subject in "123" for other in others]
+    predictions = tree(tmp_path / "pred", *names, "sub-4/anat/sub-4_label-brain_mask.nii.gz")
+    truth = tree(tmp_path / "truth", *(f"sub-{subject}_PVS.nii.gz" for subject in "1234"))
+    pairs, extra = match_files(truth, predictions)
+    assert paired(pairs, predictions) == {"sub-1": names[0], "sub-2": None, "sub-3": names[1], "sub-4": None}
+    assert all(pair.problem is None for pair in pairs) and not any("brain" in path.name for path in extra)
+
+
 @pytest.mark.parametrize(
     ("truths", "prediction"),
     [
