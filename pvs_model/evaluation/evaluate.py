@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from pvs_model.errors import PVSError, VolumeError
-from pvs_model.evaluation.file_matching import CaseFiles, match_files
+from pvs_model.evaluation.file_matching import CaseFiles, ignore_mask_of, match_files
 from pvs_model.evaluation.metrics import all_sets, penalty_scores, without_ignored
 from pvs_model.evaluation.regions import BOXES, NO_REGIONS, REGION_ORDER, RegionMasks, Regions, regions_of
 from pvs_model.evaluation.results import MISSING, REFUSED, SCORED, Evaluation, Row
@@ -129,8 +129,7 @@ def score_case(case: CaseFiles, regions: Regions = AS_GIVEN) -> ScoredCase:
     else:
         try:
             prediction = aligned(read_mask(case.prediction), image.grid, case.reference)
-            ignored = case.reference.with_name(case.reference.name.replace("_PVS.", "_IGNORE."))
-            if ignored != case.reference and ignored.is_file():  # of simulated cases
+            if (ignored := ignore_mask_of(case.reference)) is not None:
                 mask = aligned(read_mask(ignored), image.grid, case.reference)
                 prediction = without_ignored(prediction, reference, mask)
         except VolumeError as error:

@@ -110,7 +110,8 @@ def match_files(
     files = list(_images(predictions))
     if not files:
         raise LayoutError(f"{predictions}: expected masks to score, got no image in it or in any folder below")
-    files = [file for file in files if _may_be_prediction(file)]
+    own = {_resolved(path) for case in cases for path in _files_of_reference(case)}
+    files = [file for file in files if _may_be_prediction(file) and _resolved(file.path) not in own]
     count = Counter(case.case.lower() for case in cases)
     by_name = {file.path: _by_name(file, suffix) for file in files}
     # The folder decides only where the file's own name does not.
@@ -189,6 +190,27 @@ def _reference_name(file: _File) -> tuple[str, str] | None:
     return case, "" if above == Path() else above.as_posix()
 
 
+def ignore_mask_of(reference: Path) -> Path | None:
+    """Returns the mask of voxels that are not scored beside a reference mask (of simulated cases), if there is one."""
+    mask = reference.with_name(reference.name.replace("_PVS.", "_IGNORE."))
+    return mask if mask != reference and mask.is_file() else None
+
+
+def _files_of_reference(case: CaseFiles) -> list[Path]:
+    """Returns reference, regions and ignored voxels of a case, which are no predictions where these lie beside them."""
+    ignored = ignore_mask_of(case.reference)
+    return [
+        case.reference,
+        *(path for paths in case.regions.values() for path in paths),
+        *([ignored] if ignored else []),
+    ]
+
+
+def _resolved(path: Path) -> Path:
+    """Returns a path whose folders are no links; a link to a reference may well be a prediction."""
+    return path.parent.resolve() / path.name
+
+
 def _may_be_prediction(file: _File) -> bool:
     """Whether a file is no mask of anything else than PVS, such as BIDS's ``label-brain``."""
     mask = bids_mask(file.stem)
@@ -207,7 +229,7 @@ def _by_name(file: _File, suffix: str) -> set[str]:
 def _by_folder(file: _File) -> set[str]:
     """Returns, in lower case, the cases that a prediction may be of by its folder, where it lies alone."""
     parts = [part.lower() for part in file.folder.parts]
-    if not file.alone or not parts:
+    if not file.alone or not parts or _is_region(file.stem):
         return set()
     names = {parts[-1]}
     if "images" in parts[1:]:  # grand-challenge: CASE/[output/]images/SLUG/x.mha

@@ -163,6 +163,35 @@ def test_a_prediction_of_one_run_is_of_no_other(tmp_path: Path) -> None:
     assert extra == [predictions / BIDS.format("_run-1")]
 
 
+@pytest.mark.parametrize("links", [False, True])
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["a/a_PVS.nii.gz", "a/a_pred.nii.gz", "b/b_PVS.nii.gz"],
+        ["a_PVS.nii.gz", "a_pred.nii.gz", "b_PVS.nii.gz", "b_BG.nii.gz", "b_IGNORE.nii.gz"],
+        ["a/PVS.nii.gz", "a/pred/a_pred.nii.gz", "b/PVS.nii.gz", "b/BG.nii.gz", "atlas/b/CSO.nii.gz"],
+        ["a/a_PVS.nii.gz", "a/a_mask.nii.gz", "b/b_PVS.nii.gz", "b_IGNORE_PVS.nii.gz"],
+    ],
+)
+def test_files_of_the_reference_are_no_predictions(files: list[str], links: bool, tmp_path: Path) -> None:
+    """Predictions in the folder of the references; b has none."""
+    truth = predictions = tree(tmp_path / "truth", *files)
+    if links:
+        (tmp_path / "pred").symlink_to("truth")
+        predictions = tmp_path / "pred"
+    pairs, _ = match_files(truth, predictions)
+    (prediction,) = [name for name in files if "pred" in name or "mask" in name]
+    matched = paired([pair for pair in pairs if pair.case in "ab"], predictions)
+    assert matched == {"a": prediction, "b": None} and all(pair.problem is None for pair in pairs)
+
+
+def test_a_link_to_the_reference_is_a_prediction(tmp_path: Path) -> None:
+    truth, predictions = tree(tmp_path / "truth", "a_PVS.nii.gz"), tmp_path / "pred"
+    predictions.mkdir()
+    (predictions / "a_pred.nii.gz").symlink_to(truth / "a_PVS.nii.gz")
+    assert paired(match_files(truth, predictions)[0], predictions) == {"a": "a_pred.nii.gz"}
+
+
 def test_masks_of_other_labels_are_no_predictions(tmp_path: Path) -> None:
     """The output of the BIDS App; of sub-2 the PVS are missing, of sub-3 they are in capitals of another kind."""
     others = ["sub-{0}/anat/sub-{0}_space-orig_label-brain_mask.nii.gz", "sub-{0}/anat/sub-{0}_seg-regions_dseg.nii.gz"]
