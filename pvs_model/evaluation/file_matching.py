@@ -116,10 +116,24 @@ def match_files(
     by_name = {file.path: _by_name(file, suffix) for file in files}
     # The folder decides only where the file's own name does not.
     by_folder = {file.path: set() if by_name[file.path] & set(count) else _by_folder(file) for file in files}
+    other_sites = _other_sites(cases, references)
+    named: dict[str, list[CaseFiles]] = {}
+    for case in cases:
+        named.setdefault(case.case.lower(), []).append(case)
+    # Where there are cases x and x_mask, x_mask.nii.gz is of the latter only.
+    longest = {
+        file.path: max(
+            (n for n in by_name[file.path] if any(_may_be_of(c, file, other_sites) for c in named.get(n, []))),
+            key=len,
+            default=None,
+        )
+        for file in files
+    }
     matched, used = [], set()
     for case in cases:
         name, folder = case.case.lower(), case.reference.parent.relative_to(references)
-        candidates = [file for file in files if name in by_name[file.path] | by_folder[file.path]]
+        candidates = [file for file in files if name == longest[file.path] or name in by_folder[file.path]]
+        candidates = [file for file in candidates if _may_be_of(case, file, other_sites)]
         same_site = [file for file in candidates if _within(case.site, file.folder)]
         # If a name occurs at several sites, the folder decides.
         candidates = same_site if same_site or count[name] > 1 else candidates
@@ -132,11 +146,26 @@ def match_files(
         elif candidates:
             case = replace(case, prediction=candidates[0].path)
         matched.append(case)
-    unused = [f for f in files if f.path not in used and not _assign(matched, f, by_name[f.path])]
+    unused = [f for f in files if f.path not in used and not _assign(matched, f, by_name[f.path], other_sites)]
     return matched, [file.path for file in unused]
 
 
-def _assign(cases: list[CaseFiles], file: _File, names: set[str]) -> bool:
+def _other_sites(cases: list[CaseFiles], references: Path) -> dict[Path, set[str]]:
+    """Returns, by reference mask, the folders of other cases' sites that it does not lie in."""
+    sites = {case.site for case in cases}
+    return {case.reference: sites - _ancestors(case.reference.parent.relative_to(references)) for case in cases}
+
+
+def _may_be_of(case: CaseFiles, file: _File, other_sites: Mapping[Path, set[str]]) -> bool:
+    """Whether a prediction is not in the folder of another site than the case."""
+    return not _ancestors(file.folder) & other_sites[case.reference]
+
+
+def _ancestors(folder: Path) -> set[str]:
+    return {parent.as_posix() for parent in (folder, *folder.parents)} - {"."}
+
+
+def _assign(cases: list[CaseFiles], file: _File, names: set[str], other_sites: Mapping[Path, set[str]]) -> bool:
     """Assigns a prediction without any case's whole name to its only possible case.
 
     ``sub-01_label-PVS_mask`` is of sub-01_run-1 where there is no other run. It is of none of two runs, nor is
@@ -148,6 +177,7 @@ def _assign(cases: list[CaseFiles], file: _File, names: set[str]) -> bool:
     bids = bids_mask(file.stem)
     names = {bids[0].lower()} if bids is not None else names
     free = [k for k, case in enumerate(cases) if case.prediction is None and case.problem is None]
+    free = [k for k in free if _may_be_of(cases[k], file, other_sites)]
     fitting = [k for k in free if any(cases[k].case.lower().startswith(f"{name}_") for name in names)]
     fitting = [k for k in fitting if _within(cases[k].site, file.folder)] or fitting
     if len(fitting) == 1 and bids is not None and subject_of(cases[fitting[0]].case).lower() in names:

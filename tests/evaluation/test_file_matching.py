@@ -63,6 +63,16 @@ FORMS = [
                  id="its own name counts before its folder's"),
     pytest.param(["s1/a_PVS.nii.gz", "s2/a_PVS.nii.gz"], ["s1/a.nii.gz"], {"s1/a": "s1/a.nii.gz", "s2/a": None},
                  id="missing at one of two sites"),
+    pytest.param(["x_PVS.nii.gz", "x_seg_PVS.nii.gz"], ["x.nii.gz", "x_seg.nii.gz"],
+                 {"x": "x.nii.gz", "x_seg": "x_seg.nii.gz"}, id="a name that is another with an ending"),
+    pytest.param(["x_PVS.nii.gz", "x_mask_PVS.nii.gz"], ["x_mask.nii.gz"], {"x": None, "x_mask": "x_mask.nii.gz"},
+                 id="one file for two cases"),
+    pytest.param(["x_PVS.nii.gz", "X_pred_PVS.nii.gz"], ["x_pred_seg.nii.gz", "x.nii.gz"],
+                 {"x": "x.nii.gz", "X_pred": "x_pred_seg.nii.gz"}, id="with an ending of its own"),
+    pytest.param(["s1/x_PVS.nii.gz", "s2/x_mask_PVS.nii.gz"], ["s1/x_mask.nii.gz"],
+                 {"s1/x": "s1/x_mask.nii.gz", "s2/x_mask": None}, id="the longer name is of another site"),
+    pytest.param(["a/a_PVS.nii.gz", "a/b_PVS.nii.gz"], ["a/a_pred.nii.gz", "b_pred.nii.gz"],
+                 {"a": "a/a_pred.nii.gz", "a/b": "b_pred.nii.gz"}, id="a folder that is case and site"),
 ]  # fmt: skip
 
 
@@ -105,6 +115,16 @@ def test_two_predictions_of_one_case_are_not_chosen_between(tmp_path: Path) -> N
     (pair,), extra = match_files(truth, tree(tmp_path / "pred", "x/a.nii.gz", "y/a_pred.nii.gz"))
     assert pair.prediction is None and extra == []
     assert pair.problem is not None and "expected one prediction for a, got a.nii.gz, a_pred.nii.gz" in pair.problem
+
+
+@pytest.mark.parametrize("path", ["s2/a/a_pred.nii.gz", "s2/a_pred.nii.gz", "s2/a/any.nii.gz", "s2/runs/a/a.mha"])
+def test_a_mask_of_another_site_is_not_taken_for_a_missing_one(path: str, tmp_path: Path) -> None:
+    for truths in (["s1/a/a_PVS.nii.gz", "s2/b/b_PVS.nii.gz"], ["a/a_PVS.nii.gz", "s2/b_PVS.nii.gz"]):
+        truth = tree(tmp_path / truths[0][:2], *truths)
+        predictions = tree(tmp_path / "pred", path, "s2/b/b_pred.nii.gz")
+        pairs, extra = match_files(truth, predictions)
+        assert list(paired(pairs, predictions).values()) == [None, "s2/b/b_pred.nii.gz"]
+        assert extra == [predictions / path]
 
 
 def test_predictions_without_truth_are_told(tmp_path: Path) -> None:
