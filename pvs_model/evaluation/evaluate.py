@@ -120,6 +120,9 @@ def score_case(case: CaseFiles, regions: Regions = AS_GIVEN) -> ScoredCase:
         whole = np.ones(reference.shape, bool)
         if case.annotated:
             whole = aligned(read_region(case.annotated), image.grid, case.reference)
+        ignored = None
+        if (ignore_mask := ignore_mask_of(case.reference)) is not None:
+            ignored = aligned(read_mask(ignore_mask), image.grid, case.reference)
     except VolumeError as error:
         return _not_scored(f"{case.label}: not scored, since its reference mask cannot be read: {error}")
     status, problems, data_errors, prediction = SCORED, [], [], None
@@ -129,9 +132,8 @@ def score_case(case: CaseFiles, regions: Regions = AS_GIVEN) -> ScoredCase:
     else:
         try:
             prediction = aligned(read_mask(case.prediction), image.grid, case.reference)
-            if (ignored := ignore_mask_of(case.reference)) is not None:
-                mask = aligned(read_mask(ignored), image.grid, case.reference)
-                prediction = without_ignored(prediction, reference, mask)
+            if ignored is not None:
+                prediction = without_ignored(prediction, reference, ignored)
         except VolumeError as error:
             status = REFUSED
             problems.append(f"{case.label}: {error}")

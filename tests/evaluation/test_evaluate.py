@@ -156,6 +156,23 @@ def test_a_truth_that_cannot_be_read_is_the_truths_fault(folders: tuple[Path, Pa
     )
 
 
+@pytest.mark.parametrize("content", [b"no image at all", "another grid"])
+@pytest.mark.parametrize("case", ["s1/a", "s1/b", "s2/c"])  # perfect, shifted, without a prediction
+def test_a_mask_of_ignored_voxels_belongs_to_the_reference(
+    folders: tuple[Path, Path], case: str, content: bytes | str
+) -> None:
+    truth, predictions = folders
+    path = truth / case / f"{case[-1]}_IGNORE.nii.gz"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        save(path, np.ones((3, 3, 3)))
+    report = evaluate(truth, predictions, workers=1)
+    assert case not in rows(report) and len(rows(report)) == 2
+    (error,) = report.data_errors
+    assert report.problems == (error,) and error.startswith(f"{case}: not scored, ") and path.name in error
+
+
 def test_a_region_on_another_grid_is_told_and_the_whole_image_still_scored(folders: tuple[Path, Path]) -> None:
     truth, predictions = folders
     save(truth / "s1/b/b_BG.nii.gz", np.ones((3, 3, 3)))
