@@ -102,6 +102,16 @@ def score_cases(cases: Sequence[CaseFiles], regions: Regions = AS_GIVEN, workers
             f"{len(whole)} of {len(cases)} cases have no region masks and are scored in the whole image only: "
             f"{listed(sorted(whole))}"
         )
+    scored: dict[str, set[str]] = {}
+    for row in rows:
+        scored.setdefault(row.label, set()).add(row.region)
+    given = {row.region for row in rows}
+    lacking = {label: given - names for label, names in scored.items() if label not in whole}
+    if some := [f"{label} ({', '.join(sorted(names))})" for label, names in sorted(lacking.items()) if names]:
+        warnings.append(
+            f"{len(some)} of {len(cases)} cases lack a region mask that others have and are not scored there: "
+            f"{listed(some)}"
+        )
     if estimated := sorted({row.label for row in rows if ESTIMATED in row.notes}):
         warnings.append(f"in {len(estimated)} of {len(cases)} cases {ESTIMATED}: {listed(estimated)}")
     passing = sum(ABOVE_ONE in row.notes for row in rows)

@@ -205,6 +205,22 @@ def test_without_region_masks_the_whole_image_is_scored_and_that_is_told(folders
     assert not any("region masks" in w for w in evaluate(truth, predictions, regions="none", workers=1).warnings)
 
 
+def test_a_region_mask_that_only_some_cases_have_is_missed(folders: tuple[Path, Path]) -> None:
+    truth, predictions = folders
+    assert not any("lack a region" in warning for warning in evaluate(truth, predictions, workers=1).warnings)
+    (truth / "s1/b/b_BG.nii.gz").unlink()
+    (truth / "s2/c/c_CSO.nii.gz").unlink()
+    report = evaluate(truth, predictions, workers=1)
+    assert [line for line in report.warnings if "region" in line] == [
+        "2 of 3 cases lack a region mask that others have and are not scored there: s1/b (BG), s2/c (CSO)"
+    ]
+    (truth / "s1/b/b_CSO.nii.gz").unlink()
+    report = evaluate(truth, predictions, workers=1)
+    assert [line[:38] for line in report.warnings if "region" in line] == [
+        "1 of 3 cases have no region masks and ", "1 of 3 cases lack a region mask that o",
+    ]  # fmt: skip
+
+
 def test_regions_are_estimated_from_an_image_on_the_truths_grid(
     folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
