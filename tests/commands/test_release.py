@@ -44,6 +44,14 @@ def test_a_new_folder_has_all_that_a_run_needs(tmp_path: Path, capsys: Any) -> N
     assert (folder / "3d_fold0.safetensors").read_bytes() == before and not list(folder.glob(".*"))
 
 
+@pytest.mark.parametrize("content", ['{"format": 1}', '{"format": 1, "ensembles": []}', "[]", "no JSON"])
+def test_a_manifest_that_is_none_is_refused(content: str, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / MANIFEST).write_text(content)
+    assert release(tmp_path, SHIPPED / "3d_fold0.safetensors", "3d") == 2
+    assert f"{tmp_path / MANIFEST}: expected the manifest of the weights, got " in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [MANIFEST] and (tmp_path / MANIFEST).read_text() == content
+
+
 def test_settings_follow_from_the_networks(tmp_path: Path, capsys: Any, tiny: dict[str, NetworkConfig]) -> None:
     def write(name: str, config: NetworkConfig, patch: int, **facts: float) -> str:
         training = {"batch": 1, "patch": patch, "seed": 0}
