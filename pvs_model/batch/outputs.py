@@ -6,9 +6,11 @@ import hashlib
 import logging
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -279,7 +281,12 @@ class ResultWriter:
     @property
     def finished(self) -> int:
         """Number of cases that are complete or have failed."""
-        return self.completed + self.written + len(self.failures)
+        failed = sum(self._cases_of[name] for name in self.failures)  # those that clash on one mask have one name
+        return self.completed + self.written + failed
+
+    @cached_property
+    def _cases_of(self) -> Counter[str]:
+        return Counter(case.name for case in self.cases)
 
     def add(self, case: Case, path: Path, voxels: int, seconds: float, host: str = "") -> None:
         """Records a case whose mask, and report where requested, have been written."""
