@@ -278,4 +278,5 @@ def _load_data(args: argparse.Namespace, network: NetworkConfig) -> FoldData:
         cases=cases,
         held_out_cases=held_out_cases,
         scans=scans,
+        fold=(args.fold, args.folds) if args.held_out is None or args.cases is not None else None,
     )
