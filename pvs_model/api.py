@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from pvs_model.batch.outputs import write_case
+from pvs_model.batch.outputs import name_conflict, write_case
 from pvs_model.config import InferenceConfig, default_weights
 from pvs_model.errors import LayoutError
 from pvs_model.layouts import choose
@@ -67,6 +67,9 @@ def segment(
     layout = choose(Path(images))
     cases = layout.find_cases(Path(images))
     if output is not None:
+        for case in cases:
+            if (problem := name_conflict(case, Path(output))) is not None:
+                raise LayoutError(problem)
         layout.prepare_output(Path(output))
     results = {}
     for case in cases:

@@ -65,6 +65,19 @@ def test_what_cannot_be_segmented(workplace: Path) -> None:
         _ = pvs_model.segmnet  # type: ignore[attr-defined]
 
 
+def test_a_case_without_a_name_does_not_replace_another(
+    write_body: Callable[..., dict[str, Path]], workplace: Path
+) -> None:
+    for number in (1, 2):
+        write_body(workplace / str(number) / "input" / "{}.nii.gz", ("T2w",), tilt_deg=3.0 * number)
+    pvs_model.segment(workplace / "1" / "input", workplace / "masks", device="cpu")
+    before = (workplace / "masks" / "case_pred.nii.gz").read_bytes()
+    with pytest.raises(LayoutError, match=r"case_pred.nii.gz to be of these images, got that of other images"):
+        pvs_model.segment(workplace / "2" / "input", workplace / "masks", device="cpu")
+    assert (workplace / "masks" / "case_pred.nii.gz").read_bytes() == before
+    pvs_model.segment(workplace / "1" / "input", workplace / "masks", device="cpu")  # its own it may replace
+
+
 def test_importing_the_package_imports_nothing_else() -> None:
     code = "import sys, pvs_model; print(*(m for m in sys.modules if m.startswith(('pvs_model', 'numpy', 'torch'))))"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

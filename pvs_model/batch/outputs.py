@@ -6,9 +6,11 @@ import hashlib
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Bytes at the beginning and the end of an image that enter its digest.
+#: Bytes at the beginning and the end of a gzip file, which holds its check sum, that enter its digest.
 _DIGEST_BYTES = 4096
 
 
@@ -141,25 +143,37 @@ def report_interrupted(resumable: bool = True) -> int:
 
 
 def image_digest(case: Case) -> str:
-    """Returns a note for a mask's header: a digest of the sizes, beginnings and ends of the case's images.
+    """Returns a note for a mask's header: a digest that differs where a voxel of the case's images does.
 
-    The end of a compressed file holds its check sum.
+    Of gzip files (``.nii.gz``) it covers size, beginning and end with the check sum; of other files, and of those that
+    hold the voxels of a header (``.mhd``), every byte.
 
     Raises:
         VolumeError: An image cannot be read.
     """
+    from pvs_model.volume.itk import voxel_files
+
     digest = hashlib.sha256()
     for sequence, path in sorted(case.images.items()):
         try:
-            with path.open("rb") as file:
-                size = file.seek(0, os.SEEK_END)
-                digest.update(f"{sequence} {size} ".encode())
-                for start in (0, max(0, size - _DIGEST_BYTES)):
-                    file.seek(start)
-                    digest.update(file.read(_DIGEST_BYTES))
+            for part in (path, *voxel_files(path)):
+                digest.update(f"{sequence} {part.stat().st_size} ".encode())
+                for block in _digested_blocks(part):
+                    digest.update(block)
         except OSError as error:
             raise VolumeError(f"{path}: expected an image that can be read, got: {error.strerror}") from error
     return f"pvs_model, images {digest.hexdigest()[:16]}"
+
+
+def _digested_blocks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        beginning = file.read(_DIGEST_BYTES)
+        yield beginning
+        # Blocks with a check sum each (bgzip) have an extra field, the flag 4 of the fourth byte.
+        if beginning.startswith(b"\x1f\x8b") and not beginning[3] & 4:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _DIGEST_BYTES))
+        while block := file.read(2**20):
+            yield block
 
 
 def has_other_images(case: Case, output: Path) -> bool:
@@ -267,7 +281,12 @@ class ResultWriter:
     @property
     def finished(self) -> int:
         """Number of cases that are complete or have failed."""
-        return self.completed + self.written + len(self.failures)
+        failed = sum(self._cases_of[name] for name in self.failures)  # those that clash on one mask have one name
+        return self.completed + self.written + failed
+
+    @cached_property
+    def _cases_of(self) -> Counter[str]:
+        return Counter(case.name for case in self.cases)
 
     def add(self, case: Case, path: Path, voxels: int, seconds: float, host: str = "") -> None:
         """Records a case whose mask, and report where requested, have been written."""

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from pvs_model import files
 from pvs_model.commands import segment
+from pvs_model.errors import PVSError
 
 NAME = "phantom"
 SEED = 11
@@ -30,11 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Simulates a phantom, segments it, prints scores and writes ``overlay.png``.
 
-    The folder ``--output`` gets ``input``, ``truth``, ``masks``, ``scores.json`` and ``overlay.png``; the first three
-    are emptied first.
+    The folder ``--output`` gets ``input``, ``truth``, ``masks``, ``scores.json`` and ``overlay.png``; the case of an
+    earlier demo is removed from the first three.
 
     Returns:
         Exit status of ``segment``.
+
+    Raises:
+        PVSError: One of these folders holds something else, which is left as it is.
     """
     from pvs_model.datasets.simulated_cases import write_case
     from pvs_model.evaluation.evaluate import evaluate
@@ -44,8 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from pvs_model.volume.masks import read_mask
 
     output = args.output
-    for part in ("input", "truth", "masks"):
-        shutil.rmtree(output / part, ignore_errors=True)
+    remove_earlier(output)
     print(f"simulating one subject (phantom, seed {SEED}, 1 mm)", flush=True)
     folder = write_case(output / "input", NAME, make_phantom(SEED), SEED, VOXEL_MM, reference=output / "truth")
     weights = ["--weights", str(args.weights)] if args.weights else []
@@ -71,6 +74,25 @@ def run(args: argparse.Namespace) -> int:
     overlay(read(folder / f"{NAME}_T2w.nii.gz").data, reference, mask, picture)
     print(f"mask: {mask_path}\npicture: {picture} (blue: agreed, yellow: missed, magenta: false)")
     return 0
+
+
+def remove_earlier(output: Path) -> None:
+    """Removes the case of an earlier demo from its folders.
+
+    Raises:
+        PVSError: They hold other files, which would be segmented and scored as well. Nothing is removed then.
+    """
+    folders = [output / part for part in ("input", "truth", "masks")]
+    for folder in folders:
+        for path in folder.rglob("*") if folder.is_dir() else [folder] if folder.exists() else []:
+            own = path.parent == folder / NAME and path.name.startswith(f"{NAME}_")
+            if not own and path != folder / NAME and not path.name.startswith("."):
+                raise PVSError(
+                    f"{path}: expected {folder} to hold nothing but the case {NAME} of an earlier demo, got something "
+                    "else: choose another --output"
+                )
+    for folder in folders:
+        shutil.rmtree(folder / NAME, ignore_errors=True)
 
 
 def overlay(

@@ -60,6 +60,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.bootstrap < 0:
         raise PVSError(f"--bootstrap: expected 0 or more, got {args.bootstrap}")
+    if args.seed < 0:
+        raise PVSError(f"--seed: expected 0 or more, got {args.seed}")
     if args.plot:
         check_format(args.plot)
     scores, problems = _scores_of_teams(args)

@@ -199,6 +199,10 @@ def _check(args: argparse.Namespace, network: NetworkConfig) -> None:
             "--ensemble, --member-steps, --held-out: expected at least 2 members of at least 1 step, and label maps "
             f"to hold out, got {args.ensemble}, {args.member_steps}, {args.held_out}"
         )
+    if args.save_every < 1 or args.refresh_interval < 1:
+        raise PVSError(
+            f"--save-every, --refresh: expected at least 1 each, got {args.save_every}, {args.refresh_interval}"
+        )
     if args.reuse < 1 or args.replay_buffer < args.batch:
         raise PVSError(
             f"--reuse, --replay-buffer: expected at least 1, and at least the batch, got {args.reuse}, "
@@ -251,6 +255,11 @@ def _load_data(args: argparse.Namespace, network: NetworkConfig) -> FoldData:
         used, held_out = find_label_maps(args.anatomies), find_label_maps(args.held_out)
         names = {path.name for path in held_out}
         used = [path for path in used if path.name not in names]
+        if not used and args.cases is None:
+            raise PVSError(
+                f"--anatomies {args.anatomies}: expected label maps besides those of --held-out {args.held_out}, got "
+                "the same ones only"
+            )
     elif args.anatomies is not None:
         used, held_out = split(find_label_maps(args.anatomies), args.fold, args.folds, "label maps")
     cases: list[LabelledCase] = []
@@ -269,4 +278,5 @@ def _load_data(args: argparse.Namespace, network: NetworkConfig) -> FoldData:
         cases=cases,
         held_out_cases=held_out_cases,
         scans=scans,
+        fold=(args.fold, args.folds) if args.held_out is None or args.cases is not None else None,
     )

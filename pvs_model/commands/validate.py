@@ -13,7 +13,7 @@ from pvs_model.batch import ReportOptions, inputs, report_interrupted
 from pvs_model.batch import run as run_folder
 from pvs_model.commands.evaluate import anatomy_weights
 from pvs_model.config import default_weights
-from pvs_model.errors import LayoutError, VolumeError
+from pvs_model.errors import LayoutError, VolumeError, escape_control_characters
 
 if TYPE_CHECKING:
     from pvs_model.datasets.reference_masks import ReferenceMasks
@@ -65,7 +65,9 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         return report_interrupted()
     weights = anatomy_weights(args.weights) if args.anatomy else None
-    results = compare(prepare_comparisons(labelled, masks, output / "references", weights), args.workers)
+    failed = {case.name for case, _ in labelled if any(line.startswith(f"{_shown(case)}: ") for line in failures)}
+    comparisons = prepare_comparisons(labelled, masks, output / "references", weights, failed)
+    results = compare(comparisons, args.workers)
     files.write_text(output / "comparison.csv", _comparison_csv(results))
     for name, result in results.items():
         files.write_text(output / f"scores_{re.sub(r'[^a-z0-9]+', '_', name.lower())}.csv", as_csv(result.rows))
@@ -76,6 +78,11 @@ def run(args: argparse.Namespace) -> int:
     for line in problems:
         print(f"error: {line}", file=sys.stderr)
     return 1 if problems else 0
+
+
+def _shown(case: Case) -> str:
+    """The name of a case as the sentence on its failure begins."""
+    return escape_control_characters(case.name)
 
 
 def _labelled(args: argparse.Namespace, options: Options) -> tuple[list[tuple[Case, ReferenceMasks]], int, list[str]]:

@@ -6,7 +6,7 @@ part of the image only. Any other case has one reference mask beside its images,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -72,7 +72,11 @@ def write_mean(masks: Sequence[Path], path: Path) -> None:
 
 
 def prepare_comparisons(
-    cases: Iterable[tuple[Case, ReferenceMasks]], masks: Path, folder: Path, weights: Path | None = None
+    cases: Iterable[tuple[Case, ReferenceMasks]],
+    masks: Path,
+    folder: Path,
+    weights: Path | None = None,
+    failed: Collection[str] = (),
 ) -> dict[str, list[CaseFiles]]:
     """Lists what to compare: the segmentation with each reference, and raters with each other.
 
@@ -81,6 +85,7 @@ def prepare_comparisons(
         masks: Folder of the segmentation's masks.
         folder: Folder for the means of raters, and for estimated regions of cases without region masks.
         weights: Weights folder with the anatomy network; None to do without.
+        failed: Names of the cases that could not be segmented; a mask of such a case is of an earlier run.
 
     Returns:
         Cases by the name of their comparison; a case whose reference cannot be prepared has a data error.
@@ -91,8 +96,9 @@ def prepare_comparisons(
         site = "" if path.parent == Path() else path.parent.as_posix()
         names = list(references.masks)
         mask = masks / case.output
+        segmented = mask.is_file() and case.name not in failed
         files = CaseFiles(
-            path.name, site, references.masks[names[0]], mask if mask.is_file() else None,
+            path.name, site, references.masks[names[0]], mask if segmented else None,
             regions=references.regions, images=case.images, annotated=references.annotated,
         )  # fmt: skip
         try:

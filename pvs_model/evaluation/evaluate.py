@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from pvs_model.errors import PVSError, VolumeError, one_line
-from pvs_model.evaluation.file_matching import CaseFiles, match_files
+from pvs_model.evaluation.file_matching import CaseFiles, ignore_mask_of, match_files
 from pvs_model.evaluation.metrics import all_sets, penalty_scores, without_ignored
 from pvs_model.evaluation.regions import BOXES, NO_REGIONS, REGION_ORDER, RegionMasks, Regions, regions_of
 from pvs_model.evaluation.results import MISSING, REFUSED, SCORED, Evaluation, Row
@@ -101,6 +101,16 @@ def score_cases(cases: Sequence[CaseFiles], regions: Regions = AS_GIVEN, workers
             f"{len(whole)} of {len(cases)} cases have no region masks and are scored in the whole image only: "
             f"{listed(sorted(whole))}"
         )
+    scored: dict[str, set[str]] = {}
+    for row in rows:
+        scored.setdefault(row.label, set()).add(row.region)
+    given = {row.region for row in rows}
+    lacking = {label: given - names for label, names in scored.items() if label not in whole}
+    if some := [f"{label} ({', '.join(sorted(names))})" for label, names in sorted(lacking.items()) if names]:
+        warnings.append(
+            f"{len(some)} of {len(cases)} cases lack a region mask that others have and are not scored there: "
+            f"{listed(some)}"
+        )
     if estimated := sorted({row.label for row in rows if ESTIMATED in row.notes}):
         warnings.append(f"in {len(estimated)} of {len(cases)} cases {ESTIMATED}: {listed(estimated)}")
     passing = sum(ABOVE_ONE in row.notes for row in rows)
@@ -119,6 +129,9 @@ def score_case(case: CaseFiles, regions: Regions = AS_GIVEN) -> ScoredCase:
         whole = np.ones(reference.shape, bool)
         if case.annotated:
             whole = aligned(read_region(case.annotated), image.grid, case.reference)
+        ignored = None
+        if (ignore_mask := ignore_mask_of(case.reference)) is not None:
+            ignored = aligned(read_mask(ignore_mask), image.grid, case.reference)
     except VolumeError as error:
         return _not_scored(f"{case.label}: not scored, since its reference mask cannot be read: {error}")
     status, problems, data_errors, prediction = SCORED, [], [], None
@@ -128,10 +141,8 @@ def score_case(case: CaseFiles, regions: Regions = AS_GIVEN) -> ScoredCase:
     else:
         try:
             prediction = aligned(read_mask(case.prediction), image.grid, case.reference)
-            ignored = case.reference.with_name(case.reference.name.replace("_PVS.", "_IGNORE."))
-            if ignored != case.reference and ignored.is_file():  # of simulated cases
-                mask = aligned(read_mask(ignored), image.grid, case.reference)
-                prediction = without_ignored(prediction, reference, mask)
+            if ignored is not None:
+                prediction = without_ignored(prediction, reference, ignored)
         except VolumeError as error:
             status = REFUSED
             problems.append(f"{case.label}: {error}")

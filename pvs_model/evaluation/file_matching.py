@@ -110,14 +110,30 @@ def match_files(
     files = list(_images(predictions))
     if not files:
         raise LayoutError(f"{predictions}: expected masks to score, got no image in it or in any folder below")
+    own = {_resolved(path) for case in cases for path in _files_of_reference(case)}
+    files = [file for file in files if _may_be_prediction(file) and _resolved(file.path) not in own]
     count = Counter(case.case.lower() for case in cases)
     by_name = {file.path: _by_name(file, suffix) for file in files}
     # The folder decides only where the file's own name does not.
     by_folder = {file.path: set() if by_name[file.path] & set(count) else _by_folder(file) for file in files}
+    other_sites = _other_sites(cases, references)
+    named: dict[str, list[CaseFiles]] = {}
+    for case in cases:
+        named.setdefault(case.case.lower(), []).append(case)
+    # Where there are cases x and x_mask, x_mask.nii.gz is of the latter only.
+    longest = {
+        file.path: max(
+            (n for n in by_name[file.path] if any(_may_be_of(c, file, other_sites) for c in named.get(n, []))),
+            key=len,
+            default=None,
+        )
+        for file in files
+    }
     matched, used = [], set()
     for case in cases:
         name, folder = case.case.lower(), case.reference.parent.relative_to(references)
-        candidates = [file for file in files if name in by_name[file.path] | by_folder[file.path]]
+        candidates = [file for file in files if name == longest[file.path] or name in by_folder[file.path]]
+        candidates = [file for file in candidates if _may_be_of(case, file, other_sites)]
         same_site = [file for file in candidates if _within(case.site, file.folder)]
         # If a name occurs at several sites, the folder decides.
         candidates = same_site if same_site or count[name] > 1 else candidates
@@ -130,11 +146,26 @@ def match_files(
         elif candidates:
             case = replace(case, prediction=candidates[0].path)
         matched.append(case)
-    unused = [f for f in files if f.path not in used and not _assign(matched, f, by_name[f.path])]
+    unused = [f for f in files if f.path not in used and not _assign(matched, f, by_name[f.path], other_sites)]
     return matched, [file.path for file in unused]
 
 
-def _assign(cases: list[CaseFiles], file: _File, names: set[str]) -> bool:
+def _other_sites(cases: list[CaseFiles], references: Path) -> dict[Path, set[str]]:
+    """Returns, by reference mask, the folders of other cases' sites that it does not lie in."""
+    sites = {case.site for case in cases}
+    return {case.reference: sites - _ancestors(case.reference.parent.relative_to(references)) for case in cases}
+
+
+def _may_be_of(case: CaseFiles, file: _File, other_sites: Mapping[Path, set[str]]) -> bool:
+    """Whether a prediction is not in the folder of another site than the case."""
+    return not _ancestors(file.folder) & other_sites[case.reference]
+
+
+def _ancestors(folder: Path) -> set[str]:
+    return {parent.as_posix() for parent in (folder, *folder.parents)} - {"."}
+
+
+def _assign(cases: list[CaseFiles], file: _File, names: set[str], other_sites: Mapping[Path, set[str]]) -> bool:
     """Assigns a prediction without any case's whole name to its only possible case.
 
     ``sub-01_label-PVS_mask`` is of sub-01_run-1 where there is no other run. It is of none of two runs, nor is
@@ -146,6 +177,7 @@ def _assign(cases: list[CaseFiles], file: _File, names: set[str]) -> bool:
     bids = bids_mask(file.stem)
     names = {bids[0].lower()} if bids is not None else names
     free = [k for k, case in enumerate(cases) if case.prediction is None and case.problem is None]
+    free = [k for k in free if _may_be_of(cases[k], file, other_sites)]
     fitting = [k for k in free if any(cases[k].case.lower().startswith(f"{name}_") for name in names)]
     fitting = [k for k in fitting if _within(cases[k].site, file.folder)] or fitting
     if len(fitting) == 1 and bids is not None and subject_of(cases[fitting[0]].case).lower() in names:
@@ -188,6 +220,33 @@ def _reference_name(file: _File) -> tuple[str, str] | None:
     return case, "" if above == Path() else above.as_posix()
 
 
+def ignore_mask_of(reference: Path) -> Path | None:
+    """Returns the mask of voxels that are not scored beside a reference mask (of simulated cases), if there is one."""
+    mask = reference.with_name(reference.name.replace("_PVS.", "_IGNORE."))
+    return mask if mask != reference and mask.is_file() else None
+
+
+def _files_of_reference(case: CaseFiles) -> list[Path]:
+    """Returns reference, regions and ignored voxels of a case, which are no predictions where these lie beside them."""
+    ignored = ignore_mask_of(case.reference)
+    return [
+        case.reference,
+        *(path for paths in case.regions.values() for path in paths),
+        *([ignored] if ignored else []),
+    ]
+
+
+def _resolved(path: Path) -> Path:
+    """Returns a path whose folders are no links; a link to a reference may well be a prediction."""
+    return path.parent.resolve() / path.name
+
+
+def _may_be_prediction(file: _File) -> bool:
+    """Whether a file is no mask of anything else than PVS, such as BIDS's ``label-brain``."""
+    mask = bids_mask(file.stem)
+    return mask is None or mask[1].lower() == "pvs"
+
+
 def _by_name(file: _File, suffix: str) -> set[str]:
     """Returns, in lower case, the cases that a prediction may be of by its own name."""
     if (mask := bids_mask(file.stem)) is not None:
@@ -200,7 +259,7 @@ def _by_name(file: _File, suffix: str) -> set[str]:
 def _by_folder(file: _File) -> set[str]:
     """Returns, in lower case, the cases that a prediction may be of by its folder, where it lies alone."""
     parts = [part.lower() for part in file.folder.parts]
-    if not file.alone or not parts:
+    if not file.alone or not parts or _is_region(file.stem):
         return set()
     names = {parts[-1]}
     if "images" in parts[1:]:  # grand-challenge: CASE/[output/]images/SLUG/x.mha

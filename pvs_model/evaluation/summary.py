@@ -133,7 +133,10 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def as_csv(rows: Iterable[Row]) -> str:
-    """Returns one line per case and region: columns ``<set>.<score>``, empty where a score has no value."""
+    """Returns one line per case and region: columns ``<set>.<score>``, empty where a score has no value.
+
+    Numbers keep every digit, so that they are ranked as those of ``as_json``.
+    """
     columns = {f"{name}.{score}": (name, score) for name, score in every_score()}
     lines = [
         {
@@ -145,7 +148,7 @@ def as_csv(rows: Iterable[Row]) -> str:
         for row in rows
     ]
     names = ("case", "site", "protocol", "region", "status")
-    return csv_text([*names, *columns, *_COUNTS, "reference", "prediction"], lines)
+    return csv_text([*names, *columns, *_COUNTS, "reference", "prediction"], lines, decimals=None)
 
 
 def _names(row: Row) -> dict[str, str]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 #: What a cell without a value holds, in lower case.
 NO_VALUE = frozenset({"", "-", "na", "n/a", "nan", "none", "null"})
-#: Decimals of the numbers in CSV files; JSON keeps every digit.
+#: Decimals of the numbers in CSV files; JSON, and the scores of cases that are ranked, keep every digit.
 CSV_DECIMALS = 4
 
 #: 13,1 and 1.234,5.
@@ -139,8 +139,8 @@ def _trimmed(cells: list[str], least: int) -> list[str]:
     return cells
 
 
-def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
-    """Returns the text of a CSV file: None is an empty cell, numbers are rounded to ``CSV_DECIMALS``.
+def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, object]], decimals: int | None = CSV_DECIMALS) -> str:
+    """Returns the text of a CSV file: None is an empty cell, numbers are rounded to ``decimals``; None for no rounding.
 
     A text that a spreadsheet would take for a formula gets a space in front.
 
@@ -151,13 +151,13 @@ def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> st
     """
     import pandas as pd
 
-    cells = [[_plain(row[column]) for column in columns] for row in rows]
+    cells = [[_plain(row[column], decimals) for column in columns] for row in rows]
     return pd.DataFrame(cells, columns=list(columns), dtype=object).to_csv(index=False, lineterminator="\n")
 
 
-def _plain(value: object) -> object:
+def _plain(value: object, decimals: int | None) -> object:
     if isinstance(value, float):
-        return None if math.isnan(value) else round(value, CSV_DECIMALS)
+        return None if math.isnan(value) else float(value) if decimals is None else round(value, decimals)
     return f" {value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from pvs_model.errors import LayoutError
 from pvs_model.layouts import freesurfer
 from pvs_model.layouts.base import Layout, broken_link_problem, distinct, duplicates_problem, entries, listed
-from pvs_model.layouts.names import group, image_extension, is_image, sequence_of
+from pvs_model.layouts.names import group, image_extension, image_stem, is_image, sequence_of, subjects_like_sequences
 from pvs_model.layouts.subjects import NAMELESS, by_subject, own_name
 from pvs_model.types import Case
 
@@ -31,13 +31,20 @@ class Flat(Layout):
             raise LayoutError(f"{root}: expected {self.description}, got no image")
         if freesurfer.is_mri(root, images):
             return [self._case(own_name(root) or NAMELESS, freesurfer.choose(images), None)]
+        stems = {path: image_stem(path.name) or "" for path in images}
+        like_sequences = subjects_like_sequences(stems.values())
+        named: dict[str, dict[str, list[Path]]] = {}
+        for path in sorted(path for path in images if stems[path] in like_sequences):
+            subject, suffix = like_sequences[stems[path]]
+            named.setdefault(subject, {}).setdefault(suffix, []).append(path)
+        cases = [self._case(subject, files, duplicates_problem(root, files)) for subject, files in named.items()]
+        images = [path for path in images if stems[path] not in like_sequences]
         sequences = {path: sequence for path in images if (sequence := sequence_of(path.name)) is not None}
-        cases = []
-        groups, problem = by_subject(sequences, "", alone=True)
+        groups, problem = by_subject(sequences, "", alone=True) if sequences else ({}, None)
         for subject, images_of in groups.items():
             message = f"{root}: {problem}" if problem else duplicates_problem(root, images_of)
             cases.append(self._case(subject or own_name(root) or NAMELESS, images_of, message))
-        if not sequences:
+        if not cases:
             problem = f"{root}: expected a T1w, T2w or FLAIR image by its name, got {listed(images)}"
             cases = [self._case(own_name(root) or NAMELESS, {}, problem)]
         for path in inside:

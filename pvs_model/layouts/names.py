@@ -30,6 +30,7 @@ _BIDS_ENTITY = re.compile(
     r"(?:(?<=_)|^)(?:sub|ses|acq|run|rec|ce|space|res|desc|echo|part|task|dir|mod|chunk|den)-[^_]*_",
     re.IGNORECASE,
 )
+_BIDS_SUFFIX = re.compile(r"(.*[^\W_].*)_(T1w|T2w|FLAIR)")
 _TOKEN = re.compile(r"[^\W_]+")
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _GLUED_TO = re.compile(r"(t1w?|t2w?|flair)(?:to|in|2)(t1w?|t2w?|flair)")
@@ -207,6 +208,29 @@ def front_and_rest(stem: str) -> tuple[str, str]:
             return stem[:start].rstrip(" _-."), stem[end:].lstrip(" _-.")
         start = end
     return "", stem
+
+
+def subjects_like_sequences(stems: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Recognises subjects that are named like a sequence, such as t1 and t2 of t1_T1w, t1_T2w, t2_T1w and t2_T2w.
+
+    They are taken for subjects where one of them has several sequences, as BIDS spells them at the end of a name, and
+    one of these is there of another subject, too. ``T1_T2w`` alone is ambiguous.
+
+    Returns:
+        (subject, sequence) of their names.
+    """
+    suffixed = {stem: match.groups() for stem in stems if (match := _BIDS_SUFFIX.fullmatch(stem))}
+    sequences: dict[str, set[str]] = {}
+    for front, sequence in suffixed.values():
+        sequences.setdefault(front, set()).add(sequence)
+    words = {front: [token for token, _ in _tokens(front)] for front in sequences}
+    subjects = {
+        front for front in sequences if _sequence_of_token(words[front][0]) and words[front][-1] not in _SPACE_OF
+    }
+    several = [front for front in subjects if len(sequences[front]) > 1]
+    if not any(sequences[front] & sequences[other] for front in several for other in sequences if other != front):
+        return {}
+    return {stem: (front, sequence) for stem, (front, sequence) in suffixed.items() if front in subjects}
 
 
 def group(paths: Iterable[Path], case: str = "") -> dict[str, list[Path]]:

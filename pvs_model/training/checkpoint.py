@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pvs_model.errors import WeightsError, first_line
 from pvs_model.files import write_tensors
+from pvs_model.layouts.base import listed
 from pvs_model.nets.checkpoint import fill, tensors_of
 
 STATE = "state.safetensors"
@@ -41,11 +42,35 @@ class Progress:
     earlier_minutes: float = 0.0
 
 
-class TrainingState:
-    """State of a run: weights, averaged weights, moments of the optimiser, and progress."""
+@dataclass(frozen=True)
+class HeldOut:
+    """What a run is validated on and never trains on.
 
-    def __init__(self, network: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer) -> None:
-        self.network, self.average, self.optimiser = network, average, optimiser
+    Attributes:
+        names: Names of label maps and cases, sorted.
+        fold, folds: The fold that they are; None for items that were chosen otherwise.
+    """
+
+    names: tuple[str, ...] = ()
+    fold: int | None = None
+    folds: int | None = None
+
+    def __str__(self) -> str:
+        names = listed(self.names) or "nothing"
+        return names if self.fold is None else f"fold {self.fold} of {self.folds} ({names})"
+
+
+class TrainingState:
+    """State of a run: weights, averaged weights, moments of the optimiser, progress, and what is held out."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        average: nn.Module,
+        optimiser: torch.optim.Optimizer,
+        held_out: HeldOut | None = None,
+    ) -> None:
+        self.network, self.average, self.optimiser, self.held_out = network, average, optimiser, held_out
         self.progress = Progress()
 
     def advance(self, samples: int, loss: float, seconds: float, ema_decay: float) -> None:
@@ -83,25 +108,37 @@ class TrainingState:
             WeightsError: It cannot be written.
         """
         metadata = {"facts": json.dumps(asdict(self.progress))}
+        if self.held_out is not None:
+            metadata["held_out"] = json.dumps(asdict(self.held_out))
         write_tensors(folder / STATE, self.tensors(), metadata, WeightsError)
 
     def load(self, folder: Path) -> bool:
         """Resumes the state of a folder. Returns whether there is one.
 
         Raises:
-            WeightsError: It is damaged or of another network.
+            WeightsError: It is damaged, of another network, or of a run that holds out other data.
         """
         path = folder / STATE
         if not path.is_file():
             return False
         try:
             self.progress, tensors = read_state(folder)
+            self._check_held_out(folder / STATE)
             self._fill(tensors)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise WeightsError(
                 f"{path}: expected the state of a run of this network, got {first_line(error)}"
             ) from error
         return True
+
+    def _check_held_out(self, path: Path) -> None:
+        """Compares what is held out; states of earlier versions do not say it."""
+        earlier = _read_held_out(path) if path.is_file() else None
+        if earlier is not None and self.held_out is not None and earlier != self.held_out:
+            raise WeightsError(
+                f"{path}: expected a run that holds out {self.held_out}, got one that holds out {earlier}: choose "
+                "another --output"
+            )
 
     def _fill(self, tensors: Mapping[str, Tensor]) -> None:
         def part(prefix: str) -> dict[str, Tensor]:
@@ -125,3 +162,12 @@ def read_state(folder: Path) -> tuple[Progress, dict[str, Tensor]]:
     with safe_open(folder / STATE, framework="pt") as file:
         progress = Progress(**json.loads(file.metadata()["facts"]))
     return progress, load_file(folder / STATE)
+
+
+def _read_held_out(path: Path) -> HeldOut | None:
+    with safe_open(path, framework="pt") as file:
+        text = file.metadata().get("held_out")
+    if text is None:
+        return None
+    values = json.loads(text)
+    return HeldOut(**{**values, "names": tuple(values["names"])})

@@ -75,7 +75,7 @@ def fold_data(data: FoldData, fold: int | None, folds: int) -> FoldData:
         return data
     anatomies = split(data.anatomies, fold, folds, "label maps") if data.anatomies else ([], [])
     cases = split(data.cases, fold, folds, "labelled cases") if data.cases else ([], [])
-    return FoldData(*anatomies, *cases, data.scans)
+    return FoldData(*anatomies, *cases, data.scans, (fold, folds))
 
 
 def train_ensemble(

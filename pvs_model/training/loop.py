@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from pvs_model.nets import checkpoint
 from pvs_model.nets.memory import keep_freed_memory
-from pvs_model.training.checkpoint import Progress, TrainingState
+from pvs_model.training.checkpoint import HeldOut, Progress, TrainingState
 from pvs_model.training.config import LoopConfig, learning_rate
 from pvs_model.training.distributed import SINGLE_PROCESS, DistributedContext, any_rank, barrier, wrap_ddp
 from pvs_model.training.run_log import CsvLog, Throughput, can_plot, plot
@@ -53,6 +53,9 @@ class Task(Protocol):
     @property
     def scores(self) -> tuple[str, ...]:
         """Names of the scores of ``validate``."""
+
+    def held_out_data(self) -> HeldOut:
+        """What is validated on and never trained on; a resumed run must hold out the same."""
 
     def initial_progress(self) -> Progress:
         """Progress of a run that begins."""
@@ -93,14 +96,14 @@ def run(
         except in the first process.
 
     Raises:
-        WeightsError: The state in the folder is damaged or of another network.
+        WeightsError: The state in the folder is damaged, of another network, or of a run that holds out other data.
     """
     output.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
     optimiser = torch.optim.AdamW(
         task.network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, betas=config.betas
     )
-    state = TrainingState(task.network, task.averaged_network, optimiser)
+    state = TrainingState(task.network, task.averaged_network, optimiser, task.held_out_data())
     if not state.load(output):
         state.progress = task.initial_progress()
     elif context.is_first:

@@ -214,9 +214,11 @@ def _manifest(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {"format": FORMAT, "ensembles": {}}
     try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
+        manifest = dict(json.loads(path.read_text()))
+        _ = manifest["ensembles"].items()
+    except (AttributeError, OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"{path}: expected the manifest of the weights, got {error!r}") from error
+    return manifest
 
 
 def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import logging
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -55,11 +56,11 @@ class CsvLog:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """Reads the rows of a log; an empty list where there is none."""
+    """Reads the rows of a log, without those that a crash has left without a step; an empty list without a log."""
     if not path.is_file():
         return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    with path.open(newline="", errors="replace") as file:
+        return [row for row in csv.DictReader(file) if re.fullmatch(r"\d+", row.get("step") or "")]
 
 
 class Throughput:
@@ -86,6 +87,14 @@ class Throughput:
         return {"samples_per_second": self._samples / seconds, "data_share": self._waited / seconds}
 
 
+def _number(text: str | None) -> float:
+    """A cell as a number; NaN for an empty one and one that a crash has cut off."""
+    try:
+        return float(text or "nan")
+    except ValueError:
+        return float("nan")
+
+
 def can_plot() -> bool:
     """Whether matplotlib, a development dependency, is installed; logged if not."""
     installed = importlib.util.find_spec("matplotlib") is not None
@@ -105,7 +114,7 @@ def plot(source: Path, target: Path) -> None:
     steps = [int(row["step"]) for row in rows]
 
     def column(name: str) -> list[float]:
-        return [float(row.get(name) or "nan") for row in rows]
+        return [_number(row.get(name)) for row in rows]
 
     figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)

@@ -27,13 +27,17 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class FoldData:
-    """Training and validation data of one fold; what is held out is never trained on."""
+    """Training and validation data of one fold; what is held out is never trained on.
+
+    ``fold`` is its number and that of all folds, where the data were split so.
+    """
 
     anatomies: Sequence[HeadModel] = ()
     held_out_anatomies: Sequence[HeadModel] = ()
     cases: Sequence[LabelledCase] = ()
     held_out_cases: Sequence[LabelledCase] = ()
     scans: Sequence[UnlabelledScan] = ()
+    fold: tuple[int, int] | None = None
 
 
 def split(items: Sequence[Item], fold: int, folds: int, name: str) -> tuple[list[Item], list[Item]]:

@@ -19,7 +19,7 @@ from pvs_model.nets.text import TextEncoder
 from pvs_model.nets.widen import can_widen, widen
 from pvs_model.training import loop
 from pvs_model.training.batch import Batch
-from pvs_model.training.checkpoint import Progress
+from pvs_model.training.checkpoint import HeldOut, Progress
 from pvs_model.training.config import TrainingConfig
 from pvs_model.training.distributed import SINGLE_PROCESS, DistributedContext
 from pvs_model.training.losses import DeepSupervision
@@ -83,6 +83,12 @@ class SegmentationTask:
         self.prompts = Prompts(TextEncoder(encoder), training.prompts == "constant")
         self.supervision = DeepSupervision(training.loss)
         self.validation_batches: list[Batch] = []
+
+    def held_out_data(self) -> HeldOut:
+        """As ``loop.Task``."""
+        data = self.data
+        names = [anatomy.name for anatomy in data.held_out_anatomies] + [case.name for case in data.held_out_cases]
+        return HeldOut(tuple(sorted(names)), *(data.fold or (None, None)))
 
     def initial_progress(self) -> Progress:
         """As ``loop.Task``."""

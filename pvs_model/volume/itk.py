@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +28,14 @@ ITK_IO = {
 
 #: Key of the note in the header of a mask.
 NOTE = "MadeFrom"
+
+#: Longest header that is searched for the files of the voxels, bytes.
+_HEADER_BYTES = 2**16
+#: Line of a header that names them, with what follows, which is a list of files after ``LIST``.
+_VOXEL_FILES = re.compile(
+    rb"^(?:ElementDataFile[ \t]*=|data ?file:)[ \t]*(?P<name>[^\r\n]+)(?P<list>.*)",
+    re.IGNORECASE | re.MULTILINE | re.DOTALL,
+)
 
 #: RAS+ to LPS+ and back.
 LPS = np.diag([-1.0, -1.0, 1.0])
@@ -86,6 +96,34 @@ def open_itk(path: Path, extension: str) -> ImageHandle:
     geometry = (spacing, origin, [float(d) for d in direction.ravel()])
     note = reader.GetMetaData(NOTE) if reader.HasMetaDataKey(NOTE) else ""
     return ImageHandle(Grid(xyz, affine), load, itk=geometry, note=note)
+
+
+def voxel_files(path: Path) -> list[Path]:
+    """Returns the existing files in which a header (``.mhd``, detached ``.nrrd``) says that its voxels are.
+
+    Raises:
+        OSError: The header cannot be read.
+    """
+    if path.suffix.lower() not in (".mha", ".mhd", ".nrrd"):
+        return []
+    with path.open("rb") as file:
+        header = file.read(_HEADER_BYTES)
+    if path.suffix.lower() == ".nrrd":  # the voxels follow the first empty line
+        header = re.split(rb"\r?\n\r?\n", header, maxsplit=1)[0]
+    match = _VOXEL_FILES.search(header)
+    if match is None:
+        return []
+    names = [match["name"]]
+    if match["name"].split()[:1] == [b"LIST"]:
+        names = match["list"].splitlines()
+    files: list[Path] = []
+    for name in map(os.fsdecode, map(bytes.strip, names)):
+        if "%" in name:  # slice%03d.raw 1 40: a file for each slice
+            pattern = path.parent / re.sub(r"%\d*[a-z]", "*", glob.escape(name.split()[0]))
+            files += pattern.parent.glob(pattern.name)
+        elif name and name.upper() != "LOCAL":
+            files.append(path.parent / name)
+    return sorted(file for file in files if file.is_file())
 
 
 def itk_geometry(affine: Affine) -> tuple[list[float], list[float], list[float]]:

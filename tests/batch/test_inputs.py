@@ -15,14 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import nibabel as nib
+import numpy as np
 import pytest
+import SimpleITK as sitk
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pvs_model import cli
 from pvs_model.batch import Part, inputs
+from pvs_model.batch.outputs import image_digest
 from pvs_model.commands import cohort, segment, validate
 from pvs_model.config import BatchConfig
+from pvs_model.types import Case
 from tests import processes
 
 ROOT = Path(__file__).parents[2]
@@ -213,6 +217,65 @@ def test_resuming_knows_what_a_mask_was_made_from(
     assert mask.read_bytes() != first and image.is_file()
 
 
+VOXELS = np.arange(64 * 64 * 20, dtype=np.float32).reshape(20, 64, 64)
+
+
+def digest_of(path: Path) -> str:
+    return image_digest(Case("case", {"T2w": path}, Path("mask.nii.gz")))
+
+
+def image_of(ending: str, folder: Path, voxels: np.ndarray) -> Path:
+    """Writes an image, uncompressed where its form allows; ``nhdr`` stands for a header named ``.nrrd`` with a file."""
+    path = folder / f"T2.{ending}"
+    folder.mkdir(parents=True, exist_ok=True)
+    if ending in ("nii", "nii.gz"):
+        nib.save(nib.Nifti1Image(voxels.T, np.eye(4)), path)
+    else:
+        sitk.WriteImage(sitk.GetImageFromArray(voxels), str(path))
+    return path if ending != "nhdr" else path.rename(path.with_suffix(".nrrd"))
+
+
+@pytest.mark.parametrize("ending", ["nii", "nii.gz", "mha", "mhd", "nrrd", "nhdr", "tif"])
+def test_every_voxel_enters_the_digest(tmp_path: Path, ending: str) -> None:
+    digests = [digest_of(image_of(ending, tmp_path / "same", VOXELS)) for _ in range(2)]
+    for place in (0, VOXELS.size // 2, VOXELS.size - 1):
+        changed = VOXELS.copy()
+        changed.flat[place] += 1
+        digests.append(digest_of(image_of(ending, tmp_path / str(place), changed)))
+    assert digests[0] == digests[1] and len(set(digests[1:])) == 4
+
+
+@pytest.mark.parametrize(
+    ("header", "ending"),
+    [
+        ("ElementDataFile = s%03d.raw 1 2 1\n", "mhd"), ("ElementDataFile = LIST\ns001.raw\ns002.raw\n", "mhd"),
+        ("NRRD0004\ndata file: LIST\ns001.raw\ns002.raw\n", "nrrd"), ("NRRD0004\r\ndatafile: s002.raw\r\n\r\n", "nrrd"),
+    ],
+)  # fmt: skip
+def test_every_file_of_the_voxels_enters_the_digest(tmp_path: Path, header: str, ending: str) -> None:
+    digests = set()
+    for second in (b"b", b"c"):
+        (tmp_path / "s001.raw").write_bytes(b"a")
+        (tmp_path / "s002.raw").write_bytes(second)
+        (tmp_path / f"T2.{ending}").write_bytes(header.encode())
+        digests.add(digest_of(tmp_path / f"T2.{ending}"))
+    assert len(digests) == 2
+
+
+def test_digests_of_gzip_files_are_those_of_earlier_masks(tmp_path: Path) -> None:
+    path = tmp_path / "T2.nii.gz"
+    path.write_bytes(b"\x1f\x8b\x08\x08" + bytes(range(256)) * 64)
+    content = path.read_bytes()
+    earlier = hashlib.sha256(f"T2w {len(content)} ".encode() + content[:4096] + content[-4096:])
+    assert digest_of(path) == f"pvs_model, images {earlier.hexdigest()[:16]}"
+    blocks = tmp_path / "blocks.nii.gz"  # each of its blocks has a check sum of its own
+    digests = set()
+    for middle in (b"a", b"b"):
+        blocks.write_bytes(b"\x1f\x8b\x08\x04" + bytes(8192) + middle + bytes(8192))
+        digests.add(digest_of(blocks))
+    assert len(digests) == 2
+
+
 def test_a_mask_without_a_note_is_one_of_an_earlier_version(
     write_body: WriteBody, weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -227,14 +290,15 @@ def test_a_mask_without_a_note_is_one_of_an_earlier_version(
     assert f"{tmp_path / 'out'}: 1 of 1 cases were there already" in caplog.messages
 
 
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii"])
 @pytest.mark.parametrize("more", [(), ("--resume",)])
 def test_a_case_without_a_name_does_not_replace_another(
-    write_body: WriteBody, weights: Path, tmp_path: Path, capsys: Any, more: tuple[str, ...]
+    write_body: WriteBody, weights: Path, tmp_path: Path, capsys: Any, more: tuple[str, ...], ending: str
 ) -> None:
     output, report = tmp_path / "out", tmp_path / "report"
     for number in (1, 2):
         source = tmp_path / str(number) / "input"  # as in the container: /input
-        write_body(source / "{}.nii.gz", ("T2w",), tilt_deg=3.0 * number)
+        write_body(source / f"{{}}{ending}", ("T2w",), tilt_deg=3.0 * number)
         code = run(source, output, weights, "--report", str(report), *more)
         if number == 1:
             assert code == 0

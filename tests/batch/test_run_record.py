@@ -75,6 +75,18 @@ def test_records_are_kept_and_masks_stay_alone(records: tuple[Path, list[dict[st
     assert [path.name for path in (folder / "out").rglob("*") if path.is_file()] == ["a_pred.nii.gz"]
 
 
+def test_a_run_with_cases_that_clash_on_one_mask_is_complete(weights: Path, tmp_path: Path) -> None:
+    for name in ("g/P01_T1w.nii.gz", "g/P02_T1w.nii.gz", "g/P01/P01_T1w.nii.gz"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(b"no image")
+    words = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--weights", str(weights)]
+    assert segment.main([*words, "--report", str(tmp_path / "rep"), "--device", "cpu"]) == 1
+    record = json.loads((tmp_path / "rep" / "run.json").read_text())
+    names = [case["case"] for case in record["cases"]]
+    assert len(names) > len(set(names)) and {case["state"] for case in record["cases"]} == {"failed"}
+    assert record["state"] == "complete"
+
+
 def test_a_stopped_run_is_recorded(
     write_body: WriteBody, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

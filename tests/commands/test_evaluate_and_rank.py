@@ -89,6 +89,12 @@ def test_what_cannot_be_ranked_is_told(arguments: list[str], said: str, capsys: 
     assert said in error and error.startswith("error: ") and error.count("\n") == 1
 
 
+def test_a_negative_seed_is_refused_before_anything_is_read(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rank", "--scores=A=missing.csv", "--seed", "-1"]) == 2
+    output = capsys.readouterr()
+    assert output.err == "error: --seed: expected 0 or more, got -1\n" and output.out == ""
+
+
 def test_what_cannot_be_written_is_told(teams: Path, capsys: pytest.CaptureFixture[str]) -> None:
     blocked = teams / "a file"
     blocked.write_text("in the way")

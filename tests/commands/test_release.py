@@ -60,6 +60,14 @@ def test_an_anatomy_network_is_released_alone(tmp_path: Path, capsys: Any) -> No
     assert "3d_fold0.safetensors: expected" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("content", ['{"format": 1}', '{"format": 1, "ensembles": []}', "[]", "no JSON"])
+def test_a_manifest_that_is_none_is_refused(content: str, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / MANIFEST).write_text(content)
+    assert release(tmp_path, SHIPPED / "3d_fold0.safetensors", "3d") == 2
+    assert f"{tmp_path / MANIFEST}: expected the manifest of the weights, got " in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [MANIFEST] and (tmp_path / MANIFEST).read_text() == content
+
+
 def test_settings_follow_from_the_networks(tmp_path: Path, capsys: Any, tiny: dict[str, NetworkConfig]) -> None:
     def write(name: str, config: NetworkConfig, patch: int, **facts: float) -> str:
         training = {"batch": 1, "patch": patch, "seed": 0}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,6 +68,22 @@ def test_one_case_that_fails_and_one_that_is_scored(
     assert run(valdo, "--output", tmp_path / "out", "--weights", weights) == 1
     captured = capsys.readouterr()
     assert "error: sub-201: " in captured.err and "1 of 2 cases have no prediction" in captured.out
+
+
+@pytest.mark.parametrize("more", [(), ("--resume",)])
+def test_a_case_that_fails_is_not_scored_with_the_mask_of_an_earlier_run(
+    valdo: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...]
+) -> None:
+    options = ("--output", tmp_path / "out", "--weights", weights)
+    assert run(valdo, *options) == 0
+    for path in (valdo / "sub-201").glob("*masked_T*"):
+        path.write_bytes(b"no image")
+    assert run(valdo, *options, *more) == 1
+    assert (tmp_path / "out" / "masks").is_dir() and "error: sub-201: " in capsys.readouterr().err
+    with (tmp_path / "out" / "scores_pvs_model_against_mean_of_raters.csv").open(newline="") as file:
+        lines = {(line["case"], line["region"]): line for line in csv.DictReader(file)}
+    assert lines["sub-201", "all"]["status"] == "missing" and lines["sub-101", "all"]["status"] == "scored"
+    assert float(lines["sub-201", "all"]["official.dice"]) == 0
 
 
 def test_what_cannot_be_validated(valdo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -158,6 +158,23 @@ def test_a_truth_that_cannot_be_read_is_the_truths_fault(folders: tuple[Path, Pa
     )
 
 
+@pytest.mark.parametrize("content", [b"no image at all", "another grid"])
+@pytest.mark.parametrize("case", ["s1/a", "s1/b", "s2/c"])  # perfect, shifted, without a prediction
+def test_a_mask_of_ignored_voxels_belongs_to_the_reference(
+    folders: tuple[Path, Path], case: str, content: bytes | str
+) -> None:
+    truth, predictions = folders
+    path = truth / case / f"{case[-1]}_IGNORE.nii.gz"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        save(path, np.ones((3, 3, 3)))
+    report = evaluate(truth, predictions, workers=1)
+    assert case not in rows(report) and len(rows(report)) == 2
+    (error,) = report.data_errors
+    assert report.problems == (error,) and error.startswith(f"{case}: not scored, ") and path.name in error
+
+
 def test_a_region_on_another_grid_is_told_and_the_whole_image_still_scored(folders: tuple[Path, Path]) -> None:
     truth, predictions = folders
     save(truth / "s1/b/b_BG.nii.gz", np.ones((3, 3, 3)))
@@ -188,6 +205,22 @@ def test_without_region_masks_the_whole_image_is_scored_and_that_is_told(folders
     report = evaluate(truth, predictions, workers=1)
     assert report.regions == ["all"] and any("3 of 3 cases have no region masks" in w for w in report.warnings)
     assert not any("region masks" in w for w in evaluate(truth, predictions, regions="none", workers=1).warnings)
+
+
+def test_a_region_mask_that_only_some_cases_have_is_missed(folders: tuple[Path, Path]) -> None:
+    truth, predictions = folders
+    assert not any("lack a region" in warning for warning in evaluate(truth, predictions, workers=1).warnings)
+    (truth / "s1/b/b_BG.nii.gz").unlink()
+    (truth / "s2/c/c_CSO.nii.gz").unlink()
+    report = evaluate(truth, predictions, workers=1)
+    assert [line for line in report.warnings if "region" in line] == [
+        "2 of 3 cases lack a region mask that others have and are not scored there: s1/b (BG), s2/c (CSO)"
+    ]
+    (truth / "s1/b/b_CSO.nii.gz").unlink()
+    report = evaluate(truth, predictions, workers=1)
+    assert [line[:38] for line in report.warnings if "region" in line] == [
+        "1 of 3 cases have no region masks and ", "1 of 3 cases lack a region mask that o",
+    ]  # fmt: skip
 
 
 def test_regions_are_estimated_from_an_image_on_the_truths_grid(

@@ -63,6 +63,16 @@ FORMS = [
                  id="its own name counts before its folder's"),
     pytest.param(["s1/a_PVS.nii.gz", "s2/a_PVS.nii.gz"], ["s1/a.nii.gz"], {"s1/a": "s1/a.nii.gz", "s2/a": None},
                  id="missing at one of two sites"),
+    pytest.param(["x_PVS.nii.gz", "x_seg_PVS.nii.gz"], ["x.nii.gz", "x_seg.nii.gz"],
+                 {"x": "x.nii.gz", "x_seg": "x_seg.nii.gz"}, id="a name that is another with an ending"),
+    pytest.param(["x_PVS.nii.gz", "x_mask_PVS.nii.gz"], ["x_mask.nii.gz"], {"x": None, "x_mask": "x_mask.nii.gz"},
+                 id="one file for two cases"),
+    pytest.param(["x_PVS.nii.gz", "X_pred_PVS.nii.gz"], ["x_pred_seg.nii.gz", "x.nii.gz"],
+                 {"x": "x.nii.gz", "X_pred": "x_pred_seg.nii.gz"}, id="with an ending of its own"),
+    pytest.param(["s1/x_PVS.nii.gz", "s2/x_mask_PVS.nii.gz"], ["s1/x_mask.nii.gz"],
+                 {"s1/x": "s1/x_mask.nii.gz", "s2/x_mask": None}, id="the longer name is of another site"),
+    pytest.param(["a/a_PVS.nii.gz", "a/b_PVS.nii.gz"], ["a/a_pred.nii.gz", "b_pred.nii.gz"],
+                 {"a": "a/a_pred.nii.gz", "a/b": "b_pred.nii.gz"}, id="a folder that is case and site"),
 ]  # fmt: skip
 
 
@@ -105,6 +115,16 @@ def test_two_predictions_of_one_case_are_not_chosen_between(tmp_path: Path) -> N
     (pair,), extra = match_files(truth, tree(tmp_path / "pred", "x/a.nii.gz", "y/a_pred.nii.gz"))
     assert pair.prediction is None and extra == []
     assert pair.problem is not None and "expected one prediction for a, got a.nii.gz, a_pred.nii.gz" in pair.problem
+
+
+@pytest.mark.parametrize("path", ["s2/a/a_pred.nii.gz", "s2/a_pred.nii.gz", "s2/a/any.nii.gz", "s2/runs/a/a.mha"])
+def test_a_mask_of_another_site_is_not_taken_for_a_missing_one(path: str, tmp_path: Path) -> None:
+    for truths in (["s1/a/a_PVS.nii.gz", "s2/b/b_PVS.nii.gz"], ["a/a_PVS.nii.gz", "s2/b_PVS.nii.gz"]):
+        truth = tree(tmp_path / truths[0][:2], *truths)
+        predictions = tree(tmp_path / "pred", path, "s2/b/b_pred.nii.gz")
+        pairs, extra = match_files(truth, predictions)
+        assert list(paired(pairs, predictions).values()) == [None, "s2/b/b_pred.nii.gz"]
+        assert extra == [predictions / path]
 
 
 def test_predictions_without_truth_are_told(tmp_path: Path) -> None:
@@ -161,6 +181,47 @@ def test_a_prediction_of_one_run_is_of_no_other(tmp_path: Path) -> None:
         "sub-1_run-2": None, "sub-2": "sub-2/anat/sub-2_run-1_label-PVS_mask.nii.gz",
     }  # fmt: skip
     assert extra == [predictions / BIDS.format("_run-1")]
+
+
+@pytest.mark.parametrize("links", [False, True])
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["a/a_PVS.nii.gz", "a/a_pred.nii.gz", "b/b_PVS.nii.gz"],
+        ["a_PVS.nii.gz", "a_pred.nii.gz", "b_PVS.nii.gz", "b_BG.nii.gz", "b_IGNORE.nii.gz"],
+        ["a/PVS.nii.gz", "a/pred/a_pred.nii.gz", "b/PVS.nii.gz", "b/BG.nii.gz", "atlas/b/CSO.nii.gz"],
+        ["a/a_PVS.nii.gz", "a/a_mask.nii.gz", "b/b_PVS.nii.gz", "b_IGNORE_PVS.nii.gz"],
+    ],
+)
+def test_files_of_the_reference_are_no_predictions(files: list[str], links: bool, tmp_path: Path) -> None:
+    """Predictions in the folder of the references; b has none."""
+    truth = predictions = tree(tmp_path / "truth", *files)
+    if links:
+        (tmp_path / "pred").symlink_to("truth")
+        predictions = tmp_path / "pred"
+    pairs, _ = match_files(truth, predictions)
+    (prediction,) = [name for name in files if "pred" in name or "mask" in name]
+    matched = paired([pair for pair in pairs if pair.case in "ab"], predictions)
+    assert matched == {"a": prediction, "b": None} and all(pair.problem is None for pair in pairs)
+
+
+def test_a_link_to_the_reference_is_a_prediction(tmp_path: Path) -> None:
+    truth, predictions = tree(tmp_path / "truth", "a_PVS.nii.gz"), tmp_path / "pred"
+    predictions.mkdir()
+    (predictions / "a_pred.nii.gz").symlink_to(truth / "a_PVS.nii.gz")
+    assert paired(match_files(truth, predictions)[0], predictions) == {"a": "a_pred.nii.gz"}
+
+
+def test_masks_of_other_labels_are_no_predictions(tmp_path: Path) -> None:
+    """The output of the BIDS App; of sub-2 the PVS are missing, of sub-3 they are in capitals of another kind."""
+    others = ["sub-{0}/anat/sub-{0}_space-orig_label-brain_mask.nii.gz", "sub-{0}/anat/sub-{0}_seg-regions_dseg.nii.gz"]
+    names = [BIDS.format(""), "sub-3/anat/sub-3_label-pvs_mask.nii.gz"]
+    names += [other.format(subject) for subject in "123" for other in others]
+    predictions = tree(tmp_path / "pred", *names, "sub-4/anat/sub-4_label-brain_mask.nii.gz")
+    truth = tree(tmp_path / "truth", *(f"sub-{subject}_PVS.nii.gz" for subject in "1234"))
+    pairs, extra = match_files(truth, predictions)
+    assert paired(pairs, predictions) == {"sub-1": names[0], "sub-2": None, "sub-3": names[1], "sub-4": None}
+    assert all(pair.problem is None for pair in pairs) and not any("brain" in path.name for path in extra)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from pvs_model.evaluation.metrics import all_sets
 from pvs_model.evaluation.ranking import Score, rank
 from pvs_model.evaluation.results import Evaluation, Row
 from pvs_model.evaluation.score_tables import read_scores, scores_of
+from pvs_model.evaluation.summary import as_csv, as_json
 from pvs_model.evaluation.tables import csv_text, read_csv
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -152,6 +154,21 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "bytes.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(PVSError, match="expected text in UTF-8"):
         read_csv(tmp_path / "bytes.csv")
+
+
+def test_an_evaluation_is_ranked_alike_from_any_file(tmp_path: Path) -> None:
+    """Scores that differ in the seventh digit; a rounded file would make two teams equal, or reverse their order."""
+    teams = {"A": 2 / 3 + 1e-7, "B": 2 / 3, "C": 1e-9}
+    scores: dict[str, list[Score]] = {"memory": [], "csv": [], "json": []}
+    for team, dice in teams.items():
+        sets = row("1", "CSO").sets
+        values = {**sets, "official": {**sets["official"], "dice": dice}}
+        report = Evaluation(tuple(replace(row(case, "CSO"), sets=values) for case in "123"), ())
+        scores["memory"] += scores_of(report, team)
+        scores["csv"] += read_scores(write(tmp_path, as_csv(report.rows)), team)
+        scores["json"] += read_scores(write(tmp_path, json.dumps(as_json(report)), "scores.json"), team)
+    assert scores["csv"] == scores["json"] == scores["memory"]
+    assert [entry.team for entry in rank(scores["csv"]).rows] == ["A", "B", "C"]
 
 
 def test_csv_has_four_decimals_empty_cells_and_no_formulas() -> None:

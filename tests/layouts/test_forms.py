@@ -18,7 +18,7 @@ from pvs_model import config
 from pvs_model.batch import inputs
 from pvs_model.errors import LayoutError
 from pvs_model.layouts import LAYOUTS, Layout, Options, choose
-from pvs_model.types import Case
+from pvs_model.types import SEQUENCES, Case
 
 
 def lay(root: Path, *files: str) -> Path:
@@ -171,6 +171,45 @@ def test_flat(tmp_path: Path, files: list[str], output: str) -> None:
     (case,) = find(lay(tmp_path / "input", *files))
     assert case.output == Path(output) and case.problem is None
     assert f"{case.name}_pred" == case.output.name.split(".")[0]
+
+
+@pytest.mark.parametrize("third", ["p3", "flair", "T1-004"])
+def test_subjects_of_a_flat_folder_that_are_named_like_sequences(third: str, tmp_path: Path) -> None:
+    files = [f"{name}_{sequence}.nii.gz" for name in ("t1", "t2") for sequence in SEQUENCES] + [f"{third}_T1w.nii.gz"]
+    cases = find(lay(tmp_path / "input", *files, "t1_T1w_mask.nii.gz", "t1_PVS.nii.gz"))
+    assert {case.name: images(case) for case in cases} == {
+        **{name: {sequence: f"{name}_{sequence}.nii.gz" for sequence in SEQUENCES} for name in ("t1", "t2")},
+        third: {"T1w": f"{third}_T1w.nii.gz"},
+    }
+    assert all(case.problem is None and case.output == Path(f"{case.name}_pred.nii.gz") for case in cases)
+    problems = {case.name: case.problem for case in find(lay(tmp_path / "double", *files, "t1_T1w.nii"))}
+    assert "t1_T1w.nii, t1_T1w.nii.gz for T1w" in str(problems.pop("t1")) and set(problems.values()) == {None}
+
+
+@pytest.mark.parametrize(
+    ("files", "wanted"),
+    [
+        (
+            ["T1_T1w.nii", "T2_T2w.nii", "T2_FLAIR.nii"],
+            {"T1w": "T1_T1w.nii", "T2w": "T2_T2w.nii", "FLAIR": "T2_FLAIR.nii"},
+        ),
+        (
+            ["T1_T1w.nii", "T2_to_T1w.nii", "FLAIR_to_T1w.nii"],
+            {"T1w": "T1_T1w.nii", "T2w": "T2_to_T1w.nii", "FLAIR": "FLAIR_to_T1w.nii"},
+        ),
+        (["T1_T2w.nii", "T1_T1w.nii"], {"T1w": "T1_T1w.nii"}),
+        (["T2_reg_T1w.nii", "T1_T1w.nii"], {"T1w": "T1_T1w.nii"}),
+        (
+            ["T2_FLAIR.nii", "T2_T2w.nii", "T1_T1w.nii"],
+            {"T1w": "T1_T1w.nii", "T2w": "T2_T2w.nii", "FLAIR": "T2_FLAIR.nii"},
+        ),
+    ],
+)
+def test_sequences_of_a_flat_folder_that_could_be_subjects(
+    files: list[str], wanted: dict[str, str], tmp_path: Path
+) -> None:
+    (case,) = find(lay(tmp_path / "input", *files))
+    assert (case.name, images(case)) == ("case", wanted)
 
 
 def test_flat_problems(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -488,6 +489,9 @@ def test_a_users_cases_are_trained_on_and_segmented_with(
     facts = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert facts["steps"] == 3 and set(facts) == {"steps", "dice", "threshold", "samples_per_second"}
     assert [path.name.split("-")[0] for path in sorted((tmp_path / "cache").iterdir())] == ["a", "b"]
+    # Another fold would be validated on what this run was trained on.
+    assert train(*words[:-4], "--fold", 0, *words[-2:], "--steps", 4) == 2
+    assert re.search(r"expected a run that holds out fold 0 of 2 \(.+\), got .* fold 1 of 2 ", capsys.readouterr().err)
     # On from there, with the weights as a start elsewhere: fine-tuning begins with smaller steps.
     weights = tmp_path / "fold.safetensors"
     shutil.move(tmp_path / "run" / "network.safetensors", weights)

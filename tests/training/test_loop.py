@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -260,6 +261,38 @@ def test_a_state_that_is_damaged_or_of_another_network(
     save_file({"network.a": torch.ones(1)}, state, metadata={"facts": '{"step": 1, "unknown": 1}'})
     with pytest.raises(WeightsError, match=r"state.safetensors: expected the state of a run of this network, got"):
         run_on_case(noise_case, tiny["2d"], tmp_path / "run", steps=2)
+
+
+@pytest.mark.usefixtures("fake_encoder")
+@pytest.mark.parametrize("steps", [4, 2])  # to be resumed, and already finished
+def test_a_run_is_resumed_with_the_same_held_out_data_only(
+    noise_case: LabelledCase, tiny: dict[str, NetworkConfig], tmp_path: Path, steps: int
+) -> None:
+    a, b, c = (replace(noise_case, name=name) for name in "abc")
+
+    def run_fold(held_out: list[LabelledCase], fold: tuple[int, int] | None, output: Path, last: int) -> None:
+        training = TrainingConfig(steps=last, batch=1, patch=16, warmup_steps=2, save_every=2, validation_patches=1)
+        data = FoldData(cases=[noise_case], held_out_cases=held_out, fold=fold)
+        train(tiny["2d"], training, data, output, Path("none"), torch.device("cpu"))
+
+    run_fold([a, b], (0, 2), tmp_path / "run", 2)
+    before = (tmp_path / "run" / STATE).read_bytes()
+    for held_out, fold, shown in (
+        ([c], (1, 2), r"fold 1 of 2 \(c\)"), ([a, b], (0, 3), r"fold 0 of 3 \(a, b\)"), ([a], None, "a"),
+        ([], None, "nothing"),
+    ):  # fmt: skip
+        message = (
+            rf"state.safetensors: expected a run that holds out {shown}, got one that holds out fold 0 of 2 \(a, b\)"
+        )
+        with pytest.raises(WeightsError, match=message):
+            run_fold(held_out, fold, tmp_path / "run", steps)
+    assert (tmp_path / "run" / STATE).read_bytes() == before
+    run_fold([b, a], (0, 2), tmp_path / "run", steps)
+    # A state that an earlier version wrote does not say what is held out.
+    with safe_open(tmp_path / "run" / STATE, framework="pt") as file:
+        facts = file.metadata()["facts"]
+    save_file(load_file(tmp_path / "run" / STATE), tmp_path / "run" / STATE, {"facts": facts})
+    run_fold([c], (1, 2), tmp_path / "run", steps + 2)
 
 
 @pytest.mark.gpu

@@ -47,6 +47,22 @@ def test_a_log_with_fewer_columns_or_none_goes_on(tmp_path: Path) -> None:
     assert (tmp_path / "empty.csv").read_text().strip() == ",".join(COLUMNS)
 
 
+@pytest.mark.parametrize(
+    "end", ["4", "400,0.4", "400,0.4,1e-", "x,1,2", ",,", "\0\0\0\0", "\udcff\udc80", "400.5,1", '40"']
+)
+def test_a_log_that_a_crash_has_cut_off_goes_on(end: str, tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    filled(path, [200])
+    with path.open("a", errors="surrogateescape") as file:
+        file.write(end)
+    book = CsvLog(path, 400, SCORES)
+    book.add(dict.fromkeys(COLUMNS, 600))
+    steps = [row["step"] for row in read_rows(path)]
+    assert steps[0] == "200" and steps[-1] == "600" and set(steps) <= {"4", "200", "400", "600"}
+    if can_plot():
+        plot(path, tmp_path / "log.png")
+
+
 def test_the_share_of_time_that_data_took(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(run_log.time, "monotonic", lambda: now[0])

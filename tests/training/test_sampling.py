@@ -139,6 +139,30 @@ def test_cases_train_no_network_of_views_or_regions(tmp_path: Path, capsys: pyte
         assert code == 2 and f"--cases with --network {name}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--save-every", "0"], "--save-every, --refresh: expected at least 1 each, got 0, 3"),
+        (["--refresh", "0"], "--save-every, --refresh: expected at least 1 each, got 200, 0"),
+        (["--refresh", "-2"], "--save-every, --refresh: expected at least 1 each, got 200, -2"),
+        ([], "maps: expected label maps besides those of --held-out"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_any_work(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pvs_model.datasets import label_maps
+
+    monkeypatch.setattr(label_maps, "load_head_model", lambda *_: pytest.fail("no head is to be built"))
+    for folder in ("maps", "held_out"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.nii.gz").touch()
+    options = ["--anatomies", str(tmp_path / "maps"), "--held-out", str(tmp_path / "held_out"), "--device", "cpu"]
+    options += ["--encoder", str(tmp_path), "--output", str(tmp_path / "out")]
+    assert cli.main(["train", "--network", "3d", *options, *words]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_networks_with_a_learning_rate_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pvs_model.commands import train
     from pvs_model.training import segmentation

@@ -27,7 +27,7 @@ from pvs_model.training import loop
 from pvs_model.training.anatomy.face import add_face
 from pvs_model.training.anatomy.label_maps import NO_SIDE, RIGHT, LabelMap, load_label_map
 from pvs_model.training.anatomy.scans import AnatomyScan, draw, render
-from pvs_model.training.checkpoint import Progress
+from pvs_model.training.checkpoint import HeldOut, Progress
 from pvs_model.training.config import LoopConfig
 from pvs_model.training.distributed import SINGLE_PROCESS, DistributedContext
 
@@ -137,6 +137,10 @@ class AnatomyTask:
                 raise WeightsError(f"{start}: expected a network of {config}, got {loaded.config}")
             fill(self.network, tensors_of(loaded))
         fill(self.averaged_network, tensors_of(self.network))
+
+    def held_out_data(self) -> HeldOut:
+        """As ``loop.Task``."""
+        return HeldOut(tuple(sorted(label_map.name for label_map in self.held_out)))
 
     def initial_progress(self) -> Progress:
         """As ``loop.Task``; the steps and minutes behind ``start`` are added to the results."""
