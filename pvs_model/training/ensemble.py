@@ -138,7 +138,7 @@ def continue_from_copy(output: Path) -> None:
         return
     if not source.is_dir():
         part = source.with_name(f".{SOURCE}.{os.getpid()}")
-        ignore = shutil.ignore_patterns("candidates", "__pycache__")
+        ignore = shutil.ignore_patterns("__pycache__")
         try:
             shutil.copytree(package, part / "pvs_model", ignore=ignore)
             shutil.copytree(shipped_weights(), part / "weights", ignore=ignore)
