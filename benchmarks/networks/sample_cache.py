@@ -121,17 +121,7 @@ class CachedSampler:
 class _Task(SegmentationTask):
     """A segmentation task that draws its samples through a cache."""
 
-    def __init__(
-        self,
-        config: NetworkConfig,
-        training: TrainingConfig,
-        data: FoldData,
-        encoder: Path,
-        device: torch.device,
-        cache: SampleCache,
-    ) -> None:
-        super().__init__(config, training, data, encoder, device)
-        self.cache = cache
+    cache: SampleCache
 
     @contextmanager
     def open_sampler(self, context: DistributedContext) -> Iterator[loop.Sampler]:
@@ -150,4 +140,6 @@ def train(
     cache: SampleCache,
 ) -> dict[str, float]:
     """Trains one segmentation network as ``segmentation.train`` does, in one process, with samples of a cache."""
-    return loop.run(_Task(config, training, data, encoder, device, cache), training, output, device, show=False)
+    task = _Task(config, training, data, encoder, device)
+    task.cache = cache
+    return loop.run(task, training, output, device, show=False)
